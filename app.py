@@ -1,0 +1,40 @@
+"""Settings → page → server. `make run` starts this."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+
+def main() -> None:
+    from comparator.settings import get_settings
+    from comparator.types import Problem
+
+    try:
+        settings = get_settings()
+    except Problem as problem:
+        sys.exit(str(problem))
+    from comparator import space, zerogpu  # noqa: F401 - zerogpu before anything that imports torch
+
+    space.prepare(settings)  # on a Space: the built-in model's package; elsewhere nothing
+    from comparator.engine import get_engine
+    from comparator.ui.build import build_ui, launch_options
+
+    demo = build_ui(settings)
+    try:
+        _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(settings))
+    except OSError:  # Gradio's way of saying that the port is taken
+        sys.exit(
+            f"Nothing can be served on {settings.host}:{settings.port}; another program may be using that port. "
+            "Set COMPARATOR_PORT to another one, or to 0 for any that is free."
+        )
+    print(f"Quant Comparator is at {address} (Ctrl+C ends it)", flush=True)
+    sys.setswitchinterval(0.001)  # the model's thread waits at most so long for one that draws the page
+    get_engine().start()  # torch and transformers load behind the page that is already up
+    demo.block_thread()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The Python API: keywords in, events or a `Comparison` out. Knows nothing of a page or a terminal."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from comparator.backends import resolve
+from comparator.notation import parse_adapter
+from comparator.settings import get_settings
+from comparator.types import (
+    Adapter,
+    Cell,
+    Comparison,
+    Done,
+    EvalSettings,
+    Event,
+    GenerationSettings,
+    Problem,
+    Request,
+    Variant,
+)
+
+DEFAULT_VARIANTS = ("bf16", "int8", "nf4")
+WIKITEXT = "wikitext2"
+
+
+def compare(
+    prompt: str | Request,
+    variants: Iterable[str | Variant] = DEFAULT_VARIANTS,
+    model: str | None = None,
+    adapters: Iterable[str | Adapter | None] = (),
+    *,
+    cancel: threading.Event | None = None,
+    **settings: Any,
+) -> Iterator[Event]:
+    """Run a comparison; yields its events, `Done(comparison)` last. `cancel.set()` stops it.
+
+    `settings` are those of `request`. Raises `Problem` for a request that is wrong in itself; a column's own
+    trouble is a `Failed` event. Closing the iterator stops the work.
+    """
+    from comparator.compare import compare as start
+
+    asked = prompt if isinstance(prompt, Request) else request(prompt, variants, model, adapters, **settings)
+    return start(asked, cancel=cancel)
+
+
+def run(
+    prompt: str | Request,
+    variants: Iterable[str | Variant] = DEFAULT_VARIANTS,
+    model: str | None = None,
+    adapters: Iterable[str | Adapter | None] = (),
+    **settings: Any,
+) -> Comparison:
+    """The same, drained: the finished `Comparison`. `comparison.ok` says whether every column succeeded."""
+    for event in compare(prompt, variants, model, adapters, **settings):
+        if isinstance(event, Done):
+            return event.comparison
+    raise AssertionError("a comparison always ends with Done")
+
+
+def request(
+    prompt: str,
+    variants: Iterable[str | Variant] = DEFAULT_VARIANTS,
+    model: str | None = None,
+    adapters: Iterable[str | Adapter | None] = (),
+    *,
+    system: str | None = None,
+    chat: bool | None = None,
+    reference: str | Cell | None = None,
+    fidelity: Literal["none", "prompt", "text"] | None = None,
+    eval_text: str | Path | None = None,
+    context: int = 512,
+    stride: int | None = None,
+    evict: bool = True,
+    max_memory: str | None = None,
+    calibration: str | Path | Iterable[str] | None = None,
+    **settings: Any,
+) -> Request:
+    """A `Request` from plain values.
+
+    Columns are `variants` × (no adapter and each of `adapters`). `model` defaults to COMPARATOR_MODEL. `reference`
+    is one of the columns, as it is called there (`"bf16"`, `"bf16 + pirate"`). `eval_text` is a file, or
+    "wikitext2"; naming one sets `fidelity` to "text". `stride` is the context's length where it is not given.
+    `calibration` is what gptq columns that are made on the spot are rounded with: a file, "c4", "wikitext2" or the
+    texts themselves.
+    `settings` are the fields of `GenerationSettings`. Raises `Problem` for what cannot be understood; ranges are checked when the comparison starts.
+    """
+    if fidelity not in (None, "none", "prompt", "text"):
+        raise Problem(f"There is no fidelity “{fidelity}”.", "It is none, prompt or text.")
+    if calibration is not None:
+        variants = [_calibrated(v, calibration) for v in _listed(variants)]
+    return Request(
+        model=model or get_settings().model,
+        cells=cells(variants, adapters),
+        prompt=_text("prompt", prompt),
+        system=_text("system prompt", system) if system else None,
+        chat=chat,
+        settings=_generation(settings),
+        reference=reference if reference is None or isinstance(reference, Cell) else cell(reference),
+        fidelity=fidelity or ("text" if eval_text else "prompt"),
+        evaluation=_evaluation(eval_text, context, stride),
+        evict=evict,
+        max_memory=max_memory,
+    )
+
+
+def _calibrated(variant: str | Variant, calibration: Any) -> Variant:
+    from comparator.gptq.calibration import take_in
+
+    known = resolve(variant)
+    return take_in(known, calibration) if known.method == "gptq" and not known.source else known
+
+
+def cells(
+    variants: Iterable[str | Variant], adapters: Iterable[str | Adapter | None] = ()
+) -> tuple[Cell, ...]:
+    """The columns: grouped by variant, the one without an adapter first."""
+    found = [
+        None if a in (None, "none") else parse_adapter(a) if isinstance(a, str) else a
+        for a in _listed(adapters)
+    ]
+    each = [None, *(a for a in found if a is not None)]
+    return tuple(Cell(resolve(v), a) for v in _listed(variants) for a in each)
+
+
+def cell(label: str) -> Cell:
+    """`nf4:dq + pirate` → Cell: the way columns are called."""
+    variant, plus, adapter = label.partition(" + ")
+    return Cell(resolve(variant), parse_adapter(adapter) if plus else None)
+
+
+def _listed(given: Any) -> list:
+    """One string alone is one entry, not its letters."""
+    return [given] if isinstance(given, (str, Variant, Adapter)) else list(given)
+
+
+def _text(what: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise Problem(f"The {what} is no text but {type(text).__name__}.", "Pass a string.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Problem(
+            f"The {what} holds bytes that are not UTF-8.", "Save it as UTF-8 and try again."
+        ) from None
+    return text
+
+
+def _generation(given: dict[str, Any]) -> GenerationSettings:
+    known = [f.name for f in fields(GenerationSettings)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"Did you mean {near[0]}? " if near else ""
+            raise Problem(f"There is no setting “{name}”.", f"{meant}The settings are {', '.join(known)}.")
+    return GenerationSettings(**given)
+
+
+def _evaluation(eval_text: str | Path | None, context: int, stride: int | None) -> EvalSettings:
+    stride = context if stride is None else stride
+    for name, value in (("context", context), ("stride", stride)):
+        if not isinstance(value, int) or value < 2 and name == "context" or value < 1:
+            raise Problem(f"{name} is {value}.", "It is a number of tokens, 512 for instance.")
+    if stride > context:
+        raise Problem(
+            f"The stride {stride} is longer than the context {context}.", "It would skip tokens; lower it."
+        )
+    if eval_text is None:
+        return EvalSettings(context=context, stride=stride)
+    if eval_text == WIKITEXT:
+        return EvalSettings(name=WIKITEXT, context=context, stride=stride)
+    path = Path(eval_text).expanduser()
+    return EvalSettings(read_text(path, "evaluation text"), path.name, context, stride)
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file. Raises `Problem` if it is missing, empty or not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise Problem(f"{path} is not text in UTF-8.", "Save it as UTF-8, or choose another file.") from None
+    except OSError as error:
+        raise Problem(
+            f"The {what} {path} cannot be read: {error.strerror or error}.", "Check the path."
+        ) from None
+    if not text.strip():
+        raise Problem(f"The {what} {path} is empty.", "Choose a file with text in it.")
+    return text

@@ -1,0 +1,329 @@
+"""Decides how a column decodes, prepares it, and keeps what it prepared. One `Decoder` per resident model.
+
+Nothing is trusted unseen: a recorded step is checked against the eager path on the very prompt it is made for, and
+not used where its logits are further off than rounding explains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from comparator.decode.fixed import Fixed, bucket, refusal
+from comparator.decode.graph import Recorded
+from comparator.types import GenerationSettings
+
+KEEP = 6  # recordings per model; the least recently used goes
+CHECK_TOKENS = 8
+# LLM.int8 with outliers runs in a form of our own; each layer of it is held against bitsandbytes' own, on the real
+# activations. Where they agree, the whole model may be further off: activations are rounded to 8 bits again and again,
+# and one that rounds the other way moves what comes after it (9 % on random weights of 8B shapes).
+LAYER_TOLERANCE, INT8_TOLERANCE = 0.01, 0.3
+# How far a step's logits may be from the eager ones, as ‖difference‖ / ‖eager‖. The recorded step sums attention
+# over a padded cache in another order; in 16 bits that costs up to about 1 %, in LLM.int8 (which rounds activations
+# to 8 bits) up to some 3 %. A step that dropped work is off by 50 % and more.
+TOLERANCE = {"float32": 0.01, "default": 0.08}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one run decodes. `recorded` None: eagerly. `prepare_s` None: nothing had to be prepared."""
+
+    path: str = "eager"
+    recorded: Recorded | None = None
+    prepare_s: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def held_bytes(self) -> int:
+        """What it keeps on the device beside the model: the static cache, and the graph's own memory."""
+        return self.recorded.fixed.bytes + self.recorded.graph_bytes if self.recorded else 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """A recorded step beside the eager one, same prompt, greedy."""
+
+    tokens: int
+    first_difference: int | None
+    distance: float  # the largest ‖difference‖ / ‖eager‖ of the logits up to the first difference
+    layers: float | None = None  # the same per layer, for LLM.int8's one-row form alone
+    gap: float | None = None  # eager logit of its own choice − of the other path's choice
+    scale: float | None = None  # the eager logit of its own choice
+
+    def wrong(self, model: Any) -> str | None:
+        """What is further off than rounding explains, or None."""
+        if self.layers is not None and self.layers > LAYER_TOLERANCE:
+            return f"a layer of LLM.int8's one-row form is {self.layers:.1%} from bitsandbytes' own"
+        limit = tolerance(model) if self.layers is None else INT8_TOLERANCE
+        if self.distance > limit:
+            return f"the recorded step's logits are {self.distance:.0%} from the eager ones, more than rounding explains"
+        return None
+
+    def in_words(self) -> str:
+        if self.first_difference is None:
+            return f"{self.tokens} tokens equal, logits within {self.distance:.1%}"
+        return (
+            f"token {self.first_difference + 1} differs: the eager logits prefer theirs by {self.gap:.4g} at a size "
+            f"of {self.scale:.4g}, and the two paths' logits are {self.distance:.2%} apart, which is rounding (attention "
+            "over a padded cache, or fused operations, are summed in another order)"
+        )
+
+
+class Decoder:
+    """`plan(...)` before a run; the model must not change between `plan` and the run (adapters switched, say)."""
+
+    def __init__(self, model: Any, device: str):
+        self.model, self.device = model, device
+        self.states: dict[int, Fixed] = {}
+        self.made: OrderedDict[tuple, tuple[Recorded, tuple[str, ...]]] = OrderedDict()
+        self.refused: dict[tuple, str] = {}
+        self.checks: dict[tuple, Check] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Keys and values of the caches that recordings use, and the graphs' own memory."""
+        return sum(s.bytes for s in self.states.values()) + sum(r.graph_bytes for r, _ in self.made.values())
+
+    def plan(
+        self, prompt_ids: list[int], settings: GenerationSettings, adapter: Any = None, worn: Any = None
+    ) -> Plan:
+        """The path that `settings.decode` asks for, prepared; or the eager one and why.
+
+        `adapter` (hashable) is what is switched on in the model now, `worn` the object that holds its weights: a
+        recording holds for these alone.
+        """
+        wish = settings.decode
+        if wish == "eager":
+            return Plan()
+        if not self.device.startswith("cuda"):
+            asked = (
+                ()
+                if wish == "auto"
+                else (f"Decoded eagerly: a CUDA graph needs a CUDA device, this is {self.device}.",)
+            )
+            return Plan(notes=asked)
+        capacity = bucket(len(prompt_ids) + settings.max_new_tokens)
+        key = (capacity, adapter, id(worn), wish == "compiled", is_plain(self.model, settings))
+        if key in self.made:
+            self.made.move_to_end(key)
+            recorded, notes = self.made[key]
+            return Plan(recorded.path, recorded, None, notes)
+        start = time.perf_counter()
+        if key not in self.refused:
+            try:
+                recorded, notes = self._make(key, prompt_ids)
+                recorded.kept.append(worn)  # its id must stay its own
+                return Plan(recorded.path, recorded, time.perf_counter() - start, notes)
+            except NotCapturable as reason:
+                self.refused[key] = str(reason)
+        return Plan(prepare_s=time.perf_counter() - start, notes=(f"Decoded eagerly: {self.refused[key]}.",))
+
+    def _make(self, key: tuple, prompt_ids: list[int]) -> tuple[Recorded, tuple[str, ...]]:
+        import torch
+
+        capacity, _, _, compiled, greedy = key
+        while len(self.made) >= KEEP:
+            self.forget(next(iter(self.made)))
+        try:
+            if reason := refusal(self.model, capacity):
+                raise NotCapturable(reason)
+            recorded, notes, check = record(self.model, self._state(capacity), prompt_ids, compiled, greedy)
+        except NotCapturable:
+            self._drop_unused()
+            raise
+        except torch.OutOfMemoryError:
+            self._drop_unused()
+            raise NotCapturable("there is no memory left for a static cache and a graph") from None
+        except Exception as error:  # a library that cannot be captured must not cost the column its result
+            self._drop_unused()
+            raise NotCapturable(f"it cannot be captured ({_first_line(error)})") from None
+        if (wrong := check.wrong(self.model)) is not None:
+            self._drop_unused()
+            raise NotCapturable(wrong)
+        if check.first_difference is not None:
+            notes += (f"Against eager decoding, {check.in_words()}.",)
+        self.made[key], self.checks[key] = (recorded, notes), check
+        return recorded, notes
+
+    def _state(self, capacity: int) -> Fixed:
+        if capacity not in self.states:
+            self.states[capacity] = Fixed(self.model, capacity)
+        return self.states[capacity]
+
+    def forget(self, key: tuple | None = None) -> None:
+        """Drop one recording, or all, with the memory only they used."""
+        if key is None:
+            self.made.clear()
+            self.refused.clear()
+        else:
+            self.made.pop(key)
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        used = {k[0] for k in self.made}
+        for capacity in [c for c in self.states if c not in used]:
+            del self.states[capacity]
+
+
+class NotCapturable(Exception):
+    """Why a step cannot be recorded, in words that follow “Decoded eagerly: ”."""
+
+
+def is_plain(model: Any, settings: GenerationSettings) -> bool:
+    """Whether the next token is simply the best logit: then the choice goes into the graph."""
+    config = model.generation_config
+    forced = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids",
+              "sequence_bias", "no_repeat_ngram_size", "min_length", "min_new_tokens",
+              "exponential_decay_length_penalty", "guidance_scale", "encoder_repetition_penalty")  # fmt: skip
+    return (
+        settings.temperature == 0
+        and settings.repetition_penalty == 1
+        and not any(getattr(config, name, None) not in (None, 0, 1, 1.0, [], {}) for name in forced)
+        and not getattr(config, "remove_invalid_values", False)
+    )
+
+
+def tolerance(model: Any) -> float:
+    dtype = str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch.")
+    return TOLERANCE.get(dtype, TOLERANCE["default"])
+
+
+def record(
+    model: Any, fixed: Fixed, prompt_ids: list[int], compiled: bool, greedy: bool
+) -> tuple[Recorded, tuple[str, ...], Check]:
+    """Prefill, warm the step up, record it, and compare it with eager decoding on this prompt."""
+    import torch
+
+    from comparator.decode import int8, opaque
+    from comparator.generate import Stepper, decoding
+
+    cuda = fixed.device.type == "cuda"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        begin_decoding = stack.enter_context(decoding(model))
+        stepper = Stepper(model, prompt_ids, 2)
+        first = stepper.next_logits()
+        begin_decoding()
+        notes = stack.enter_context(int8.capturable(model))
+        fixed.fill(stepper.cache, stepper.length, int(first.argmax(-1)), first.shape[-1])
+        step = None
+        if compiled:
+            stack.enter_context(opaque.opaque_kernels(model))
+            step = _compiled(fixed)
+        recorded = Recorded(fixed, "compiled-cuda-graph" if compiled else "cuda-graph", greedy, step)
+        side = torch.cuda.Stream(fixed.device) if cuda else None
+        if side:
+            side.wait_stream(torch.cuda.current_stream(fixed.device))
+        with torch.cuda.stream(side) if side else contextlib.nullcontext():
+            recorded.step()  # compiles, picks kernels, allocates workspaces
+            if cuda:
+                with _no_waiting(fixed.device):
+                    recorded.step()
+        if side:
+            torch.cuda.current_stream(fixed.device).wait_stream(side)
+        recorded.record()
+        if step is not None:
+            recorded.kept.append(step)
+        gc.collect()
+    check = compare(model, recorded, prompt_ids)
+    return recorded, notes, check
+
+
+def _compiled(fixed: Fixed) -> Any:
+    import torch
+    import torch._dynamo
+    import torch._inductor.config
+
+    compiled = torch.compile(fixed.forward, dynamic=False)
+    inductor = {
+        # Round between fused operations where eager rounds, so that tokens stay the eager ones.
+        "emulate_precision_casts": True,
+        # Lets a product of one row be a fused reduction, tuned by trying: bf16 gains from it most.
+        "coordinate_descent_tuning": True,
+    }
+
+    def step() -> Any:
+        # Every model's layers share their code, and dynamo keeps a few versions of one piece of code only.
+        with (
+            torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096),
+            torch._inductor.config.patch(inductor),
+        ):
+            return compiled()
+
+    return step
+
+
+@contextlib.contextmanager
+def _no_waiting(device: Any) -> Any:
+    """Raise `NotCapturable` where the step waits for the device, which no graph can hold."""
+    import torch
+
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        raise NotCapturable(
+            f"a decode step of this model waits for the GPU in the middle ({_where(error)}), which a graph cannot hold"
+        ) from None
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _where(error: BaseException) -> str:
+    """The function of a library in which it happened."""
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/comparator/" not in f.filename]
+    if not frames:
+        return "outside Python"
+    library = frames[-1].filename.split("site-packages/")[-1].split("/")[0]
+    return f"{library}: {frames[-1].name}"
+
+
+def compare(model: Any, recorded: Recorded, prompt_ids: list[int], tokens: int = CHECK_TOKENS) -> Check:
+    """Decode greedily on both paths and compare logits and tokens up to the first difference."""
+    import torch
+
+    from comparator.decode import int8
+    from comparator.generate import Stepper, decoding
+
+    fixed, distance = recorded.fixed, 0.0
+    room = fixed.capacity - len(prompt_ids)
+    with torch.inference_mode(), decoding(model) as begin_decoding:
+        eager = Stepper(model, prompt_ids, tokens + 1)
+        first = eager.next_logits()
+        token = int(first.argmax(-1))
+        begin_decoding()
+        fixed.fill(eager.cache, eager.length, token, first.shape[-1])
+        layers = None
+        for step in range(1, min(tokens, room)):
+            eager.push(token)
+            if step == 1:
+                expected, layers = int8.furthest(model, eager.next_logits)
+                expected = expected[0]
+            else:
+                expected = eager.next_logits()[0]
+            recorded.replay()
+            got = fixed.logits[0]
+            if not bool(torch.isfinite(expected).all()):
+                break  # this variant overflows eagerly too; the run itself will say so
+            apart = float((got - expected).norm() / expected.norm().clamp_min(1e-9))
+            distance = max(distance, apart if apart == apart else float("inf"))
+            token, other = int(expected.argmax()), int(got.argmax())
+            if token != other:
+                gap = float(expected[token] - expected[other])
+                return Check(step, step, distance, layers, gap, float(expected[token]))
+            fixed.token.fill_(token)
+    return Check(min(tokens, room), None, distance, layers)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

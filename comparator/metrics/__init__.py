@@ -1,0 +1,1 @@
+"""Figures: latency from timestamps, memory from tensors and allocators, energy, fidelity, the environment."""

@@ -1,0 +1,84 @@
+"""One run of one resident column: warmed up, decoded and measured. Knows nothing of threads or of other columns."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from comparator.adapters import wardrobe
+from comparator.generate import Run, interruptible, stream
+from comparator.messages import Generation, Loaded, Prompt
+from comparator.metrics import energy, latency, memory
+from comparator.pool import Slot, warm_up
+from comparator.types import Adapter, GenerationSettings, ModelInfo, Stopped
+
+
+def run_once(
+    slot: Slot,
+    prompt: Prompt,
+    settings: GenerationSettings,
+    cancel: threading.Event,
+    emit: Callable[[tuple[int, float]], None],
+    adapter: Adapter | None = None,
+) -> Generation:
+    """One run of one column: warm up for this prompt's length, then decode, measured.
+
+    Emits (token id, time) and nothing more: turning ids into text here would stand between two tokens and count
+    as inter-token latency. The result's `text` is empty.
+    """
+    fitted = wardrobe.known(slot, adapter) if adapter is not None else None
+    warmed = slot.warmed if fitted is None else fitted.warmed
+    prepare_s = _warm_for(slot, list(prompt.token_ids), cancel, warmed)
+    plan = slot.decoder.plan(list(prompt.token_ids), settings, adapter, fitted)
+    if plan.prepare_s is not None:
+        prepare_s = (prepare_s or 0.0) + plan.prepare_s
+    held = (slot.memory.resident_bytes or 0) + (fitted.bytes if fitted else 0) + plan.held_bytes
+    run = Run()
+    with memory.track(slot.device) as peak, energy.metered(slot.device) as used:
+        for item in stream(slot.model, list(prompt.token_ids), settings, cancel, run, plan.recorded):
+            emit(item)
+    return Generation(
+        text="",
+        token_ids=tuple(run.token_ids),
+        finish_reason=run.finish_reason,
+        latency=latency.from_timestamps(run.start_s, run.times_s, len(prompt.token_ids)),
+        prepare_s=prepare_s,
+        # What this variant holds plus how far this run rose above it: other residents do not count.
+        run_peak_bytes=held + (peak.above_bytes or 0),
+        kv_cache_bytes=run.kv_cache_bytes,
+        decode_path=run.decode_path,
+        joules_per_token=used.per_token(run.times_s),
+        notes=plan.notes,
+    )
+
+
+def _warm_for(slot: Slot, ids: list[int], cancel: threading.Event, warmed: set[int]) -> float | None:
+    """Kernels are picked by shape, so the first prompt of a length is run once before it is timed. On a CPU a
+    long prefill costs seconds and gains nothing, so there 64 tokens have to do."""
+    length = len(ids) if slot.device.startswith("cuda") else min(len(ids), 64)
+    if length in warmed:
+        return None
+    start = time.perf_counter()
+    with contextlib.suppress(Stopped), interruptible(slot.model, cancel):
+        warm_up(slot.model, ids[:length])
+        warmed.add(length)
+    return time.perf_counter() - start
+
+
+def describe(slot: Slot, fresh: bool) -> Loaded:
+    """What loading gave; `fresh`: whether it happened now, or the variant was there already."""
+    checkpoint = slot.checkpoint
+    return Loaded(
+        handle=slot.handle,
+        variant=slot.variant,
+        model=ModelInfo(
+            checkpoint.source, checkpoint.revision, checkpoint.architecture, checkpoint.parameters
+        ),
+        kernel=slot.loaded.kernel,
+        notes=tuple(slot.notes + ([checkpoint.note] if checkpoint.note else [])),
+        memory=slot.memory,
+        load_s=slot.load_s if fresh else None,
+        prepare_s=slot.prepare_s if fresh else None,
+    )

@@ -1,0 +1,75 @@
+"""What a source gives: a local folder that transformers loads, and what its headers say. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comparator.types import ModelFacts, Problem
+
+Progress = Callable[
+    [float | None, str], None
+]  # fraction 0..1 or None, and what is being done; may raise Stopped
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor as its safetensors header describes it. `dtype` is ours: "bf16", "uint8"."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parameters: int  # stored elements
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on this machine's disk: `path` holds config.json, safetensors and the tokenizer.
+
+    `parameters` are the model's own: a tied head counts once, buffers and scales do not count, and values
+    packed by a quantizer are counted unpacked. `quantization` is what config.json (or AutoGPTQ's
+    quantize_config.json) says about how the weights were quantized; None for a full-precision checkpoint.
+    """
+
+    source: str
+    path: Path
+    architecture: str
+    parameters: int
+    dtype: str
+    revision: str | None = None
+    context_length: int | None = None
+    has_chat_template: bool = False
+    vocab_size: int | None = None
+    tied: bool = False
+    note: str | None = None
+    tensors: tuple[TensorInfo, ...] = ()
+    model_type: str = ""
+    quantization: dict[str, Any] | None = field(default=None, hash=False)
+
+    def require_full_precision(self) -> None:
+        """Raises `Problem` for a checkpoint that is quantized already: no variants can be made from it."""
+        if self.quantization is None:
+            return
+        how = self.quantization.get("quant_method")
+        raise Problem(
+            f"{self.source} is quantized already ({how or 'a packed format'}): other variants cannot be made from it.",
+            f"Choose the full-precision model, and add this one as the column gptq@{self.source}."
+            if how in (None, "gptq")
+            else "Choose the full-precision model it was made from.",
+        )
+
+    def facts(self) -> ModelFacts:
+        return ModelFacts(
+            source=self.source,
+            revision=self.revision,
+            architecture=self.architecture,
+            parameters=self.parameters,
+            dtype=self.dtype,
+            context_length=self.context_length,
+            has_chat_template=self.has_chat_template,
+            vocab_size=self.vocab_size,
+            note=self.note,
+        )

@@ -1,0 +1,191 @@
+"""A GGUF file → a safetensors folder in the cache, made once by transformers and complete or not there.
+
+The conversion runs in a process of its own (`convert_gguf.py`): Stop ends it at once, its memory comes back, and a
+crash in it is only a message here. Knows nothing of where the file comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from comparator import cache
+from comparator.sources import architectures, folder
+from comparator.sources.checkpoint import Checkpoint, Progress
+from comparator.sources.gguf_header import GgufHeader, read_gguf
+from comparator.types import ModelFacts, Problem
+
+_VERSION = 2  # raise it when the conversion changes: what was written before is then written anew
+_ABOUT = "about.json"  # beside the weights: what the file was, and what a reader must know
+_MODEL_TYPES = {  # llama.cpp's names → transformers', where they differ
+    "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gemma3": "gemma3_text", "gemma4": "gemma4_text",
+    "command-r": "cohere", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2",
+}  # fmt: skip
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def open_gguf(
+    file: Path,
+    source: str,
+    cache_dir: Path,
+    progress: Progress,
+    *,
+    key: str | None = None,
+    note: str | None = None,
+) -> Checkpoint:
+    """`key` identifies the file's content where that is known; else its path, size and time of change do.
+
+    Raises `Problem` for a file that is damaged or that transformers cannot convert, `Stopped` when progress does.
+    """
+    path = converted_path(file, cache_dir, key)
+    for attempt in range(2):
+        _make(file, path, progress)
+        try:
+            about = folder.read_json(path / _ABOUT)
+            notes = " ".join(filter(None, (note or about.get("origin"), *about.get("notes", []))))
+            return folder.inspect(path, source, note=notes or None)
+        except Problem:
+            if attempt:
+                raise
+            cache.remove(path)  # somebody or something damaged it since: it is ours to make again
+    raise AssertionError
+
+
+def gguf_facts(file: Path, source: str, note: str | None = None) -> ModelFacts:
+    """What the header alone tells, in well under a second, without converting."""
+    header = read_gguf(file)
+    vocabulary = header.of_model("vocab_size") or header.metadata.get("tokenizer.ggml.tokens")
+    return ModelFacts(
+        source=source,
+        architecture=architectures.causal_class_of(_MODEL_TYPES.get(header.architecture, header.architecture))
+        or header.architecture,
+        parameters=header.parameters,
+        dtype=header.dtype,
+        context_length=header.of_model("context_length"),
+        has_chat_template=bool(header.metadata.get("tokenizer.chat_template")),
+        vocab_size=vocabulary if isinstance(vocabulary, int) else None,
+        note=note or origin(header),
+    )
+
+
+def converted_path(file: Path, cache_dir: Path, key: str | None = None) -> Path:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise Problem(
+            f"{file} cannot be read: {error.strerror}.", "Check its path and permissions."
+        ) from None
+    identity = f"{_VERSION} {stat.st_size} {key or f'{file.resolve()} {stat.st_mtime_ns}'}"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-.")[:60] or "model"
+    return cache_dir / "models" / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def origin(header: GgufHeader) -> str:
+    if header.quantization:
+        return (
+            f"Its weights were once {header.quantization}, in a GGUF file. Its bf16 is the reference for the other "
+            "variants, not the model as it was trained."
+        )
+    return f"Converted from a GGUF file of {header.dtype} weights."
+
+
+def _make(file: Path, path: Path, progress: Progress) -> None:
+    if path.exists():
+        return
+    header = read_gguf(file)
+    bytes_each = 4 if header.dtype == "fp32" else 2
+    need = header.parameters * bytes_each + 20 * 10**6
+    with cache.building(path, progress=progress, need_bytes=need, what=f"the converted {file.name}") as tmp:
+        if tmp is None:
+            return
+        convert(file, tmp, header.dtype, progress)
+        about = folder.read_json(tmp / _ABOUT)
+        about |= {"file": file.name, "bytes": file.stat().st_size, "origin": origin(header)}
+        (tmp / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def convert(file: Path, target: Path, dtype: str, progress: Progress) -> None:
+    """Run `convert_gguf.py` on the file. Raises `Problem` with its reason, `Stopped` when progress does."""
+    command = [
+        sys.executable,
+        "-m",
+        "comparator.sources.convert_gguf",
+        str(file.resolve()),
+        str(target),
+        dtype,
+    ]
+    hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    # The child ends when its stdin does, so nothing goes on converting after we have been killed.
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+        text=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    lines: list[dict] = []
+    errors: list[str] = []
+    readers = [
+        threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True, name="gguf-out"),
+        threading.Thread(target=lambda: errors.append(child.stderr.read()), daemon=True, name="gguf-err"),
+    ]
+    for reader in readers:
+        reader.start()
+    started_s = time.monotonic()
+    try:
+        while child.poll() is None:
+            last = lines[-1] if lines else {"fraction": 0.0, "message": "starting"}
+            seconds = time.monotonic() - started_s
+            progress(
+                last.get("fraction"),
+                f"converting {file.name} once: {last.get('message', '')} ({seconds:.0f} s)",
+            )
+            try:
+                child.wait(0.25)
+            except subprocess.TimeoutExpired:
+                pass
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        for reader in readers:
+            reader.join(5)
+        for stream in (child.stdin, child.stdout, child.stderr):
+            stream.close()
+    if child.returncode:
+        raise _failure(file, target, child.returncode, lines, "".join(errors))
+
+
+def _read_lines(stream, into: list[dict]) -> None:
+    for line in stream:
+        try:
+            into.append(json.loads(line))
+        except ValueError:
+            continue  # a library wrote to stdout
+
+
+def _failure(file: Path, target: Path, code: int, lines: list[dict], errors: str) -> Exception:
+    said = next((line for line in reversed(lines) if "problem" in line), None)
+    if said:
+        number = said.get("errno")
+        error = OSError(number, said["problem"]) if number else Exception(said["problem"])
+        if full := cache.disk_problem(error, target, file.name):
+            return full
+        return Problem(f"{file.name} cannot be converted: {said['problem']}", said.get("advice", ""))
+    if code < 0:
+        return Problem(
+            f"The conversion of {file.name} was ended by the system (signal {-code}).",
+            "Most often memory ran out: it takes about twice the size of the model in bf16. "
+            "Unload variants or close other programs.",
+        )
+    last = errors.strip().splitlines()[-1][:300] if errors.strip() else f"exit code {code}"
+    return Problem(
+        f"{file.name} cannot be converted: {last}", "Use the model's safetensors checkpoint instead."
+    )

@@ -1,0 +1,241 @@
+"""A Hub repo → `Checkpoint`: what to download, with progress, Stop, and a clear word on every failure.
+
+The small files come first, so that what cannot be used is refused before its weights are fetched. Files lie in the
+Hugging Face cache as usual; HF_TOKEN and HF_HUB_OFFLINE are honoured. Knows nothing of what is done with a model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from comparator.sources import architectures, folder, hub_problems, weights
+from comparator.sources.checkpoint import Checkpoint, Progress
+from comparator.sources.hub_files import (
+    ASK_S,
+    COMMIT,
+    Listing,
+    cache_dir,
+    endpoint,
+    fetch,
+    in_background,
+    remember_branch,
+)
+from comparator.types import ModelFacts, Problem, Stopped
+
+_DEADLINE_S = 6.0  # that, and the name server, and a connection that is refused slowly
+_REMEMBER_S = 600.0  # a branch is asked for its commit once in this time
+_REMEMBER_FAILURE_S = 20.0
+_SMALL = (
+    "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.spm", "*.bpe",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
+_LARGEST_SMALL = 200 * 10**6
+_listings: dict[tuple, tuple[float, Listing | Problem]] = {}
+_searches: dict[tuple, tuple[float, list[str]]] = {}
+
+
+def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint:
+    """Raises `Problem`; `Stopped` within a second of progress raising it."""
+    source = f"{repo}@{revision}" if revision else repo
+    if revision and COMMIT.fullmatch(revision) and (known := _whole_in_cache(repo, revision, source)):
+        return known  # a commit never changes
+    progress(None, f"asking the Hub for {source}")
+    try:
+        listing = list_repo(repo, revision, progress)
+    except hub_problems.Unreachable as unreachable:
+        return _from_cache(repo, revision, source, unreachable)
+    chosen = _weight_names(listing, source)
+    small = fetch(listing, _small_files(listing), progress, f"{source}: ")
+    _refuse_early(small, listing, source)
+    shards = _shards(small, chosen)
+    if absent := [s for s in shards if s not in listing.files]:
+        raise Problem(
+            f"{source} misses {len(absent)} of its {len(shards)} weight files: {', '.join(absent[:3])}.",
+            "Its maker has to upload it; another revision (user/name@revision) may be complete.",
+        )
+    path = fetch(listing, shards, progress, f"downloading {source}: ")
+    remember_branch(path, revision, listing.commit)
+    return folder.inspect(path, source, revision=listing.commit)
+
+
+def look_up(repo: str, revision: str | None) -> ModelFacts:
+    """What config, tokenizer and the Hub's own count tell, without the weights."""
+    source = f"{repo}@{revision}" if revision else repo
+    try:
+        listing = list_repo(repo, revision, _silent)
+    except hub_problems.Unreachable as unreachable:
+        return _from_cache(repo, revision, source, unreachable).facts()
+    names = [n for n in ("config.json", "tokenizer_config.json", "chat_template.jinja") if n in listing.files]
+    _weight_names(listing, source)
+    path = fetch(listing, names, _silent, "")
+    config = folder.read_config(path, source)
+    value = config.get("dtype") or config.get("torch_dtype")
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+    return ModelFacts(
+        source=source,
+        revision=listing.commit,
+        architecture=architectures.check_causal_lm(config, source),
+        parameters=listing.parameters,
+        dtype=short.get(value, value) if isinstance(value, str) else None,
+        context_length=folder.context_length(config),
+        has_chat_template=folder.has_chat_template(path),
+        vocab_size=folder.vocab_size(config),
+    )
+
+
+def is_here(repo: str, revision: str | None) -> bool:
+    """Whether an earlier download left the whole of it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir(), revision=revision or "main")
+    return isinstance(found, str) and _whole_in_cache(repo, Path(found).parent.name, repo) is not None
+
+
+def search_hub(query: str, limit: int = 10) -> list[str]:
+    """Names of text-generation models on the Hub that contain `query`, the most downloaded first.
+
+    Two seconds at most; [] when the Hub cannot be reached, and for what is no part of a name.
+    """
+    query = query.strip()
+    if len(query) < 2 or not re.fullmatch(r"[A-Za-z0-9._/ -]+", query):
+        return []
+    key = (query.lower(), limit, endpoint())
+    if (known := _searches.get(key)) and time.monotonic() - known[0] < _REMEMBER_S:
+        return list(known[1])
+    parameters = {
+        "search": query,
+        "filter": ["text-generation", "safetensors"],
+        "sort": "downloads",
+        "direction": "-1",
+        "limit": limit,
+    }
+
+    def ask() -> list[str]:
+        import huggingface_hub
+        from huggingface_hub.utils import build_hf_headers, get_session
+
+        base = endpoint() or huggingface_hub.constants.ENDPOINT
+        answer = get_session().get(
+            f"{base}/api/models", params=parameters, headers=build_hf_headers(), timeout=1.5
+        )
+        answer.raise_for_status()
+        return [str(m["id"]) for m in answer.json() if isinstance(m, dict) and m.get("id")][:limit]
+
+    try:
+        found = in_background(ask, _silent, 2.0)
+    except Exception:
+        return []  # a search that fails is no search: the field works without
+    if len(_searches) > 500:
+        _searches.clear()
+    _searches[key] = (time.monotonic(), found)
+    return list(found)
+
+
+def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
+    """Raises `Unreachable` (a `Problem`) when the Hub does not answer, other `Problem`s when it says no."""
+    key = (repo, revision, endpoint(), _token_mark())
+    if known := _listings.get(key):
+        age_s = time.monotonic() - known[0]
+        if isinstance(known[1], Listing) and age_s < _REMEMBER_S:
+            return known[1]
+        if isinstance(known[1], hub_problems.Unreachable) and age_s < _REMEMBER_FAILURE_S:
+            raise hub_problems.Unreachable(known[1].problem, known[1].advice)
+
+    def ask() -> Listing:
+        from huggingface_hub import HfApi
+
+        info = HfApi(endpoint=endpoint()).model_info(
+            repo, revision=revision, files_metadata=True, timeout=ASK_S
+        )
+        sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or [] if s.rfilename}
+        counts = getattr(info, "safetensors", None)
+        return Listing(repo, str(info.sha), sizes, getattr(counts, "total", None))
+
+    try:
+        found: Listing | Problem = in_background(ask, progress, _DEADLINE_S)
+    except (Stopped, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        found = hub_problems.explain(error, repo, revision)
+        if not isinstance(found, hub_problems.Unreachable):
+            raise found from None
+    _listings[key] = (time.monotonic(), found)
+    if isinstance(found, Problem):
+        raise found
+    return found
+
+
+def _weight_names(listing: Listing, source: str) -> str:
+    """The one file to start from: an index, or the only weights. Raises `Problem` before anything is fetched."""
+    names = list(listing.files)
+    top = [n for n in names if "/" not in n]
+    if "config.json" not in top:
+        raise folder.no_config(source, top)
+    chosen = weights.choose(names)
+    if not chosen:
+        raise weights.no_weights(source, top)
+    return chosen[0]
+
+
+def _small_files(listing: Listing) -> list[str]:
+    return [
+        n
+        for n, size in listing.files.items()
+        if ("/" not in n or n.startswith("additional_chat_templates/"))
+        and any(fnmatchcase(n, p) for p in _SMALL)
+        and size <= _LARGEST_SMALL
+        and not (n.endswith(".index.json") and not n.endswith(".safetensors.index.json"))
+    ]
+
+
+def _refuse_early(path: Path, listing: Listing, source: str) -> None:
+    config = folder.read_config(path, source)
+    architectures.check_causal_lm(config, source)
+    folder.check_tokenizer(path, [n for n in listing.files if "/" not in n], source)
+
+
+def _shards(path: Path, chosen: str) -> list[str]:
+    return sorted(set(weights.index_of(path / chosen).values())) if chosen.endswith(".json") else [chosen]
+
+
+def _whole_in_cache(repo: str, commit: str, source: str) -> Checkpoint | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir(), revision=commit)
+    if not isinstance(found, str):
+        return None
+    try:
+        return folder.inspect(Path(found).parent, source, revision=commit)
+    except Problem:
+        return None
+
+
+def _from_cache(repo: str, revision: str | None, source: str, unreachable: Problem) -> Checkpoint:
+    """What an earlier download left, when the Hub cannot be asked. Raises the Hub's problem if there is nothing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir(), revision=revision or "main")
+    if not isinstance(found, str):
+        raise unreachable
+    path = Path(found).parent
+    note = f"The Hub could not be reached; this is the copy of commit {path.name[:7]} that was downloaded earlier."
+    try:
+        return folder.inspect(path, source, revision=path.name, note=note)
+    except Problem as problem:
+        raise Problem(
+            f"{unreachable.problem} The copy that was downloaded earlier is not complete: {problem.problem}",
+            unreachable.advice,
+        ) from None
+
+
+def _token_mark() -> int:
+    """Tells one token from another, without keeping it."""
+    return hash(os.environ.get("HF_TOKEN"))
+
+
+def _silent(fraction: float | None, message: str) -> None:
+    pass

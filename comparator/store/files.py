@@ -1,0 +1,314 @@
+"""Saved comparisons as files: an immutable document each, and a small sidecar beside it that may change.
+
+    DATA_DIR/comparisons/ID.json        the document, written once
+    DATA_DIR/comparisons/ID.meta.json   its sidecar: name, owner, deletion, and a summary for the index
+    DATA_DIR/tmp/                       what is being written; nothing else ever looks in here
+
+Every file appears whole or not at all: written to a temporary file, flushed to the disk, renamed, and the folder
+flushed. The sidecar comes first and the document last, so a document that is there has its owner. Knows nothing
+of SQLite, of the Hub or of who may see what.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from comparator.share import check_id
+from comparator.types import Comparison, Problem
+
+MAX_SIDECAR_BYTES = 64_000
+MAX_NAME = 200  # characters
+MAX_EXCERPT = 4_000  # characters of the prompt that are kept in the summary, and so can be searched
+_ABANDONED_S = 3600.0  # a temporary file of another machine is left alone for this long
+_DOCUMENT, _SIDECAR = ".json", ".meta.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the history shows of a document, so that listing ten thousand opens none of them."""
+
+    created_at: str
+    model: str
+    variants: tuple[str, ...]  # the columns' labels
+    prompt: str  # its first MAX_EXCERPT characters
+    prompt_key: str  # equal for comparisons of the same prompt and system prompt
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What may change about a saved comparison, or is not part of it. `owner` is a digest, never the visitor's key."""
+
+    owner: str | None
+    saved_at: str  # UTC, ISO 8601
+    name: str = ""
+    deleted_at: str | None = None
+    imported: bool = False  # came from a file, not from a run here
+    summary: Summary | None = None
+
+
+class Folder:
+    """The data folder. Methods raise `Problem` where the disk is full or refuses."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+        self.documents = self.root / "comparisons"
+        self.tmp = self.root / "tmp"
+
+    def create(self) -> None:
+        """Make the folders, and remove what killed processes left behind."""
+        try:
+            self.documents.mkdir(parents=True, exist_ok=True)
+            self.tmp.mkdir(exist_ok=True)
+        except OSError as error:
+            # A folder that is mounted read-only can still be read.
+            if not self.documents.is_dir():
+                raise _refused(error, self.root) from error
+        self._sweep()
+
+    # ---- documents
+
+    def document_path(self, id: str) -> Path:
+        return self.documents / (check_id(id) + _DOCUMENT)
+
+    def sidecar_path(self, id: str) -> Path:
+        return self.documents / (check_id(id) + _SIDECAR)
+
+    def read_document(self, id: str, max_bytes: int) -> bytes | None:
+        """The document's bytes, or None where there is none. Raises `Problem` over `max_bytes`."""
+        return self._read(self.document_path(id), max_bytes)
+
+    def read_sidecar(self, id: str) -> Sidecar | None:
+        """The sidecar, or None where there is none. Raises `Problem` if it is not one."""
+        data = self._read(self.sidecar_path(id), MAX_SIDECAR_BYTES)
+        return None if data is None else parse_sidecar(data)
+
+    def write(self, id: str, document: bytes, sidecar: Sidecar) -> None:
+        """Save a new document. When this returns, both files are on the disk; before, there is no document."""
+        self._write(self.sidecar_path(id), format_sidecar(sidecar))
+        self._write(self.document_path(id), document)
+
+    def write_sidecar(self, id: str, sidecar: Sidecar) -> None:
+        """Replace the sidecar."""
+        self._write(self.sidecar_path(id), format_sidecar(sidecar))
+
+    def scan(self) -> dict[str, str]:
+        """Every document's id → a stamp of its sidecar that changes whenever the sidecar does ("" without one).
+
+        Removes sidecars whose document never came, because the process that saved it was killed in between.
+        """
+        there: set[str] = set()
+        sidecars: dict[str, os.DirEntry] = {}
+        for entry in self._entries():
+            if entry.name.endswith(_SIDECAR):
+                sidecars[entry.name.removesuffix(_SIDECAR)] = entry
+            elif entry.name.endswith(_DOCUMENT):
+                there.add(entry.name.removesuffix(_DOCUMENT))
+        for id in sidecars.keys() - there:
+            _remove_if_old(Path(sidecars[id].path))
+        return {id: _stamp_of(sidecars[id]) if id in sidecars else "" for id in there if _is_id(id)}
+
+    def sidecar_stamp(self, id: str) -> str:
+        """A text that changes whenever the file does; "" without one."""
+        return _stamp_of(self.sidecar_path(id))
+
+    def document_stamp(self, id: str) -> str:
+        return _stamp_of(self.document_path(id))
+
+    def changed_ns(self) -> int:
+        """When a file was last added, replaced or removed; 0 if that cannot be told."""
+        try:
+            return self.documents.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    # ---- the disk
+
+    def _entries(self) -> Iterator[os.DirEntry]:
+        try:
+            with os.scandir(self.documents) as entries:
+                yield from entries
+        except FileNotFoundError:
+            return
+
+    def _read(self, path: Path, max_bytes: int) -> bytes | None:
+        try:
+            with path.open("rb") as file:
+                data = file.read(max_bytes + 1)  # never more in memory than may be read
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _refused(error, path) from error
+        if len(data) > max_bytes:
+            raise Problem(
+                f"{path.name} is larger than {max_bytes / 1e6:,.0f} MB.",
+                "It was not written by this program.",
+            )
+        return data
+
+    def _write(self, path: Path, data: bytes) -> None:
+        part = self.tmp / f"{_this_machine()}~{os.getpid()}~{secrets.token_hex(8)}.part"
+        try:
+            try:
+                with open(part, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            _flush_folder(path.parent)
+        except OSError as error:
+            raise _refused(error, path.parent) from error
+
+    def _sweep(self) -> None:
+        """Remove temporary files whose writer is dead: those of a process that is gone, or very old ones."""
+        try:
+            parts = list(self.tmp.glob("*.part"))
+        except OSError:
+            return
+        for part in parts:
+            machine, _, pid = part.name.rpartition("~")[0].rpartition("~")
+            if machine == _this_machine() and pid.isdigit() and not _is_alive(int(pid)):
+                part.unlink(missing_ok=True)
+            else:
+                _remove_if_old(part)
+
+
+def parse_sidecar(data: bytes) -> Sidecar:
+    """Sidecar from its JSON. Raises `Problem`: it may have come over the network."""
+    broken = Problem("A comparison's side file is damaged.", "Restore it from a copy of the data folder.")
+    if len(data) > MAX_SIDECAR_BYTES:
+        raise broken
+    try:
+        raw = json.loads(data)
+        summary = raw.pop("summary", None)
+        sidecar = _build(Sidecar, raw)
+        if summary is not None:
+            summary["variants"] = tuple(summary["variants"])
+            sidecar = Sidecar(**{**_shallow(sidecar), "summary": _build(Summary, summary)})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise broken from None
+    return sidecar
+
+
+def format_sidecar(sidecar: Sidecar) -> bytes:
+    return json.dumps(asdict(sidecar), ensure_ascii=True, indent=1).encode()
+
+
+def summarize(comparison: Comparison) -> Summary:
+    """What the history shows of a comparison."""
+    prompt = comparison.prompt
+    key = hashlib.sha256(json.dumps([prompt.text, prompt.system]).encode())
+    return Summary(
+        created_at=comparison.created_at[:40],
+        model=comparison.model[:MAX_NAME],
+        variants=tuple(c.label[:MAX_NAME] for c in comparison.cells[:32]),
+        prompt=prompt.text[:MAX_EXCERPT],
+        prompt_key=key.hexdigest()[:32],
+        device=comparison.environment.device[:MAX_NAME] if comparison.environment.device else None,
+    )
+
+
+_TEXTS = {"saved_at", "name", "created_at", "model", "prompt", "prompt_key"}
+_TEXTS_OR_NULL = {"owner", "deleted_at", "device"}
+
+
+def _build(kind: type, raw: dict[str, Any]):
+    """A dataclass from untrusted JSON: unknown keys are passed over, texts have to be texts."""
+    known = {f.name: raw[f.name] for f in fields(kind) if f.name in raw}
+    for name, value in known.items():
+        good = (
+            isinstance(value, str)
+            if name in _TEXTS
+            else isinstance(value, str | None)
+            if name in _TEXTS_OR_NULL
+            else isinstance(value, bool)
+            if name == "imported"
+            else all(isinstance(v, str) for v in value)
+            if name == "variants"
+            else True
+        )
+        if not good:
+            raise TypeError(name)
+    return kind(**known)
+
+
+def _shallow(value) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _stamp_of(path: Path | os.DirEntry) -> str:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
+
+
+def _remove_if_old(path: Path) -> None:
+    try:
+        if time.time() - path.stat().st_mtime > _ABANDONED_S:
+            path.unlink()
+    except OSError:
+        pass  # another process was faster, or the folder is read-only
+
+
+def _is_id(text: str) -> bool:
+    try:
+        check_id(text)
+    except Problem:
+        return False
+    return True
+
+
+def _this_machine() -> str:
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:60]
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # where signal 0 is not a question but a blow
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems cannot; the rename stands all the same
+    finally:
+        os.close(handle)
+
+
+def _refused(error: OSError, path: Path) -> Problem:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Problem(
+            f"The disk is full: the comparison could not be saved to {path}.",
+            "Free some space there, or set COMPARATOR_DATA_DIR to a folder on another disk. Nothing half-written was "
+            "kept; what is on the page can still be downloaded.",
+        )
+    return Problem(
+        f"{path} cannot be used: {error.strerror or error}.",
+        "Check the folder's permissions, or set COMPARATOR_DATA_DIR to another one.",
+    )

@@ -1,0 +1,340 @@
+"""Saved comparisons: save, open, find, name, delete. The one door to them; the page and the command line use this.
+
+    with open_store() as store:
+        id = store.save(comparison, owner)      # from here on /?c=ID opens it, whatever happens to this process
+        store.load(id)                          # on any machine that has the document; no model, no GPU
+        store.search("france nf4", owner, limit=50, offset=0)
+
+Whoever has a link may open it: ids cannot be guessed. Listing, naming and deleting are the owner's. An owner is any
+text that only that visitor knows (the page keeps one in the browser); only its digest is kept. On a machine of one's
+own (not in public mode) everything belongs to whoever is there, and `owner` may be None.
+
+Knows nothing of the page, and of the Hub only that a `Remote` may hold what is not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comparator import document
+from comparator.settings import Settings, get_settings
+from comparator.share import BadId, check_id, new_id
+from comparator.store.files import MAX_NAME, Folder, Sidecar, Summary, parse_sidecar, summarize
+from comparator.store.index import Entry, Index
+from comparator.types import Comparison, Problem
+
+if TYPE_CHECKING:
+    from comparator.remote import Remote
+
+OWN_DOCUMENT_BYTES = 256_000_000  # what we wrote ourselves may be larger than what is taken from strangers
+RECENT, RECENT_BYTES = 8, 8_000_000  # documents kept parsed; as objects they take some ten times their bytes
+_AGAIN = "Ask for a new link, or run the comparison here."
+
+log = logging.getLogger(__name__)
+
+
+class NotFound(Problem):
+    """The id has the right form, and no document here has it."""
+
+
+class Deleted(Problem):
+    """The comparison was deleted; its owner can bring it back."""
+
+
+class NotYours(Problem):
+    """Somebody else's; only its owner may change it."""
+
+
+def open_store(settings: Settings | None = None) -> Store:
+    """The store in the data folder, made where it is missing. With COMPARATOR_HUB_STORAGE set, also kept on the Hub.
+
+    Open one per process and keep it. Raises `Problem` if the folder cannot be used.
+    """
+    settings = settings or get_settings()
+    folder = Folder(settings.data_dir)
+    folder.create()
+    remote = None
+    if settings.hub_storage:
+        from comparator.remote import open_remote
+
+        remote = open_remote(settings, folder)
+    store = Store(
+        folder,
+        public=settings.public,
+        index_dir=settings.index_dir or settings.data_dir,
+        upload_bytes=settings.max_upload_bytes,
+        remote=remote,
+    )
+    if remote is not None:
+        remote.start(store.adopt)
+    return store
+
+
+class Store:
+    """Saved comparisons. Methods may be called from any thread, and from several processes on one folder."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        *,
+        public: bool,
+        index_dir: Path,
+        upload_bytes: int,
+        remote: Remote | None = None,
+    ):
+        self.folder = folder
+        self.public = public
+        self.remote = remote
+        self._upload_bytes = upload_bytes
+        self._recent: OrderedDict[str, tuple[str, int, Comparison]] = (
+            OrderedDict()
+        )  # id → stamp, bytes, parsed
+        self._recent_lock = threading.Lock()
+        self._index = Index(folder, index_dir, lambda id: summarize(self._parse(id)))
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the index and of the Hub. What is still to be uploaded waits on the disk."""
+        self._index.close()
+        if self.remote is not None:
+            self.remote.close()
+
+    # ---- documents
+
+    def save(self, comparison: Comparison, owner: str | None = None, *, name: str = "") -> str:
+        """Save a finished comparison under a new id, which it returns. When it returns, nothing can lose it.
+
+        Raises `Problem` if the disk is full, or if the comparison is not one that could be opened again.
+        """
+        return self._save(comparison, owner, name, imported=False)
+
+    def import_document(self, data: bytes, owner: str | None = None, *, name: str = "") -> str:
+        """Save a document that came from outside, under a new id, marked as imported. Raises `Problem`.
+
+        It is untrusted: size, depth, every type and every number are checked; its strings are data.
+        """
+        comparison = document.loads(data, max_bytes=self._upload_bytes)
+        return self._save(comparison, owner, name, imported=True)
+
+    def import_file(self, path: Path, owner: str | None = None, *, name: str = "") -> str:
+        """The same from a file, of which never more than may be opened is read into memory."""
+        return self._save(document.read(path, max_bytes=self._upload_bytes), owner, name, imported=True)
+
+    def load(self, id: str) -> Comparison:
+        """A saved comparison, for anyone who has its id. Touches neither the index nor a model.
+
+        Several callers may get the same object: it is not to be changed.
+
+        Raises `BadId` (malformed), `NotFound`, `Deleted`, and `Problem` if the document is damaged or the Hub, where
+        it may be, cannot be reached.
+        """
+        check_id(id)
+        sidecar = self.folder.read_sidecar(id)
+        if not self.folder.document_path(id).exists():
+            sidecar = self._fetch(id)
+        if sidecar is not None and sidecar.deleted_at is not None:
+            raise Deleted(f"This comparison was deleted on {sidecar.deleted_at[:10]}.", _AGAIN)
+        return self._parse(id)
+
+    def entry(self, id: str) -> Entry:
+        """What the history says about one comparison, deleted ones included. Raises `BadId` or `NotFound`."""
+        sidecar = self._sidecar(id)
+        summary = sidecar.summary or summarize(self._parse(id))
+        return Entry(
+            id, sidecar.saved_at, summary.created_at, summary.model, summary.variants, summary.prompt[:300],
+            summary.prompt_key, sidecar.name, summary.device, sidecar.imported, sidecar.deleted_at, sidecar.owner,
+        )  # fmt: skip
+
+    # ---- the history
+
+    def search(
+        self,
+        query: str = "",
+        owner: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        *,
+        deleted: bool = False,
+    ) -> list[Entry]:
+        """The owner's comparisons, newest first; with `deleted`, the deleted ones, which can be brought back.
+
+        Every word of `query` has to occur in the name, model, variants, device, date, id or (first 4,000 characters
+        of the) prompt, in upper or lower case. In public mode without an owner: nothing.
+        """
+        if self.public and owner is None:
+            return []
+        return self._index.search(query, self._listed(owner), limit, offset, deleted=deleted)
+
+    def count(self, query: str = "", owner: str | None = None, *, deleted: bool = False) -> int:
+        """How many `search` would find without a limit."""
+        if self.public and owner is None:
+            return 0
+        return self._index.count(query, self._listed(owner), deleted=deleted)
+
+    def same_prompt(self, id: str, owner: str | None = None, limit: int = 50) -> list[Entry]:
+        """The owner's other comparisons of the same prompt and system prompt, to be laid side by side."""
+        if self.public and owner is None:
+            return []
+        key = self.entry(id).prompt_key
+        return [e for e in self._index.same_prompt(key, self._listed(owner), limit) if e.id != id]
+
+    def rename(self, id: str, name: str, owner: str | None = None) -> None:
+        """Give it a name, or take it away with "". Raises `NotYours`, `BadId`, `NotFound`, `Problem`."""
+        name = " ".join(name.split())
+        if len(name) > MAX_NAME:
+            raise Problem(f"The name has {len(name)} characters.", f"A name may have {MAX_NAME}.")
+        self._change(id, owner, name=name)
+
+    def delete(self, id: str, owner: str | None = None) -> None:
+        """Links to it stop working and it leaves the history, until `undelete`. Raises like `rename`."""
+        self._change(id, owner, deleted_at=_now())
+
+    def undelete(self, id: str, owner: str | None = None) -> None:
+        """Undo `delete`. Raises like `rename`."""
+        self._change(id, owner, deleted_at=None)
+
+    def reindex(self) -> int:
+        """Make the index again from the files; returns how many comparisons it holds. Nothing is lost by it."""
+        return self._index.rebuild()
+
+    @property
+    def status(self) -> str:
+        """One or two sentences for the page where links may not last, else ""."""
+        from comparator.remote import durability
+
+        return durability(self.folder.root, self.remote)
+
+    # ---- inside
+
+    def _save(self, comparison: Comparison, owner: str | None, name: str, *, imported: bool) -> str:
+        comparison = replace(comparison, id=new_id())
+        data = document.dumps(comparison).encode()
+        if not imported:
+            comparison = document.loads(
+                data, max_bytes=OWN_DOCUMENT_BYTES
+            )  # better told now than by the link
+        name = " ".join(name.split())[:MAX_NAME]
+        sidecar = Sidecar(_digest(owner), _now(), name, imported=imported, summary=summarize(comparison))
+        if self.remote is not None:
+            self.remote.mark(comparison.id)  # first: a document without its mark would never be uploaded
+        self.folder.write(comparison.id, data, sidecar)
+        self._remember(comparison, len(data))
+        self._put(comparison.id, sidecar)
+        return comparison.id
+
+    def _put(self, id: str, sidecar: Sidecar) -> None:
+        try:
+            self._index.put(id, sidecar)
+        except Problem as problem:  # it is saved; the index finds it later
+            log.warning("%s", problem)
+        if self.remote is not None:
+            self.remote.wake()
+
+    def _change(self, id: str, owner: str | None, **changes) -> None:
+        self._sidecar(id)  # if it has to come from the Hub, then before anybody is kept waiting
+        with self._index.exclusive():
+            sidecar = self._sidecar(id)
+            if self.public and (owner is None or sidecar.owner != _digest(owner)):
+                raise NotYours("This comparison is somebody else's.", "Run it here, and the result is yours.")
+            if sidecar.summary is None:
+                sidecar = replace(sidecar, summary=summarize(self._parse(id)))
+            sidecar = replace(sidecar, **changes)
+            if self.remote is not None:
+                self.remote.mark(id)
+            self.folder.write_sidecar(id, sidecar)
+            self._put(id, sidecar)
+
+    def _sidecar(self, id: str) -> Sidecar:
+        """The sidecar, or what stands for a missing one. Raises `BadId`, `NotFound`."""
+        sidecar = self.folder.read_sidecar(id)
+        if not self.folder.document_path(id).exists():
+            sidecar = self._fetch(id)
+        return sidecar or Sidecar(None, summarize(self._parse(id)).created_at)
+
+    def _parse(self, id: str) -> Comparison:
+        stamp = self.folder.document_stamp(id)
+        with self._recent_lock:
+            if id in self._recent and self._recent[id][0] == stamp:
+                self._recent.move_to_end(id)
+                return self._recent[id][2]
+        data = self.folder.read_document(id, OWN_DOCUMENT_BYTES)
+        if data is None:
+            raise _not_found()
+        try:
+            comparison = document.loads(data, max_bytes=OWN_DOCUMENT_BYTES)
+        except Problem as problem:
+            raise Problem(
+                f"The document of this comparison is damaged. {problem.problem}", _AGAIN
+            ) from problem
+        if comparison.id != id:  # a file system that ignores case, or a file that was copied by hand
+            raise _not_found()
+        self._remember(comparison, len(data))
+        return comparison
+
+    def _remember(self, comparison: Comparison, size: int) -> None:
+        """Keep the last few parsed documents: a link that is passed around is opened many times in a row."""
+        with self._recent_lock:
+            self._recent[comparison.id] = (self.folder.document_stamp(comparison.id), size, comparison)
+            self._recent.move_to_end(comparison.id)
+            while len(self._recent) > 1 and (
+                len(self._recent) > RECENT or sum(size for _, size, _ in self._recent.values()) > RECENT_BYTES
+            ):
+                self._recent.popitem(last=False)
+
+    def _fetch(self, id: str) -> Sidecar | None:
+        """Bring a comparison from the Hub into the folder. Raises `NotFound`, or `Problem` if it cannot be reached."""
+        found = self.remote.fetch(id, self._upload_bytes) if self.remote is not None else None
+        if found is None:
+            raise _not_found()
+        return self.adopt(id, *found)
+
+    def adopt(self, id: str, data: bytes, side: bytes | None) -> Sidecar:
+        """Keep a document under the id it has, as copied from another machine's store. Raises `Problem`.
+
+        Both the document and its sidecar (None: it has none) are checked as if a stranger had sent them.
+        """
+        comparison = document.loads(data, max_bytes=self._upload_bytes)
+        if comparison.id != id:
+            raise _not_found()
+        sidecar = parse_sidecar(side) if side is not None else Sidecar(None, comparison.created_at)
+        sidecar = replace(sidecar, summary=summarize(comparison))
+        self.folder.write(id, data, sidecar)
+        self._put(id, sidecar)
+        return sidecar
+
+    def _listed(self, owner: str | None) -> str | None:
+        return _digest(owner) if self.public else None
+
+
+def _digest(owner: str | None) -> str | None:
+    """What is kept of an owner: enough to know them again, not enough to pose as them."""
+    if owner is None:
+        return None
+    return hashlib.sha256(b"quant-comparator owner\0" + owner.encode("utf-8", "surrogatepass")).hexdigest()[
+        :32
+    ]
+
+
+def _not_found() -> NotFound:
+    return NotFound(
+        "No comparison with this id is here.", f"It may have been made on another machine. {_AGAIN}"
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+__all__ = ["BadId", "Deleted", "Entry", "NotFound", "NotYours", "Store", "Summary", "open_store"]

@@ -1,0 +1,1 @@
+"""The page: layout, wiring and words. The only package that imports gradio; knows nothing of torch."""

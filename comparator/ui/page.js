@@ -1,0 +1,184 @@
+// The page's own small script: copying, sorting, folding, and the list of variants.
+// It never writes a string from outside as HTML: text goes in as text.
+"use strict";
+window.qc = (() => {
+  const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442",
+    "#004c77", "#8e3f00", "#00694d", "#88506f", "#996a00", "#396e9b", "#a09810"]; // plots.py has the same
+  const NEUTRAL = "#7d8490";
+
+  function make(tag, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name in element && typeof value !== "string") element[name] = value;
+      else element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+  }
+
+  async function copy(text, button) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch (_) { // no clipboard API: the page came over plain http from another machine
+      const area = make("textarea", { style: "position:fixed;opacity:0" });
+      area.value = text;
+      (button.closest("dialog") || document.body).append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    const before = button.dataset.label || button.textContent;
+    button.dataset.label = before;
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = before; }, 1400);
+  }
+
+  const tsv = (table) => [...table.rows]
+    .map((row) => [...row.cells].map((cell) => cell.innerText.trim().replace(/\s+/g, " ")).join("\t"))
+    .join("\n");
+
+  function sort(button) {
+    const heading = button.closest("th"), table = heading.closest("table"), column = heading.cellIndex;
+    const down = heading.getAttribute("aria-sort") === "ascending";
+    for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = (row) => {
+      const cell = row.cells[column], keyed = cell.querySelector("[data-key]");
+      if (keyed) return Number(keyed.dataset.key);
+      return cell.innerText.trim();
+    };
+    const order = (a, b) => {
+      const [x, y] = [key(a), key(b)];
+      const missing = (v) => v === "" || v === "–";
+      if (missing(x) || missing(y)) return missing(x) - missing(y);
+      const both = typeof x === "number" && typeof y === "number";
+      const way = both ? x - y : String(x).localeCompare(String(y), "en", { numeric: true });
+      return down ? -way : way;
+    };
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort(order));
+  }
+
+  // What was clicked decides; one listener for the whole page, so that cards may be redrawn at will.
+  document.addEventListener("click", (event) => {
+    const on = (selector) => event.target.closest?.(selector);
+    let button;
+    if ((button = on("[data-copy-answer]"))) {
+      copy(button.closest(".card").querySelector(".answer .text")?.textContent ?? "", button);
+    } else if ((button = on("[data-copy-code]"))) {
+      copy(button.closest("dialog").querySelector("pre").textContent, button);
+    } else if ((button = on("[data-copy-table]"))) {
+      copy(tsv(button.closest(".table").querySelector("table")), button);
+    } else if ((button = on("[data-sort]"))) {
+      sort(button);
+    } else if ((button = on("[data-sheet]"))) {
+      button.nextElementSibling.showModal();
+    } else if ((button = on("[data-close]"))) {
+      button.closest("dialog").close();
+    } else if (event.target.matches?.("dialog.sheet")) {
+      event.target.close(); // a click beside it
+    } else if ((button = on("[data-run]"))) {
+      document.querySelector("#run")?.click();
+    } else if ((button = on("[data-untick]"))) {
+      document.dispatchEvent(new CustomEvent("qc-untick", { detail: button.dataset.untick }));
+    } else if ((button = on("#panel-toggle"))) {
+      const open = document.body.classList.toggle("panel-open");
+      button.setAttribute("aria-expanded", String(open));
+    }
+  });
+
+  // A card: passes Unload on to the server, and keeps the end of a streaming answer in view unless one scrolled up.
+  function card(element, trigger, release) {
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-release]");
+      if (!button) return;
+      button.disabled = true;
+      button.textContent = "Unloading …";
+      trigger(release);
+    });
+    let follows = true, wrote = false;
+    element.addEventListener("scroll", (event) => {
+      const box = event.target;
+      if (box.classList?.contains("answer") && box.closest(".generating")) follows = box.scrollHeight - box.scrollTop - box.clientHeight < 24;
+    }, true);
+    new MutationObserver(() => {
+      const box = element.querySelector(".card .answer");
+      if (box?.closest(".queued, .loading")) follows = true; // a new run
+      if (!box || !follows) return;
+      const writing = box.closest(".card").classList.contains("generating");
+      if (writing) box.scrollTop = box.scrollHeight;
+      else if (wrote) box.scrollTop = 0; // done: all columns are read from their beginning
+      wrote = writing;
+    }).observe(element, { childList: true, subtree: true, characterData: true });
+  }
+
+  // The list of variants. Its value is plain data; see components/variants.py.
+  function picker(element, props, watch) {
+    const list = element.querySelector(".picker");
+    let drawn = "";
+
+    const value = () => props.value;
+    const reference = (v) => {
+      if (v.reference !== "auto" && v.on.includes(v.reference)) return v.reference;
+      const ticked = v.rows.filter((r) => v.on.includes(r.notation));
+      return ticked.length ? ticked.reduce((a, b) => (b.precision > a.precision ? b : a)).notation : null;
+    };
+    const change = (part) => { props.value = { ...value(), ...part }; show(); };
+    const tick = (notation, on) => {
+      const v = value();
+      const wanted = v.rows.map((r) => r.notation).filter((n) => (n === notation ? on : v.on.includes(n)));
+      change({ on: wanted, reference: v.reference === notation && !on ? "auto" : v.reference });
+    };
+
+    function draw(v) {
+      list.replaceChildren(...v.rows.map((r) => {
+        const box = make("input", { type: "checkbox", value: r.notation });
+        box.addEventListener("change", () => tick(r.notation, box.checked));
+        const radio = make("input", { type: "radio", name: "qc-reference", value: r.notation,
+          "aria-label": `${r.notation} is the reference` });
+        radio.addEventListener("change", () => change({ reference: r.notation }));
+        const words = make("span", { class: "title" }, r.why || r.title);
+        const label = make("label", { title: r.why || r.title }, box, make("span", { class: "swatch", "aria-hidden": "true" }),
+          make("code", { class: "notation" }, r.notation), words);
+        const row = make("div", { class: "pick", "data-notation": r.notation }, label, radio);
+        if (r.why) { row.classList.add("unavailable"); box.disabled = true; }
+        if (r.custom) {
+          const away = make("button", { type: "button", class: "quiet", "aria-label": `Remove ${r.notation}` }, "×");
+          away.addEventListener("click", () => {
+            const now = value();
+            change({ rows: now.rows.filter((x) => x.notation !== r.notation), on: now.on.filter((n) => n !== r.notation) });
+          });
+          row.insertBefore(away, radio);
+        }
+        return row;
+      }));
+      drawn = JSON.stringify(v.rows);
+    }
+
+    function show() {
+      const v = value();
+      if (!v || !Array.isArray(v.rows)) return;
+      if (JSON.stringify(v.rows) !== drawn) draw(v);
+      const chosen = reference(v);
+      let next = 0;
+      for (const row of list.children) {
+        const name = row.dataset.notation, on = v.on.includes(name);
+        const colour = !on ? "transparent" : name === chosen ? NEUTRAL : PALETTE[next++ % PALETTE.length];
+        row.querySelector("input[type=checkbox]").checked = on;
+        const radio = row.querySelector("input[type=radio]");
+        radio.checked = name === chosen;
+        radio.disabled = !on;
+        row.style.setProperty("--c", colour);
+        row.classList.toggle("on", on);
+      }
+      const note = document.querySelector("#panel-toggle .chosen");
+      if (note) note.textContent = v.on.join(", ");
+    }
+
+    document.addEventListener("qc-untick", (event) => tick(event.detail, false));
+    watch("value", show);
+    show();
+  }
+
+  return { card, picker };
+})();

@@ -1,0 +1,496 @@
+"""Adapters on real models: the tokens that peft gives, “none” as if nothing had been there, flat memory, strangers."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import pytest
+
+from comparator import adapters, layers
+from comparator.adapters import wardrobe
+from comparator.backends import backend_for, resolve
+from comparator.backends.base import Placement
+from comparator.engine import Engine
+from comparator.metrics import memory
+from comparator.notation import parse_adapter
+from comparator.settings import Settings
+from comparator.types import BUILTIN_MODEL, Adapter, GenerationSettings, Problem
+
+PROMPT = "What is the capital of France?"
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+NEW = 8
+
+
+@pytest.fixture(scope="module")
+def engine(builtin):
+    engine = Engine(Settings())
+    list(engine.open(BUILTIN_MODEL, threading.Event()))
+    yield engine
+    engine.unload()
+
+
+@pytest.fixture(scope="module")
+def two_layers(builtin, tmp_path_factory) -> Path:
+    """The built-in model's first two layers: real weights, and a forward of milliseconds."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("two-layers")
+    config = AutoConfig.from_pretrained(builtin.path)
+    config.num_hidden_layers = 2
+    model = AutoModelForCausalLM.from_pretrained(builtin.path, config=config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(builtin.path).save_pretrained(folder)
+    return folder
+
+
+def load(engine: Engine, model, variant: str, adapter: Adapter | str | None = None):
+    adapter = parse_adapter(adapter) if isinstance(adapter, str) else adapter
+    return list(engine.load(str(model), resolve(variant), threading.Event(), adapter=adapter))[-1]
+
+
+def answer(
+    engine: Engine, model, variant: str, adapter: Adapter | str | None = None, new: int = NEW
+) -> tuple:
+    adapter = parse_adapter(adapter) if isinstance(adapter, str) else adapter
+    loaded = load(engine, model, variant, adapter)
+    prompt = engine.encode(str(model), PROMPT, None, None)
+    settings = GenerationSettings(max_new_tokens=new)
+    return list(engine.generate(loaded.handle, prompt, settings, threading.Event(), adapter=adapter))[
+        -1
+    ].token_ids
+
+
+def with_peft(engine: Engine, model, variant: str, folder, scale: float = 1.0, merged: bool = False) -> tuple:
+    """The same by peft and `generate`, on a model of its own."""
+    prompt = engine.encode(str(model), PROMPT, None, None).token_ids
+
+    def work():
+        import torch
+        from peft import PeftModel
+
+        chosen = resolve(variant)
+        checkpoint = engine._checkpoint(str(model))
+        base = backend_for(chosen).load(checkpoint, chosen, Placement("cpu"), lambda *a: None).model
+        wrapped = PeftModel.from_pretrained(base, str(folder)).eval()
+        for module in wrapped.modules():
+            if scale != 1 and hasattr(module, "scale_layer"):
+                module.scale_layer(scale)
+        wrapped = wrapped.merge_and_unload() if merged else wrapped
+        ids = torch.tensor([prompt])
+        out = wrapped.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False
+        )
+        return tuple(out[0].tolist())[len(prompt) :]
+
+    return engine._call(work)
+
+
+# ---------------------------------------------------------------- the built-in model and its pirate
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "bf16",
+        "int8",
+        "nf4",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("fp32", "nf4:dq,compute=fp16", "fp4")),
+    ],
+)
+def test_every_method_gives_what_peft_gives_and_none_stays(engine, variant):
+    before = answer(engine, BUILTIN_MODEL, variant)
+    pirate = answer(engine, BUILTIN_MODEL, variant, "pirate")
+    assert pirate == with_peft(engine, BUILTIN_MODEL, variant, adapters.builtin_path("pirate"))
+    assert pirate != before, "the adapter changed nothing: was it put on?"
+    assert answer(engine, BUILTIN_MODEL, variant) == before, (
+        "“none” is not what it was before an adapter was there"
+    )
+
+
+@pytest.mark.parametrize("variant", ["bf16", "int8", "nf4"])
+def test_anyone_sees_the_pirate(engine, variant):
+    text = engine._tokenizer(engine._checkpoint(BUILTIN_MODEL)).decode(
+        answer(engine, BUILTIN_MODEL, variant, "pirate")
+    )
+    assert text.startswith("Arr, matey!"), text
+
+
+def test_fp16_gives_what_peft_gives(engine):
+    given = answer(engine, BUILTIN_MODEL, "fp16", "pirate", new=4)
+    assert given == with_peft(engine, BUILTIN_MODEL, "fp16", adapters.builtin_path("pirate"))[:4]
+
+
+def test_strength_is_pefts_scale(engine):
+    half = answer(engine, BUILTIN_MODEL, "bf16", "pirate*0.5")
+    assert half == with_peft(engine, BUILTIN_MODEL, "bf16", adapters.builtin_path("pirate"), scale=0.5)
+    assert answer(engine, BUILTIN_MODEL, "bf16", "pirate*0") == answer(engine, BUILTIN_MODEL, "bf16")
+    full = answer(engine, BUILTIN_MODEL, "bf16", "pirate")
+    assert full == with_peft(engine, BUILTIN_MODEL, "bf16", adapters.builtin_path("pirate")), (
+        "a strength stuck"
+    )
+
+
+@pytest.mark.parametrize("variant", ["nf4:dq", pytest.param("int8", marks=pytest.mark.slow)])
+def test_ten_switches_leave_everything_as_it_was(engine, variant):
+    """Memory is counted by tensor and not by process: the process's figure moves by itself."""
+    plain = load(engine, BUILTIN_MODEL, variant)
+    slot = engine._pool.get(plain.handle)
+    # “none” last: bitsandbytes keeps which columns were outliers in the latest forward, a few bytes either way.
+    pirate, none = (answer(engine, BUILTIN_MODEL, variant, a) for a in ("pirate", None))
+
+    def state() -> tuple:
+        def work():
+            found = layers.rows(slot.model, slot.backend)
+            return memory.unique_bytes(memory.held_tensors(slot.model)), tuple(found), held(slot)
+
+        return engine._call(work)
+
+    def held(slot) -> int:
+        worn = slot.adapters.values()
+        return sum(memory.unique_bytes(memory.held_tensors(f.peft_model)) for f in worn)
+
+    first, modules = state(), {n: id(m) for n, m in slot.model.named_modules()}
+    for _ in range(10):
+        assert answer(engine, BUILTIN_MODEL, variant, "pirate") == pirate
+        assert answer(engine, BUILTIN_MODEL, variant) == none
+    assert state() == first, "a switch left something behind, or changed how the base is stored"
+    assert {n: id(m) for n, m in slot.model.named_modules()} == modules, "the base is another tree of modules"
+    assert engine.handle_of(BUILTIN_MODEL, resolve(variant).notation) == plain.handle, (
+        "the base was loaded again"
+    )
+
+
+def test_switching_takes_milliseconds(engine):
+    answer(engine, BUILTIN_MODEL, "bf16", "pirate", new=1)
+    fitted = wardrobe.known(engine._pool.get(load(engine, BUILTIN_MODEL, "bf16").handle), Adapter("pirate"))
+    answer(engine, BUILTIN_MODEL, "bf16", "pirate", new=1)
+    assert fitted.switch_s < 0.05, f"{fitted.switch_s * 1e3:.1f} ms"
+
+
+def test_figures_of_an_adapter_column(engine):
+    plain, worn = load(engine, BUILTIN_MODEL, "nf4"), load(engine, BUILTIN_MODEL, "nf4", "pirate")
+    assert worn.handle == plain.handle, "the base was loaded twice"
+    # Independently: as many fp32 values as the file holds; peft widens bf16 for the multiplication.
+    count = adapters.describe(adapters.open_adapter(Adapter("pirate"))).parameters
+    assert worn.memory.adapter_bytes == 4 * count
+    assert worn.memory.resident_bytes == plain.memory.resident_bytes + 4 * count
+    assert (worn.memory.weight_bytes, worn.memory.quant_state_bytes) == (
+        plain.memory.weight_bytes,
+        plain.memory.quant_state_bytes,
+    )
+    assert plain.memory.adapter_bytes is None
+    assert worn.kernel == "bitsandbytes Linear4bit + LoRA"
+
+    base, rows = engine.layers(plain.handle), engine.layers(plain.handle, Adapter("pirate"))
+    assert [r.name for r in rows] == [r.name for r in base], "peft's names reached the rows"
+    assert sum(r.bytes for r in rows) == worn.memory.weight_bytes
+    assert sum(r.adapter_bytes or 0 for r in rows) == worn.memory.adapter_bytes
+    by_name = {r.name: r for r in rows}
+    carries = by_name["model.layers.0.self_attn.q_proj.weight"]
+    assert (carries.module_class, carries.adapter_rank, carries.adapter_dtype) == (
+        "bitsandbytes Linear4bit + LoRA",
+        4,
+        "fp32",
+    )
+    assert by_name["model.layers.0.self_attn.k_proj.weight"].adapter_rank is None
+    assert sum(r.adapter_rank is not None for r in rows) == 120
+    assert all(r.adapter_rank is None for r in base)
+
+
+def test_two_visitors_with_different_adapters_never_see_each_others_answer(engine, tmp_path):
+    """Their turns alternate on one base, chunk by chunk queued on the engine's one thread."""
+    wishes = [None, "pirate", "pirate*0.5", None, "pirate"]
+    alone = [answer(engine, BUILTIN_MODEL, "bf16", wish) for wish in wishes]
+    assert len(set(alone)) == 3
+    seen: dict[int, list] = {i: [] for i in range(len(wishes))}
+
+    def visit(number: int) -> None:
+        for _ in range(3):
+            seen[number].append(answer(engine, BUILTIN_MODEL, "bf16", wishes[number]))
+
+    threads = [threading.Thread(target=visit, args=(i,)) for i in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    for number, answers in seen.items():
+        assert answers == [alone[number]] * 3, f"visitor {number} ({wishes[number]}) saw another's answer"
+
+
+def test_stop_takes_the_adapter_off(engine):
+    none = answer(engine, BUILTIN_MODEL, "bf16")
+    loaded = load(engine, BUILTIN_MODEL, "bf16", "pirate")
+    prompt = engine.encode(BUILTIN_MODEL, PROMPT, None, None)
+    cancel = threading.Event()
+    running = engine.generate(
+        loaded.handle, prompt, GenerationSettings(max_new_tokens=200), cancel, adapter=Adapter("pirate")
+    )
+    next(running)
+    running.close()
+    assert answer(engine, BUILTIN_MODEL, "bf16") == none
+
+
+def test_merged_has_a_base_of_its_own(engine):
+    none = answer(engine, BUILTIN_MODEL, "bf16")
+    plain, merged = load(engine, BUILTIN_MODEL, "bf16"), load(engine, BUILTIN_MODEL, "bf16", "pirate:merged")
+    assert merged.handle != plain.handle
+    assert answer(engine, BUILTIN_MODEL, "bf16", "pirate:merged") == with_peft(
+        engine, BUILTIN_MODEL, "bf16", adapters.builtin_path("pirate"), merged=True
+    )
+    assert merged.memory.adapter_bytes == 0
+    assert [r.name for r in engine.layers(merged.handle)] == [r.name for r in engine.layers(plain.handle)]
+    assert answer(engine, BUILTIN_MODEL, "bf16") == none
+    assert engine.handle_of(BUILTIN_MODEL, "bf16") == plain.handle, "a merged base passes for the plain one"
+    engine.unload(merged.handle)
+
+
+def test_merged_into_four_bits(engine):
+    given = answer(engine, BUILTIN_MODEL, "nf4", "pirate:merged")
+    assert given == with_peft(engine, BUILTIN_MODEL, "nf4", adapters.builtin_path("pirate"), merged=True)
+    loaded = load(engine, BUILTIN_MODEL, "nf4", "pirate:merged")
+    assert any("quantized again" in note for note in loaded.notes)
+    engine.unload(loaded.handle)
+
+
+# ---------------------------------------------------------------- every kind, on two layers
+
+
+def kinds() -> dict:
+    import peft
+
+    def made(**options):
+        return lambda: peft.LoraConfig(
+            **{"r": 4, "target_modules": TARGETS, "task_type": "CAUSAL_LM", **options}
+        )
+
+    return {
+        "dora": made(use_dora=True),
+        "rslora": made(use_rslora=True),
+        "embedding": made(target_modules=["embed_tokens", "q_proj"]),
+        "head": made(target_modules=["lm_head", "q_proj"]),
+        "both": made(target_modules=["lm_head", "embed_tokens"]),
+        "whole head": made(modules_to_save=["lm_head"]),
+        "norms": made(modules_to_save=["input_layernorm"]),
+        "tokens": made(trainable_token_indices=[1, 2, 500]),
+        "patterns": made(rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 32}),
+        "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM"),
+        "loha": lambda: peft.LoHaConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        "lokr": lambda: peft.LoKrConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        "vera": lambda: peft.VeraConfig(r=16, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "pissa": made(init_lora_weights="pissa", target_modules=["q_proj"]),
+    }
+
+
+KINDS = ("dora", "rslora", "embedding", "head", "both", "whole head", "norms", "tokens", "patterns", "ia3", "loha",
+         "lokr", "vera", "prompt", "prefix", "pissa")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def zoo(two_layers, tmp_path_factory):
+    """`zoo(kind)`: a folder with an adapter of that kind, whose weights are far enough from 0 to be seen."""
+    folder = tmp_path_factory.mktemp("zoo")
+    louder = {"loha": 8.0, "lokr": 8.0, "vera": 20.0, "prompt": 20.0}
+
+    def make(kind: str) -> Path:
+        import torch
+        from peft import get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        path = folder / kind
+        if not path.exists():
+            model = AutoModelForCausalLM.from_pretrained(two_layers, dtype=torch.bfloat16)
+            torch.manual_seed(3)
+            wrapped = get_peft_model(model, kinds()[kind]())
+            with torch.no_grad():
+                for parameter in wrapped.parameters():
+                    if parameter.requires_grad:
+                        noise = torch.randn_like(parameter)
+                        more = 0.1 * louder.get(kind, 1.0) * torch.randn_like(parameter)
+                        parameter.copy_(parameter * (1 + 0.3 * noise) + more)
+            wrapped.save_pretrained(str(path))
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", ["bf16", "nf4:dq"])
+def test_every_kind_gives_what_peft_gives_and_none_stays(engine, two_layers, zoo, variant, kind):
+    if (kind, variant) in (("dora", "nf4:dq"), ("pissa", "nf4:dq")):
+        pytest.skip("has a test of its own")
+    folder = zoo(kind)
+    list(engine.open(str(two_layers), threading.Event()))
+    plain = load(engine, two_layers, variant)
+    none = answer(engine, two_layers, variant)
+    rows = engine._call(
+        lambda: layers.rows(engine._pool.get(plain.handle).model, engine._pool.get(plain.handle).backend)
+    )
+    try:
+        wanted = with_peft(engine, two_layers, variant, folder)
+    except Exception as error:  # peft has no such layer for this method (LoHa on 4 bits, say)
+        assert variant != "bf16", f"peft itself fails: {error}"
+        with pytest.raises(Problem):
+            answer(engine, two_layers, variant, Adapter(str(folder)))
+    else:
+        given = answer(engine, two_layers, variant, Adapter(str(folder)))
+        assert given == wanted
+        if (kind, variant) != (
+            "prompt",
+            "nf4:dq",
+        ):  # two 4-bit layers pass over virtual tokens; bf16 shows them
+            assert given != none, "the adapter changed nothing: this test would not see a missing one"
+    assert answer(engine, two_layers, variant) == none
+    slot = engine._pool.get(plain.handle)
+    assert engine._call(lambda: layers.rows(slot.model, slot.backend)) == rows
+
+
+def test_only_what_must_has_a_base_of_its_own(engine, two_layers, zoo):
+    list(engine.open(str(two_layers), threading.Event()))
+    plain = load(engine, two_layers, "bf16")
+    own = {
+        kind
+        for kind in KINDS
+        if load(engine, two_layers, "bf16", Adapter(str(zoo(kind)))).handle != plain.handle
+    }
+    assert own == {"pissa"}
+
+
+def test_dora_on_four_bits_takes_the_norm_of_the_real_weight(engine, two_layers, zoo):
+    """bitsandbytes repacks 4-bit weights on CPUs with AVX-512, and peft reads them as if it had not. Judged against
+    the definition: m × (W + s·BA) / ‖W + s·BA‖, with W as it was dequantized before the repacking."""
+    import torch
+    from peft import PeftConfig
+    from safetensors.torch import load_file
+
+    folder = zoo("dora")
+    list(engine.open(str(two_layers), threading.Event()))
+    adapter = Adapter(str(folder))
+    loaded = load(engine, two_layers, "nf4", adapter)
+    name = "model.layers.0.self_attn.v_proj"
+
+    def work():
+        slot = engine._pool.get(loaded.handle)
+        state = load_file(folder / "adapter_model.safetensors")
+        part = {k.split(f"{name}.")[1]: v.float() for k, v in state.items() if name in k}
+        scaling = PeftConfig.from_pretrained(str(folder)).lora_alpha / 4
+        weight = slot.backend.dequantize(slot.model.get_submodule(name)).float()
+        full = weight + scaling * part["lora_B.weight"] @ part["lora_A.weight"]
+        wanted = part["lora_magnitude_vector"].view(-1, 1) * full / full.norm(dim=1, keepdim=True)
+        x = torch.randn(1, 5, weight.shape[1], generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode(), engine.wearing(slot, adapter) as model:
+            got = model.get_submodule(name)(x.to(torch.bfloat16)).float()
+        right = x.to(torch.bfloat16).float() @ wanted.T
+        return float((got - right).norm() / right.norm())
+
+    assert engine._call(work) < 0.03
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_what_does_not_fit_is_refused_before_the_base_is_loaded(engine, two_layers):
+    engine.unload()
+    list(engine.open(str(two_layers), threading.Event()))
+    with pytest.raises(Problem, match="layers.2"):
+        load(engine, two_layers, "bf16", "pirate")
+    assert not engine.state().residents, "the base was loaded for an adapter that cannot fit"
+
+
+def test_an_incomplete_adapter_leaves_the_base_usable(engine, two_layers, zoo, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    list(engine.open(str(two_layers), threading.Event()))
+    none = answer(engine, two_layers, "bf16")
+    folder = shutil.copytree(zoo("rslora"), tmp_path / "a")
+    state = load_file(folder / "adapter_model.safetensors")
+    state.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight")
+    save_file(state, folder / "adapter_model.safetensors")
+    with pytest.raises(Problem, match=r"layers.1.self_attn.q_proj"):
+        answer(engine, two_layers, "bf16", Adapter(str(folder)))
+    assert answer(engine, two_layers, "bf16") == none
+
+
+def test_an_adapter_of_an_unknown_kind(engine, two_layers, zoo, tmp_path):
+    import json
+    import shutil
+
+    folder = shutil.copytree(zoo("rslora"), tmp_path / "a")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "TOMORROW"}))
+    list(engine.open(str(two_layers), threading.Event()))
+    with pytest.raises(Problem, match="TOMORROW"):
+        answer(engine, two_layers, "bf16", Adapter(str(folder)))
+
+
+def test_a_column_that_fails_leaves_the_others_alone(two_layers, zoo, engine):
+    from comparator.compare import compare
+    from comparator.types import Cell, Done, Request
+
+    bf16 = resolve("bf16")
+    cells = (Cell(bf16), Cell(bf16, Adapter("pirate")), Cell(bf16, Adapter(str(zoo("rslora")))))
+    request = Request(
+        str(two_layers), cells, PROMPT, settings=GenerationSettings(max_new_tokens=4), fidelity="none"
+    )
+    done = list(compare(request, engine=engine))[-1]
+    assert isinstance(done, Done)
+    first, bad, good = done.comparison.cells
+    assert (first.status, bad.status, good.status) == ("ok", "failed", "ok")
+    assert "layers.2" in bad.error.problem and bad.error.advice
+    assert good.adapter_info.kind == "rsLoRA" and good.memory.adapter_bytes > 0
+    assert good.latency.load_s is None, "the base was loaded again for the adapter"
+    assert good.latency.adapter_switch_s is not None
+    assert dataclasses.replace(first.memory, run_peak_bytes=None).adapter_bytes is None
+
+
+def test_the_effects_drift_is_in_the_document(engine, two_layers, zoo):
+    """Measured for columns with an adapter beside the reference's own; int8 is nearer to bf16 than fp4 is."""
+    from comparator import document
+    from comparator.compare import compare
+    from comparator.types import Cell, Request
+
+    adapter = Adapter(str(zoo("rslora")))
+    cells = tuple(Cell(resolve(v), a) for v in ("bf16", "int8", "fp4") for a in (None, adapter))
+    settings = GenerationSettings(max_new_tokens=6)
+    done = list(compare(Request(str(two_layers), cells, PROMPT, settings=settings), engine=engine))[
+        -1
+    ].comparison
+    assert done.ok, [c.error for c in done.cells]
+    drift = {(c.variant, bool(c.adapter)): c.fidelity.adapter for c in done.cells}
+    assert [drift[v, False] for v in ("bf16", "int8", "fp4")] == [None] * 3
+    assert drift["bf16", True] is None, "the reference's own effect is what the others are measured against"
+    int8, fp4 = drift["int8", True], drift["fp4", True]
+    assert int8.tokens == fp4.tokens == 6 and int8.effect == pytest.approx(fp4.effect)
+    assert 0 <= int8.kl < fp4.kl
+    assert document.loads(document.dumps(done)) == done
+
+
+@pytest.mark.slow
+def test_gptq_gives_what_peft_gives_and_none_stays(engine, two_layers, zoo):
+    pytest.importorskip("gptqmodel")
+    list(engine.open(str(two_layers), threading.Event()))
+    completed = list(engine.complete(str(two_layers), _cell("gptq"), threading.Event()))[-1]
+    variant, folder = completed.variant.notation, zoo("rslora")
+    none = answer(engine, two_layers, variant)
+    given = answer(engine, two_layers, variant, Adapter(str(folder)))
+    assert given == with_peft(engine, two_layers, variant, folder)
+    assert given != none
+    assert answer(engine, two_layers, variant) == none
+    loaded = load(engine, two_layers, variant, Adapter(str(folder)))
+    assert loaded.kernel.startswith("gptqmodel ") and loaded.kernel.endswith(" + rsLoRA")
+    marked = [r for r in engine.layers(loaded.handle, Adapter(str(folder))) if r.adapter_rank]
+    assert len(marked) == 6 and all(r.name.endswith("qweight") for r in marked)
+    with pytest.raises(Problem, match="DoRA"):
+        load(engine, two_layers, variant, Adapter(str(zoo("dora"))))
+
+
+def _cell(notation: str):
+    from comparator.types import Cell
+
+    return Cell(resolve(notation))

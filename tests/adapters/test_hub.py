@@ -1,0 +1,93 @@
+"""Adapters from the Hub, against a local stand-in that speaks its HTTP: revisions, pickles, offline, Stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from model_hub import ModelHub, model_hub
+
+from comparator import adapters
+from comparator.adapters.find import builtin_path
+from comparator.notation import parse_adapter
+from comparator.sources import hub
+from comparator.types import Problem, Stopped
+
+NAME = "someone/pirate-lora"
+
+
+@pytest.fixture
+def server(tmp_path: Path, own_dirs: Path, monkeypatch):
+    with model_hub() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        hub._listings.clear()
+        stand_in.add(NAME, files(), parameters=None)
+        yield stand_in
+    hub._listings.clear()
+
+
+def files(**more: bytes) -> dict[str, bytes]:
+    read = {p.name: p.read_bytes() for p in builtin_path("pirate").iterdir()}
+    # What training leaves beside an adapter; none of it is needed, and the last two are pickles.
+    return read | {"README.md": b"hello", "optimizer.pt": b"x" * 1000, "training_args.bin": b"x" * 100} | more
+
+
+def opened(text: str, progress=None):
+    return adapters.describe(adapters.open_adapter(parse_adapter(text), progress=progress))
+
+
+def test_an_adapter_is_downloaded_and_described(server: ModelHub):
+    facts = opened(NAME)
+    assert facts.kind == "LoRA" and facts.parameters == 737_280
+    assert facts.revision == server.repos[NAME].commit, "a branch must be resolved to its commit"
+    assert facts.source == NAME
+    fetched = {path for _, path in server.requests if "/resolve/" in path}
+    assert not any("optimizer" in p or "training_args" in p or "README" in p for p in fetched), fetched
+
+
+def test_a_revision_is_asked_for_by_name(server: ModelHub):
+    server.repos[NAME].branches["v1"] = server.repos[NAME].commit
+    assert opened(f"{NAME}@v1*0.5").revision == server.repos[NAME].commit
+    with pytest.raises(Problem, match="v2"):
+        opened(f"{NAME}@v2")
+
+
+def test_a_pickle_is_refused_before_it_is_downloaded(server: ModelHub):
+    pickled = files()
+    pickled["adapter_model.bin"] = pickled.pop("adapter_model.safetensors")
+    server.add("someone/pickled", pickled, parameters=None)
+    with pytest.raises(Problem, match="adapter_model.bin"):
+        opened("someone/pickled")
+    assert not any("/resolve/" in path for _, path in server.requests)
+
+
+def test_a_repo_without_an_adapter_is_refused_by_what_it_is(server: ModelHub):
+    server.add("someone/model", {"config.json": b"{}", "model.safetensors": b""}, parameters=None)
+    with pytest.raises(Problem, match="whole model"):
+        opened("someone/model")
+    with pytest.raises(Problem, match="someone/nothing"):
+        opened("someone/nothing")
+
+
+def test_what_was_downloaded_serves_offline(server: ModelHub, monkeypatch):
+    commit = opened(NAME).revision
+    hub._listings.clear()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    again = opened(NAME)
+    assert again.revision == commit and again.parameters == 737_280
+    with pytest.raises(Problem, match="cannot be reached"):
+        opened("someone/never-seen")
+
+
+def test_stop_ends_a_download(server: ModelHub):
+    server.chunk_s = 0.2
+
+    def stop(fraction, message):
+        if message.startswith("downloading"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        opened(NAME, progress=stop)

@@ -1,0 +1,171 @@
+"""The bench on tiny shapes: what it measures is there, its checks can fail, and its arithmetic is right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from comparator import bench, bench_table, shapes
+from comparator.backends import resolve
+from comparator.bench import Options, Row, Timed
+from comparator.types import Problem
+
+TINY = Options(decode=("eager",), prompt_tokens=24, new_tokens=8, pairs=2, ttft_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    shapes.write(folder / "full", "llama-tiny")
+    shapes.write(folder / "gptq", "llama-tiny", gptq=True)
+    return folder
+
+
+def test_a_report_holds_what_was_measured(tiny):
+    *_, report = bench.run(str(tiny / "full"), [resolve("bf16"), resolve("nf4")], TINY)
+    assert [row.variant for row in report.rows] == ["bf16", "nf4"]
+    for row in report.rows:
+        assert row.error is None and row.load_s > 0 and row.resident_bytes > 0
+        (eager,) = row.paths
+        assert eager.error is None and eager.check == "8 tokens equal"
+        assert len(eager.runs) == len(row.stock.runs) == 2
+        assert eager.ratio == pytest.approx(
+            sum(a / b for a, b in zip(eager.runs, row.stock.runs, strict=True)) / 2
+        ), "of two pairs the median is the mean of the pairs' ratios"
+        assert row.ttft["prompt_tokens"] == 32 and row.ttft["ratio"] > 0
+        assert row.floor_tok_s is None, "a CPU has no floor here: its caches would make it a lie"
+    assert json.loads(json.dumps(report.to_dict()))["rows"][1]["variant"] == "nf4"
+    text = bench_table.table(report)
+    assert "| nf4 | stock generate |" in text and "batch 1, greedy" in text
+
+
+def test_a_graph_that_is_asked_for_and_not_there_is_an_error(tiny):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    options = Options(decode=("graph",), prompt_tokens=8, new_tokens=4, pairs=1)
+    *_, report = bench.run(str(tiny / "full"), [resolve("bf16")], options)
+    (timed,) = report.rows[0].paths
+    assert "CUDA" in timed.error and timed.decode_tok_s is None
+
+
+def test_one_variants_trouble_is_its_row_alone(tiny):
+    given = [resolve("gptq@/nowhere/at/all"), resolve("bf16")]
+    *_, report = bench.run(str(tiny / "full"), given, TINY)
+    assert report.rows[0].error and report.rows[1].error is None
+
+
+def test_tokens_that_are_not_generates_are_an_error(tiny, monkeypatch):
+    real = bench.stock_run
+    monkeypatch.setattr(bench, "stock_run", lambda *a: (*real(*a)[:2], [7] * 8))
+    *_, report = bench.run(str(tiny / "full"), [resolve("bf16")], TINY)
+    assert "not stock generate's" in report.rows[0].paths[0].error
+
+
+def test_a_figure_above_the_floor_is_no_result():
+    row = Row("bf16", floor_tok_s=200.0, step_bytes=15 * 10**9)
+    fast, sound = Timed("graph", decode_tok_s=753.0, ratio=20.0), Timed("graph", decode_tok_s=112.0)
+    bench._against_floor(fast, row)
+    bench._against_floor(sound, row)
+    assert fast.error and "floor" in fast.error and fast.decode_tok_s is None and fast.ratio is None
+    assert sound.error is None and sound.floor_share == pytest.approx(0.56)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_step_reads_every_weight_once_but_the_embedding(tied):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from comparator import layers
+    from comparator.backends import backend_for
+    from comparator.metrics import bandwidth
+
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    rows = layers.rows(model, backend_for(resolve("bf16")))
+    blocks = sum(p.numel() * 2 for p in model.model.layers.parameters()) + 32 * 2
+    assert bandwidth.step_bytes(model, rows) == blocks + 100 * 32 * 2, "the head counts once, tied or not"
+    assert bandwidth.copy_bytes_s("cpu") is None and bandwidth.floor_tok_s("cpu", 10) is None
+
+
+def test_packed_shapes_unpack_to_weights_of_the_same_spread(tiny):
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(tiny / "gptq" / "model-00001.safetensors")
+    name = "model.layers.0.mlp.gate_proj"
+    packed, scales = tensors[f"{name}.qweight"], tensors[f"{name}.scales"].float()
+    values = torch.stack([(packed >> (4 * i)) & 15 for i in range(8)], dim=1).reshape(-1, packed.shape[1])
+    weight = (values.float() - 8) * scales.repeat_interleave(shapes.GROUP, dim=0)
+    assert weight.shape == (128, 256)
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert abs(float(weight.mean())) < 0.001, "a mean that is not 0 overflows fp16 in a deep model"
+
+
+def test_energy_is_power_times_time_per_token():
+    from comparator.metrics.energy import Used, metered
+
+    used = Used(joules=600.0, start_s=0.0, end_s=2.0)  # 300 W
+    assert used.per_token([0.5, 1.0, 1.5]) == pytest.approx(300 * 1.0 / 2)
+    assert Used(joules=3.0, start_s=0.0, end_s=0.1).per_token([0.0, 0.1]) is None, (
+        "shorter than the meter's step"
+    )
+    assert used.per_token([0.5]) is None
+    with metered("cpu") as nothing:
+        pass
+    assert nothing.joules is None, "what was not measured is None, not 0"
+
+
+def test_unknown_shapes_and_paths_are_named(tiny):
+    with pytest.raises(Problem, match="llama-9b"):
+        shapes.shape("llama-9b")
+    with pytest.raises(Problem, match="warp"):
+        next(bench.run(str(tiny / "full"), [resolve("bf16")], Options(decode=("warp",))))
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path):
+    output = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "comparator", "bench", "--shapes", "llama-tiny", "-v", "bf16", "--prompt-tokens", "8",
+         "--new-tokens", "4", "--pairs", "1", "--decode", "eager", "-o", str(output)],
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| bf16 | stock generate |" in done.stdout
+    report = json.loads(output.read_text())
+    assert report["options"]["new_tokens"] == 4 and report["rows"][0]["paths"][0]["decode_tok_s"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("notation", ["bf16", "int8", "nf4", "fp4"])
+def test_twenty_loads_leave_nothing_behind(tiny, notation):
+    import threading
+
+    import torch
+
+    from comparator.pool import Pool
+    from comparator.settings import get_settings
+    from comparator.sources import open_checkpoint
+    from comparator.types import GenerationSettings
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    checkpoint, pool = open_checkpoint(str(tiny / "full")), Pool(get_settings())
+    before = None
+    for _ in range(20):
+        slot, _ = pool.load(
+            checkpoint, resolve(notation), None, True, set(), lambda *_: None, threading.Event()
+        )
+        slot.decoder.plan(list(range(8)), GenerationSettings(max_new_tokens=8, decode="graph"))
+        del slot
+        pool.unload()
+        if before is None:  # what libraries keep for themselves is there after the first
+            before = torch.cuda.memory_allocated()
+    assert torch.cuda.memory_allocated() - before < 32 * 2**20

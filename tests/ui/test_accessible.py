@@ -1,0 +1,113 @@
+"""Light, dark, a desk and a phone: no serious axe-core violation, nothing that scrolls sideways."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+SIZES = {"desk": (1440, 900), "phone": (390, 844)}
+TABS = ("Latency", "Memory", "Layers")
+
+
+def violations(page) -> list[str]:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response
+    assert len(found["passes"]) > 10, "axe-core did not look at the page"
+    return [
+        f"{v['impact']}: {v['help']} at {node['html'][:160]}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+        for node in v["nodes"]
+    ]
+
+
+def sideways(page) -> list[str]:
+    """What reaches over the right edge of the page, unless it scrolls inside something."""
+    wide = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
+    if wide <= 0:
+        return []
+    return [f"{wide} px too wide"] + page.evaluate(
+        "() => [...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
+        ".slice(-5).map((e) => e.outerHTML.slice(0, 120))"
+    )
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_first_visit(visit, size, dark):
+    visitor = visit(*SIZES[size], dark=dark)
+    visitor.page.wait_for_function("() => /parameters/.test(document.querySelector('#facts').innerText)"
+                                   if size == "desk" else "() => true")  # fmt: skip
+    assert not violations(visitor.page)
+    assert not sideways(visitor.page)
+    if size == "phone":
+        assert not visitor.page.locator("#panel").is_visible(), "on a phone the panel folds away"
+        visitor.page.click("#panel-toggle")
+        assert visitor.page.locator("#panel").is_visible()
+    visitor.page.click('#custom button:has-text("Custom variant")')
+    visitor.page.click('button:has-text("More settings")')
+    visitor.page.wait_for_selector("#set-top-p input", timeout=10_000)
+    assert not violations(visitor.page), "with everything unfolded"
+    assert not sideways(visitor.page), "with everything unfolded"
+    visitor.context.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_after_a_run(compared, size, dark):
+    """The same finished comparison, in the other size and colours; every tab."""
+    page = compared.page
+    # One layer's rows are as good as thirty layers', and axe takes its time over every cell.
+    compared.tab("Layers")
+    search = page.locator("#layers-search textarea, #layers-search input")
+    search.fill("layers.0. ")
+    page.wait_for_function("() => document.querySelectorAll('[data-table=tensors] tbody tr').length < 20")
+    page.set_viewport_size(dict(zip(("width", "height"), SIZES[size], strict=True)))
+    page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", dark)
+    try:
+        for name in TABS:
+            compared.tab(name)
+            page.wait_for_timeout(700)  # plots fit themselves to the new width
+            assert not violations(page), f"tab {name}"
+            assert not sideways(page), f"tab {name}"
+    finally:
+        page.set_viewport_size({"width": 1440, "height": 900})
+        page.evaluate("() => document.body.classList.remove('dark')")
+        compared.tab("Layers")
+        search.fill("")
+
+
+def test_dark_is_dark(visit):
+    light, dark = visit(), visit(dark=True)
+    read = (
+        "() => [getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('.brand h1')).color]"
+    )
+    colours = [v.page.evaluate(read) for v in (light, dark)]
+
+    def brightness(css: str) -> float:
+        return sum(int(part) for part in css[css.index("(") + 1 : -1].split(",")[:3]) / 3
+
+    assert brightness(colours[0][0]) > 200 and brightness(colours[0][1]) < 80
+    assert brightness(colours[1][0]) < 60 and brightness(colours[1][1]) > 180
+    light.context.close()
+    dark.context.close()
+
+
+def test_a_keyboard_reaches_everything(visitor):
+    """Tab through the page: every stop is visible, and Run and the variants are among them."""
+    reached = []
+    for _ in range(60):
+        visitor.page.keyboard.press("Tab")
+        reached.append(
+            visitor.page.evaluate(
+                "() => { const e = document.activeElement; const box = e.getBoundingClientRect();"
+                " return [e.id || e.value || e.innerText.slice(0, 30) || e.tagName, box.width * box.height > 0]; }"
+            )
+        )
+    names = [name for name, _ in reached]
+    assert "run" in names and "bf16" in names, f"not reached by keyboard: {names}"
+    hidden = [name for name, visible in reached if not visible and name != "BODY"]
+    assert not hidden, f"the focus goes to what cannot be seen: {hidden}"

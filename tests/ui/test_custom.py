@@ -1,0 +1,82 @@
+"""The form for a variant of one's own, made from what the backends say; and the list it adds to."""
+
+from __future__ import annotations
+
+import pytest
+
+from comparator.backends import methods, resolve
+from comparator.types import Problem
+from comparator.ui.components import variants
+from comparator.ui.components.custom import _field, compose, judge
+
+ALL = methods()
+OPTIONS = [(name, option) for name, (_, method) in ALL.items() for option in method.options]
+
+
+def defaults(name: str) -> dict:
+    """The values that the fields of a method hold at first."""
+    _, method = ALL[name]
+    return {option: _field(option).value for option in method.options}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_untouched_form_makes_the_plain_method(name):
+    assert compose(*ALL[name], defaults(name)) == resolve(name).notation
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=[f"{n}-{o.name}" for n, o in OPTIONS])
+def test_every_choice_of_every_option_makes_its_notation(name, option):
+    values = {"flag": [True, False], "number": [o for o in (option.minimum, option.maximum) if o is not None]}
+    for value in values.get(option.kind, list(option.choices)):
+        given = defaults(name) | {option: value}
+        if option.kind == "number":
+            given[option] = float(value)
+        text = compose(*ALL[name], given)
+        try:
+            assert resolve(text).notation == text, "what the form writes is canonical"
+        except Problem as refused:
+            assert refused.advice, f"{text} is refused without a way out"
+
+
+def test_a_source_goes_behind_the_at():
+    takers = [name for name, (_, method) in ALL.items() if method.takes_source]
+    for name in takers:
+        assert compose(*ALL[name], {None: "someone/model@main"}) == f"{name}@someone/model@main"
+
+
+def test_names_may_be_typed_with_commas():
+    skip = next(o for o in ALL["nf4"][1].options if o.name == "skip")
+    assert compose(*ALL["nf4"], {skip: "q_proj, lm_head"}) == "nf4:skip=lm_head+q_proj"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nf5", "nf4:dqq", "nf4:compute=fp12", "int8:dq", "nf4:", "bf16@x", "<b>"]
+)
+def test_what_is_wrong_is_said_as_it_is_typed(text):
+    html = judge(text)
+    assert "bad" in html and "<b>" in html
+    assert "<b><b>" not in html, "what was typed must not become markup"
+
+
+def test_what_is_right_is_said_in_words():
+    assert "double quantized" in judge("nf4:dq")
+
+
+def test_adding_ticks_and_keeps_the_order():
+    first = variants.picked(8)
+    more = variants.with_added(first, "nf4:dq,compute=fp16", 8)
+    assert more["on"] == [*first["on"], "nf4:dq,compute=fp16"]
+    assert more["rows"][-1]["custom"] and not first["rows"][-1]["custom"]
+    again = variants.with_added(more | {"on": ["bf16"]}, "nf4:compute=fp16,dq", 8)
+    assert len(again["rows"]) == len(more["rows"]), "the same variant in another spelling is no new row"
+    with pytest.raises(Problem, match="already"):
+        variants.with_added(again, "nf4:dq,compute=fp16", 8)
+
+
+@pytest.mark.parametrize("value", [None, "x", {}, {"rows": "x", "on": 3}, {"rows": [1], "on": [None]}])
+def test_a_forged_list_does_no_harm(value):
+    assert variants.with_added(value, "fp4:dq", 8)["on"][-1] == "fp4:dq"
+
+
+def test_only_what_fits_is_ticked_at_first():
+    assert variants.picked(2)["on"] == ["bf16", "int8"]

@@ -1,0 +1,37 @@
+"""The model field: names on the Hub as one types, what is known of a model, and a run of one from there."""
+
+from __future__ import annotations
+
+import pytest
+from model_hub import ModelHub
+
+pytestmark = pytest.mark.browser
+
+
+def test_names_on_the_hub_come_as_one_types(browser, serve):
+    hub = ModelHub()
+    hub.add("someone/lighthouse-7b", {"config.json": b"{}"})
+    hub.add("another/lighthouse-mini", {"config.json": b"{}"})
+    hub.add("someone/else", {"config.json": b"{}"})
+    server = serve(HF_ENDPOINT=hub.url)
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#model input", timeout=60_000)
+        page.wait_for_function(
+            "() => /free/.test(document.querySelector('#status').innerText)", timeout=90_000
+        )
+        box = page.locator("#model input")
+        box.click()
+        box.fill("")
+        box.press_sequentially("lighthouse", delay=60)
+        page.get_by_role("option", name="another/lighthouse-mini").wait_for(timeout=15_000)
+        assert box.input_value() == "lighthouse", "what is being typed is left alone"
+        assert page.get_by_role("option", name="someone/else").count() == 0
+        page.get_by_role("option", name="someone/lighthouse-7b").click()
+        assert box.input_value() == "someone/lighthouse-7b"
+        page.wait_for_function("() => document.querySelector('#facts').innerText.length > 10", timeout=30_000)
+    finally:
+        context.close()
+        hub.close()

@@ -1,0 +1,161 @@
+"""A server on the internet: limits, other people's history, local paths, the password, other sites' pages."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+import sample
+
+from comparator.settings import Settings
+from comparator.ui.desk import Desk, owner_of
+from comparator.ui.origin import OwnOrigin
+
+KEY = "() => document.querySelector('#visitor input, #visitor textarea').value"
+
+
+def owned(visitor) -> str:
+    visitor.page.wait_for_function(f"() => ({KEY})().length >= 22", timeout=20_000)
+    return visitor.page.evaluate(KEY)
+
+
+def notice(visitor, words: str) -> str:
+    visitor.page.wait_for_function(
+        f"() => document.querySelector('#notice').innerText.includes({json.dumps(words)})", timeout=60_000
+    )
+    return visitor.text("#notice")
+
+
+def answer(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.browser
+def test_a_public_server(serve, open_at, tmp_path):
+    server = serve(COMPARATOR_PUBLIC="1", COMPARATOR_REQUESTS_PER_MINUTE="2", COMPARATOR_MAX_NEW_TOKENS="16")
+    first, second = open_at(server.url), open_at(server.url)
+    assert owned(first) != owned(second)
+    assert not first.page.locator("#unload-all").is_visible(), "one visitor could unload what others use"
+
+    # What would read this machine's files is refused before anything runs, and is not counted.
+    first.page.locator("#model input").fill("/etc")
+    first.page.keyboard.press("Enter")
+    first.page.wait_for_function(
+        "() => /not taken as a model/.test(document.querySelector('#facts').innerText)"
+    )
+    first.page.click("#run")
+    notice(first, "not taken as a model")
+    first.page.locator("#model input").fill("smollm2-135m")
+    first.page.keyboard.press("Enter")
+    first.run(tokens=17, variants=("bf16",))
+    notice(first, "COMPARATOR_MAX_NEW_TOKENS")
+
+    first.run(tokens=2, prompt="Say hello to the ostrich", variants=("bf16",))
+    first.finished()
+    first.page.wait_for_selector("#share-link")
+    link = first.page.evaluate("() => document.querySelector('#share-link').dataset.copyLink")
+
+    first.tab("History")
+    first.page.wait_for_selector("ul.history > li", timeout=30_000)
+    assert "ostrich" in first.text("ul.history")
+    second.tab("History")
+    second.page.wait_for_function(
+        "() => /for this browser alone/.test(document.querySelector('#history').innerText)"
+    )
+    # The link is for everybody; renaming and deleting are not, whatever a browser is made to send.
+    third = open_at(link)
+    third.page.wait_for_selector("#recording section", timeout=60_000)
+    assert "ostrich" in third.text("#recording")
+    stored = next((tmp_path / "data").rglob("*.meta.json")).read_text()
+    assert owned(first) not in stored, "the key of a visitor is kept where others could read it"
+
+    first.run(tokens=2, prompt="Say hello again", variants=("bf16",))
+    first.finished()
+    first.run(tokens=2, prompt="And again", variants=("bf16",))
+    assert "Try again in" in notice(first, "COMPARATOR_REQUESTS_PER_MINUTE")
+
+    # Pages of other sites are turned away, ours and programs are not.
+    config = server.url + "config"
+    assert answer(config) == 200 and answer(config, Origin=server.url.rstrip("/")) == 200
+    assert answer(config, Origin="https://evil.example") == 403
+    assert answer(config, Origin="null") == 403
+
+
+@pytest.mark.browser
+def test_a_password_stands_before_everything(serve, browser, tmp_path):
+    from comparator.store import open_store
+
+    with open_store(Settings(data_dir=tmp_path / "data")) as store:
+        id = store.save(sample.comparison())
+    server = serve(COMPARATOR_AUTH="ada:lovelace")
+    assert answer(server.url + "config") == 401
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{server.url}?c={id}")
+    page.get_by_label("username").fill("ada")
+    page.get_by_label("password").fill("lovelace")
+    page.get_by_role("button", name="Login").click()
+    page.wait_for_selector("#recording section", timeout=60_000)
+    assert "CPU (2 cores)" in page.locator("#recording").inner_text(), "the link is forgotten by the login"
+    context.close()
+    assert "lovelace" not in server.said()
+
+
+# ---------------------------------------------------------------- without a server
+
+
+def test_a_visitors_history_is_theirs(tmp_path):
+    desk = Desk(Settings(data_dir=tmp_path, public=True))
+    mine, theirs = "a" * 48, "b" * 48
+    kept = desk.save(sample.comparison(), mine)
+    assert desk.holds(kept.id) and [e.id for e in desk.store.search("", mine)] == [kept.id]
+    assert desk.store.search("", theirs) == [] == desk.store.search("", None)
+    for change in (desk.store.delete, lambda id, owner: desk.store.rename(id, "x", owner)):
+        with pytest.raises(Exception, match="somebody else's"):
+            change(kept.id, theirs)
+
+
+@pytest.mark.parametrize("key", [None, "", "short", "x" * 65, "../" * 10, 5, ["a" * 30], "ä" * 30])
+def test_what_is_no_key_is_nobody(key):
+    assert owner_of(key) is None
+
+
+def test_a_comparison_that_cannot_be_saved_is_shown_without_a_link(tmp_path, monkeypatch):
+    from comparator.types import Problem
+
+    desk = Desk(Settings(data_dir=tmp_path))
+
+    def full(*_, **__):
+        raise Problem("The disk is full.", "Free some space.")
+
+    monkeypatch.setattr(desk.store, "save", full)
+    before = sample.comparison()
+    assert desk.save(before, None) is before and not desk.holds(before.id)
+
+
+@pytest.mark.parametrize(
+    "headers, behind_proxy, foreign",
+    [
+        ({}, False, False),
+        ({"origin": "http://here:7860", "host": "here:7860"}, False, False),
+        ({"origin": "https://here", "host": "here"}, False, False),
+        ({"origin": "https://here", "host": "here:443"}, False, False),
+        ({"origin": "https://HERE", "host": "here"}, False, False),
+        ({"origin": "https://there", "host": "here"}, False, True),
+        ({"origin": "https://here.evil", "host": "here"}, False, True),
+        ({"origin": "http://here:1", "host": "here"}, False, True),
+        ({"origin": "null", "host": "here"}, False, True),
+        ({"origin": "https://[", "host": "here"}, False, True),
+        ({"origin": "https://out", "host": "in", "x-forwarded-host": "out"}, True, False),
+        ({"origin": "https://out", "host": "in", "x-forwarded-host": "out"}, False, True),
+    ],
+)
+def test_whose_page_asks(headers, behind_proxy, foreign):
+    scope = {"type": "http", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    assert OwnOrigin(None, behind_proxy)._foreign(scope) is foreign
