@@ -114,25 +114,26 @@ def search_hub(query: str, limit: int = 10) -> list[str]:
         "limit": limit,
     }
 
-    def ask() -> list[str]:
-        import huggingface_hub
-        from huggingface_hub.utils import build_hf_headers, get_session
+    # Not within the two seconds: the first import alone can take them on a busy machine.
+    import huggingface_hub
+    from huggingface_hub.utils import build_hf_headers, get_session
 
+    def ask() -> list[str]:
         base = endpoint() or huggingface_hub.constants.ENDPOINT
         answer = get_session().get(
             f"{base}/api/models", params=parameters, headers=build_hf_headers(), timeout=1.5
         )
         answer.raise_for_status()
-        return [str(m["id"]) for m in answer.json() if isinstance(m, dict) and m.get("id")][:limit]
+        found = [str(m["id"]) for m in answer.json() if isinstance(m, dict) and m.get("id")][:limit]
+        if len(_searches) > 500:
+            _searches.clear()
+        _searches[key] = (time.monotonic(), found)  # also when it comes too late: the next key press finds it
+        return found
 
     try:
-        found = in_background(ask, _silent, 2.0)
+        return list(in_background(ask, _silent, 2.0))
     except Exception:
         return []  # a search that fails is no search: the field works without
-    if len(_searches) > 500:
-        _searches.clear()
-    _searches[key] = (time.monotonic(), found)
-    return list(found)
 
 
 def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from model_hub import ModelHub
+from playwright.sync_api import TimeoutError
+
 
 pytestmark = pytest.mark.browser
 
@@ -24,9 +28,18 @@ def test_names_on_the_hub_come_as_one_types(browser, serve):
         )
         box = page.locator("#model input")
         box.click()
-        box.fill("")
-        box.press_sequentially("lighthouse", delay=60)
-        page.get_by_role("option", name="another/lighthouse-mini").wait_for(timeout=15_000)
+        suggested = page.get_by_role("option", name="another/lighthouse-mini")
+        for _ in range(4):  # a search has two seconds; where two busy cores need more, people type again
+            box.fill("")
+            box.press_sequentially("lighthouse", delay=60)
+            with contextlib.suppress(TimeoutError):
+                suggested.wait_for(timeout=15_000)
+                break
+        searches = [path for _, path in hub.requests if path == "api/models"]
+        assert suggested.is_visible(), (
+            f"No suggestion after typing four times; the Hub was asked {len(searches)} times. None: key_up no "
+            "longer searches. Some: what it found does not reach the list."
+        )
         assert box.input_value() == "lighthouse", "what is being typed is left alone"
         assert page.get_by_role("option", name="someone/else").count() == 0
         page.get_by_role("option", name="someone/lighthouse-7b").click()
