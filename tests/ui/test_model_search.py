@@ -8,7 +8,6 @@ import pytest
 from model_hub import ModelHub
 from playwright.sync_api import TimeoutError
 
-
 pytestmark = pytest.mark.browser
 
 
