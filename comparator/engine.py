@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from comparator.errors import explained
 from comparator.messages import Generation, Loaded, Progress, Prompt
+from comparator.seam import AnyEngine, InOnePlace
 from comparator.settings import Settings, get_settings
 from comparator.turns import Turns
 from comparator.types import (
@@ -31,6 +32,7 @@ from comparator.types import (
     ModelFacts,
     Problem,
     Resident,
+    Stopped,
     Variant,
 )
 from comparator.worker import Worker
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from comparator.scoring_tasks import Task
 
 
-class Engine:
+class Engine(InOnePlace):
     """Every method is safe from any thread; the work happens on the engine's own, one piece after another."""
 
     def __init__(self, settings: Settings | None = None):
@@ -151,8 +153,6 @@ class Engine:
 
     def open(self, model: str, cancel: threading.Event) -> Iterator[Progress | ModelFacts]:
         """Find, download or convert the model, with progress; the last item is its facts."""
-        from comparator.types import Stopped
-
         def work(emit):
             def told(fraction, message):
                 if cancel.is_set():
@@ -169,8 +169,6 @@ class Engine:
         """The cell with what only the model can tell filled in (a group size, say); it is the last item, and comes
         with progress where a ready-made checkpoint is downloaded. Raises `Problem` or `Stopped`."""
         from comparator.backends import backend_for
-        from comparator.types import Stopped
-
         def work(emit):
             def told(fraction, message):
                 if cancel.is_set():
@@ -192,6 +190,12 @@ class Engine:
             return Prompt(tuple(ids), used)
 
         return self._call(work)
+
+    def needed_bytes(self, model: str, variant: Variant) -> int:
+        """About what it takes on its device, before it is loaded. Raises `Problem`."""
+        from comparator.backends import backend_for
+
+        return self._call(lambda: backend_for(variant).needed_bytes(variant, self._checkpoint(model)))
 
     def _tokenizer(self, checkpoint: Any) -> Any:
         key = str(checkpoint.path)
@@ -252,7 +256,6 @@ class Engine:
         if adapter is None:
             return None
         from comparator import adapters
-        from comparator.types import Stopped
 
         def progress(fraction: float | None, message: str) -> None:
             if cancel is not None and cancel.is_set():
@@ -388,6 +391,11 @@ class Engine:
 
 
 @cache
-def get_engine() -> Engine:
-    """The engine of this process."""
-    return Engine()
+def get_engine() -> AnyEngine:
+    """The engine of this process: its own, or the cluster's where an address is set."""
+    settings = get_settings()
+    if settings.ray_address:
+        from comparator.cluster import ClusterEngine
+
+        return ClusterEngine(settings)
+    return Engine(settings)

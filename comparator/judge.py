@@ -6,7 +6,9 @@ events; what is computed is in `scoring_tasks`. A column that cannot be scored k
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import threading
@@ -43,8 +45,9 @@ from comparator.types import (
 
 if TYPE_CHECKING:
     from comparator.compare import Column
-    from comparator.engine import Engine, Prompt
+    from comparator.engine import Prompt
     from comparator.scoring import Kept
+    from comparator.seam import AnyEngine
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Judge:
     def __init__(
         self,
         request: Request,
-        engine: Engine,
+        engine: AnyEngine,
         cancel: threading.Event,
         columns: list[Column],
         reference: Column,
@@ -94,7 +97,7 @@ class Judge:
 
     def __exit__(self, *_) -> None:
         if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self.engine.release_scores(self._folder)
 
     def order(self) -> list[Column]:
         """Those that can be scored, each reference before what is measured against it."""
@@ -252,10 +255,10 @@ class Judge:
         return {"name": given.name, **(yield from self._run(column, task))}
 
     def _both(self, mine: Side, other: Side, shown: Column) -> Iterator[Event | bool]:
-        """Make the reference and the column resident; whether both are now."""
+        """Make the reference and the column resident; whether both are now, side by side."""
         yield from self._load(other, shown, keep=mine)
         yield from self._load(mine, shown, keep=other)
-        return {self._handles[mine], self._handles[other]} <= self._resident()
+        return self.engine.together(self._handles[mine], self._handles[other])
 
     def _from_disk(self, column: Column, answer: Answer) -> Iterator[Event | Kept]:
         if answer.text_scores is None:
@@ -265,10 +268,11 @@ class Judge:
             answer.text_scores = yield from self._run(
                 column, KeepText(self._scored(answer.side), self._text_ids, given.context, given.stride, path)
             )
-        size = os.path.getsize(answer.text_scores.path)
+        apart = self.engine.resident(self._handles.get(answer.side), self._handles.get(side(column)))
+        why = "are held apart" if apart else "do not fit on the device together"
         note = (
-            f"{answer.side.name} and this variant do not fit on the device together: the reference's scores of the "
-            f"text went to disk ({size / 1e6:,.0f} MB) and were compared from there."
+            f"{answer.side.name} and this variant {why}: the reference's scores of the text went to disk "
+            f"({answer.text_scores.bytes / 1e6:,.0f} MB) and were compared from there."
         )
         column.result = replace(column.result, notes=(*column.result.notes, note))
         return answer.text_scores
@@ -278,7 +282,7 @@ class Judge:
     def _weights(self, column: Column, answer: Answer) -> Iterator[Event]:
         """The error of every weight, where both are resident: loading one anew for it would cost too much."""
         mine, other = (self._handles.get(s) for s in (side(column), answer.side))
-        if mine == other or not {mine, other} <= self._resident():
+        if mine == other or not self.engine.compares_weights(mine, other):
             return
         errors = yield from self._run(column, WeightErrors(mine, other))
         column.result = replace(column.result, layers=with_errors(column.result.layers, errors))
@@ -329,24 +333,12 @@ class Judge:
                 result = item
         return result
 
-    def _resident(self) -> set[str]:
-        return {r.handle for r in self.engine.state().residents}
-
     def _scored(self, one: Side) -> Scored:
         return Scored(self._handles[one], one.adapter, one.name)
 
     def _scores_folder(self) -> Path:
         if self._folder is None:
-            parent = self.engine.settings.cache_dir / "scores"
-            try:
-                parent.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(parent)
-                self._folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
-            except OSError as error:
-                raise Problem(
-                    f"The reference's scores cannot be kept under {parent}: {error.strerror or error}.",
-                    "Set COMPARATOR_CACHE_DIR to a folder that can be written to.",
-                ) from None
+            self._folder = scores_folder(self.engine.settings.cache_dir)
         return self._folder
 
 
@@ -360,14 +352,32 @@ def check_request(request: Request, context_length: int | None = None) -> None:
         evaluation.check(request.evaluation, context_length)
 
 
+def scores_folder(cache: Path) -> Path:
+    """A new folder for scores, that of this process alone. Raises `Problem` where none can be made."""
+    parent = cache / "scores"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(parent)
+        return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-{_machine()}-", dir=parent))
+    except OSError as error:
+        raise Problem(
+            f"The reference's scores cannot be kept under {parent}: {error.strerror or error}.",
+            "Set COMPARATOR_CACHE_DIR to a folder that can be written to.",
+        ) from None
+
+
 def remove_leftovers(parent: Path) -> None:
-    """Scores of processes that are gone."""
+    """Scores of processes that are gone; of this machine, since others may keep theirs in the same folder."""
     import psutil
 
     for folder in parent.iterdir():
-        owner = folder.name.partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        owner, _, rest = folder.name.partition("-")
+        if owner.isdigit() and rest.startswith(f"{_machine()}-") and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def with_errors(rows: tuple[LayerRow, ...], errors: dict[str, dict]) -> tuple[LayerRow, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from comparator.types import AdapterInfo, Latency, Memory, ModelInfo, Variant
+from comparator.types import AdapterInfo, Environment, Latency, Memory, ModelInfo, Variant
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Loaded:
     prepare_s: float | None
     adapter: AdapterInfo | None = None
     adapter_load_s: float | None = None
+    environment: Environment | None = None  # where it is not the engine's own
 
 
 @dataclass(frozen=True)

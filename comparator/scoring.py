@@ -33,6 +33,11 @@ class Kept:
     vocabulary: int
     dtype: str
 
+    @property
+    def bytes(self) -> int:
+        width = {"float64": 8, "float32": 4}.get(self.dtype, 2)
+        return self.count * self.vocabulary * width
+
     def rows(self, start: int, end: int) -> Any:
         """Rows start..end as a tensor on the host, read now. Raises OSError where the file is gone or short."""
         import torch

@@ -21,7 +21,7 @@ from comparator.scoring_tasks import Door, EncodeText, Told
 from comparator.types import Cell, EvalSettings, Problem, Scoring, Stopped, Variant
 
 if TYPE_CHECKING:
-    from comparator.engine import Engine
+    from comparator.seam import AnyEngine
 
 PARTS = ("module", "layer", "kind")
 _NUMBERED = re.compile(r"^(?:.*\.)?(\d+)\.(.+)$")
@@ -41,7 +41,7 @@ class Part:
 
 
 def measure(
-    engine: Engine,
+    engine: AnyEngine,
     model: str,
     variant: Variant,
     reference: Variant,
@@ -99,7 +99,7 @@ def _measured(engine, model, variant, reference, by, given, tokens, cancel, cell
                 handles.append(item.handle)
             else:
                 yield Scoring(cell, item.fraction, f"{wanted.notation}: {item.message}")
-    if not set(handles) <= {r.handle for r in engine.state().residents}:
+    if not engine.resident(*handles):
         raise Problem(
             f"{reference.notation} and {variant.notation} do not fit on this device together.",
             "Layers are taken from one and put into the other, so both have to be there: use a smaller model.",

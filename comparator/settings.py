@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     max_prompt_tokens: int = Field(8192, ge=1)
     max_columns: int = Field(8, ge=1, le=32)
     public: bool = Field(default_factory=_on_space)
+    ray_address: str | None = Field(None, description="auto, HOST:PORT or ray://HOST:PORT: docs/cluster.md")
+    parallel: bool = Field(False, description="Columns on different devices of a cluster at the same time")
 
     # Saved comparisons; docs/space.md has the table.
     index_dir: Path | None = Field(

@@ -124,6 +124,7 @@ class Request:
     evaluation: EvalSettings = field(default_factory=EvalSettings)
     evict: bool = True  # make room by unloading what was used longest ago
     max_memory: str | None = None  # "0=6GiB,cpu=20GiB": accelerate's device map
+    parallel: bool = False  # columns on different devices of a cluster at the same time
 
 
 # ---------------------------------------------------------------- what is measured
@@ -307,6 +308,17 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True)
+class Environment:
+    device: str | None = None
+    driver: str | None = None
+    cpu: str | None = None
+    memory_bytes: int | None = None
+    python: str | None = None
+    packages: dict[str, str] = field(default_factory=dict)
+    host: str | None = None  # the node of a cluster, by the name it has there
+
+
+@dataclass(frozen=True)
 class CellResult:
     """Everything measured in one column."""
 
@@ -327,6 +339,7 @@ class CellResult:
     fidelity: Fidelity | None = None
     layers: tuple[LayerRow, ...] = ()
     adapter_info: AdapterInfo | None = None
+    environment: Environment | None = None  # None: the comparison's; its own where columns differ in it
 
     @property
     def label(self) -> str:
@@ -345,16 +358,6 @@ class PromptInfo:
 class CellName:
     variant: str
     adapter: str | None = None
-
-
-@dataclass(frozen=True)
-class Environment:
-    device: str | None = None
-    driver: str | None = None
-    cpu: str | None = None
-    memory_bytes: int | None = None
-    python: str | None = None
-    packages: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -473,6 +476,25 @@ class Resident:
     bytes: int
     device: str
     idle_s: float = 0.0
+    node: str | None = None  # of a cluster
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """A GPU, or a machine's CPU with its memory. Bytes; None where the machine does not say."""
+
+    name: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One machine of a cluster. `refused`: why nothing is placed there."""
+
+    name: str
+    devices: tuple[DeviceState, ...] = ()
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -487,3 +509,5 @@ class EngineState:
     busy: bool = False
     ready: bool = False  # torch and transformers are imported
     residents: tuple[Resident, ...] = ()
+    nodes: tuple[NodeState, ...] = ()  # of a cluster
+    problem: ErrorInfo | None = None  # why the cluster cannot be used now

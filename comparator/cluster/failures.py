@@ -1,0 +1,71 @@
+"""What Ray raises → a `Problem`: what was lost, and what to do. Knows Ray's exceptions by name, and nothing else."""
+
+from __future__ import annotations
+
+from comparator.types import Problem
+
+AGAIN = "Run again: it gets a fresh actor. The other columns are not affected."
+
+
+def lost(error: BaseException, doing: str, place: str) -> Problem:
+    """An actor that is gone, in the middle of `doing` (“loading nf4”) on `place` (“node gpu-2”)."""
+    said, kind = str(error), type(error).__name__
+    low = said.lower()
+    if kind == "OutOfMemoryError" or "node memory" in low or "memory monitor" in low:
+        return Problem(
+            f"Ray ended the actor on {place} while {doing}: the machine ran out of memory.",
+            "Unload other variants there, choose a smaller one, or give Ray less memory to lend (ray start --memory).",
+        )
+    if "node" in kind.lower() or "node has died" in low or "node was terminated" in low or "node_died" in low:
+        return Problem(f"{place[:1].upper()}{place[1:]} was lost while {doing}.", AGAIN)
+    if kind == "ActorUnavailableError":
+        return Problem(f"{place[:1].upper()}{place[1:]} does not answer any more; it was {doing}.", AGAIN)
+    if "creation task" in low or "failed during creation" in low or "__init__" in low:
+        return Problem(f"An actor could not start on {place}: {_last_line(said)}", "See that machine's Ray logs.")
+    if kind in ("ActorDiedError", "RayActorError", "WorkerCrashedError"):
+        return Problem(
+            f"The actor on {place} died while {doing}: {_cause(said)}",
+            AGAIN + " If it dies each time, see that machine's system log: its kernel may have run out of memory.",
+        )
+    return Problem(f"Ray failed on {place} while {doing}: {kind}: {_last_line(said)}", AGAIN)
+
+
+def unreachable(address: str, why: str) -> Problem:
+    """No cluster at the address."""
+    low = why.lower()
+    if "version mismatch" in low or "python version" in low:
+        return Problem(
+            f"The Ray cluster at {address} runs other versions than this machine: {_one_line(why)}",
+            "Install the same Python and the same ray on both; requirements-ray.txt names the release.",
+        )
+    return Problem(
+        f"No Ray cluster can be reached at {address}: {_one_line(why)}",
+        "Start one (ray start --head), check the address and the firewall, or unset COMPARATOR_RAY_ADDRESS to run on "
+        "this machine alone.",
+    )
+
+
+def driver_gone(address: str, doing: str) -> Problem:
+    """The process that talks to Ray has ended, which Ray does to it when the head is gone."""
+    return Problem(
+        f"The connection to the Ray cluster at {address} was lost while {doing}: its head does not answer any more.",
+        "Check the head (ray status there). Run again when it is back: the app connects anew.",
+    )
+
+
+def _cause(said: str) -> str:
+    """Ray's own words for it, without what it guesses at length."""
+    for mark in ("Worker exit detail:", "The actor is dead because", "Error Type:"):
+        if mark in said:
+            rest = said.partition(mark)[2].strip() if mark.endswith(":") else said[said.index(mark) :]
+            return _one_line(rest.partition("Some common causes")[0].partition("\n")[0])
+    return _one_line(said)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else "no reason was given")[:300]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300].rstrip(". ") + "."
