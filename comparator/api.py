@@ -78,6 +78,7 @@ def request(
     stride: int | None = None,
     evict: bool = True,
     max_memory: str | None = None,
+    parallel: bool = False,
     calibration: str | Path | Iterable[str] | None = None,
     **settings: Any,
 ) -> Request:
@@ -87,7 +88,7 @@ def request(
     is one of the columns, as it is called there (`"bf16"`, `"bf16 + pirate"`). `eval_text` is a file, or
     "wikitext2"; naming one sets `fidelity` to "text". `stride` is the context's length where it is not given.
     `calibration` is what gptq columns that are made on the spot are rounded with: a file, "c4", "wikitext2" or the
-    texts themselves.
+    texts themselves. `parallel` runs columns on different devices of a Ray cluster at the same time.
     `settings` are the fields of `GenerationSettings`. Raises `Problem` for what cannot be understood; ranges are checked when the comparison starts.
     """
     if fidelity not in (None, "none", "prompt", "text"):
@@ -106,6 +107,7 @@ def request(
         evaluation=_evaluation(eval_text, context, stride),
         evict=evict,
         max_memory=max_memory,
+        parallel=parallel,
     )
 
 

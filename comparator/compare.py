@@ -9,18 +9,20 @@ from __future__ import annotations
 import secrets
 import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from comparator import engine as engines
-from comparator.adapters import same_twice
-from comparator.backends import most_precise, resolve
-from comparator.engine import Engine, Generation, Loaded, Prompt
+from comparator import parallel
+from comparator.backends import most_precise
+from comparator.checks import checked
+from comparator.engine import Generation, Loaded, Prompt
 from comparator.judge import Judge, check_request
 from comparator.metrics import latency
 from comparator.scoring_tasks import EncodeText
-from comparator.settings import Settings, get_settings, parse_max_memory
+from comparator.seam import AnyEngine
+from comparator.settings import parse_max_memory
 from comparator.types import (
     Cell,
     CellName,
@@ -36,7 +38,6 @@ from comparator.types import (
     Finished,
     Generated,
     Generating,
-    GenerationSettings,
     Loading,
     Memory,
     ModelFacts,
@@ -68,7 +69,7 @@ class Column:
 
 
 def compare(
-    request: Request, *, engine: Engine | None = None, cancel: threading.Event | None = None
+    request: Request, *, engine: AnyEngine | None = None, cancel: threading.Event | None = None
 ) -> Iterator[Event]:
     """Run a comparison and yield its events; the last one is `Done`, also after Stop (`cancel.set()`).
 
@@ -81,67 +82,10 @@ def compare(
     return _Comparing(request, engine, cancel or threading.Event()).events()
 
 
-def checked(request: Request, settings: Settings | None = None) -> Request:
-    """The request with canonical variants. Raises `Problem` for what is wrong whatever the model is."""
-    settings = settings or get_settings()
-    if not request.prompt.strip():
-        raise Problem("The prompt is empty.", "Type something for the model to answer.")
-    if not request.cells:
-        raise Problem("No variant is chosen.", "Tick at least one, bf16 for instance.")
-    if len(request.cells) > settings.max_columns:
-        raise Problem(
-            f"{len(request.cells)} columns are asked for; the limit is {settings.max_columns}.",
-            "Leave some out (COMPARATOR_MAX_COLUMNS sets the limit).",
-        )
-    cells = tuple(replace(cell, variant=resolve(cell.variant)) for cell in request.cells)
-    twice = {c.label for c in cells if cells.count(c) > 1} | set(filter(None, [same_twice(cells, settings)]))
-    if twice:
-        raise Problem(
-            f"{min(twice)} is chosen twice.", "Keep one of them: the same column would give the same figures."
-        )
-    reference = (
-        replace(request.reference, variant=resolve(request.reference.variant)) if request.reference else None
-    )
-    if reference and reference not in cells:
-        raise Problem(
-            f"The reference {reference.label} is not one of the columns.", f"Choose one of {_names(cells)}."
-        )
-    check_generation(request.settings, settings)
-    check_request(request)
-    parse_max_memory(request.max_memory)
-    return replace(request, cells=cells, reference=reference)
-
-
-def check_generation(given: GenerationSettings, settings: Settings) -> None:
-    """Ranges of the decoding settings. Raises `Problem` naming the one that is out."""
-    ranges = {
-        "max_new_tokens": (1, settings.max_new_tokens),
-        "temperature": (0, 10),
-        "top_p": (0, 1),
-        "top_k": (0, 1_000_000),
-        "repetition_penalty": (0.01, 10),
-        "repeats": (1, 100),
-        "seed": (0, 2**63 - 1),
-    }
-    for name, (low, high) in ranges.items():
-        value = getattr(given, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            hint = " COMPARATOR_MAX_NEW_TOKENS sets the limit." if name == "max_new_tokens" else ""
-            raise Problem(f"{name} is {value}.", f"It goes from {low} to {high}.{hint}")
-    if given.top_p == 0:
-        raise Problem("top_p is 0, which leaves no token.", "Use 1 to switch it off, or a share such as 0.9.")
-    if given.decode not in ("auto", "eager", "graph", "compiled"):
-        raise Problem(f"There is no decode path “{given.decode}”.", "Use auto, eager, graph or compiled.")
-
-
-def _names(cells: tuple[Cell, ...]) -> str:
-    return ", ".join(c.label for c in cells)
-
-
 class _Comparing:
     """One comparison as it runs."""
 
-    def __init__(self, request: Request, engine: Engine, cancel: threading.Event):
+    def __init__(self, request: Request, engine: AnyEngine, cancel: threading.Event):
         self.request, self.engine, self.cancel = request, engine, cancel
         self.columns = [Column(c, c, CellResult(c.variant.notation, _adapter(c))) for c in request.cells]
         self.prompt: Prompt | None = None
@@ -157,9 +101,7 @@ class _Comparing:
             try:
                 yield from self._open()
                 for number in range(self.request.settings.repeats):
-                    for column in self.columns:
-                        if column.alive and not self.cancel.is_set():
-                            yield from self._round(column, number)
+                    yield from self._at_once(number) if self.request.parallel else self._in_turn(number)
                 yield from self._score()
             except Stopped:
                 pass
@@ -208,10 +150,40 @@ class _Comparing:
 
     # ------------------------------------------------------------ one column, once
 
+    def _in_turn(self, number: int, columns: Sequence[Column] | None = None) -> Iterator[Event]:
+        for column in self.columns if columns is None else columns:
+            yield from self._round(column, number)
+
+    def _at_once(self, number: int) -> Iterator[Event]:
+        """First all are loaded, since loading disturbs; then each device runs its own, one after another. What had to
+        go to make room for others takes its turn afterwards."""
+        lanes: dict[str | None, list[Column]] = {}
+        for column in self.columns:
+            yield from self._step(column, self._load(column))
+        for column in self.columns:
+            if column.alive and column.loaded:
+                lanes.setdefault(self.engine.lane(column.loaded.handle), []).append(column)
+        later = lanes.pop(None, ())
+        yield from parallel.merged([self._lane(found, number) for found in lanes.values()], self.cancel)
+        yield from self._in_turn(number, later)
+
+    def _lane(self, columns: Sequence[Column], number: int) -> Iterator[Event]:
+        for column in columns:
+            yield from self._step(column, self._generate(column, number))
+
     def _round(self, column: Column, number: int) -> Iterator[Event]:
-        try:
+        def steps() -> Iterator[Event]:
             yield from self._load(column)
             yield from self._generate(column, number)
+
+        return self._step(column, steps())
+
+    def _step(self, column: Column, events: Iterator[Event]) -> Iterator[Event]:
+        """The events of a column that is still alive; its failure is its own."""
+        if not column.alive or self.cancel.is_set():
+            return
+        try:
+            yield from events
         except Stopped:
             column.result = replace(column.result, status="stopped")
         except Problem as problem:
@@ -233,6 +205,7 @@ class _Comparing:
             evict=self.request.evict,
             keep=keep,
             adapter=column.exact.adapter,
+            **({"apart": True} if self.request.parallel else {}),
         )
         for item in steps:
             if isinstance(item, Loaded):
@@ -254,6 +227,7 @@ class _Comparing:
             latency=replace(column.result.latency, load_s=column.load_s, prepare_s=column.prepare_s),
             layers=self.engine.layers(loaded.handle, column.exact.adapter),
             adapter_info=loaded.adapter,
+            environment=loaded.environment,
         )
 
     def _generate(self, column: Column, number: int) -> Iterator[Event]:
@@ -361,10 +335,17 @@ class _Comparing:
                 token_count=len(self.prompt.token_ids) if self.prompt else None,
             ),
             settings=request.settings,
-            environment=self.environment,
+            environment=self._common() or self.environment,
             reference=self._reference(),
-            cells=tuple(column.result for column in self.columns),
+            cells=tuple(
+                replace(c.result, environment=None) if self._common() else c.result for c in self.columns
+            ),
         )
+
+    def _common(self) -> Environment | None:
+        """Where all columns ran, if that was one place that is not the engine's own."""
+        found = [c.result.environment for c in self.columns if c.loaded]
+        return found[0] if found and all(e == found[0] for e in found) else None
 
     def _reference(self) -> CellName | None:
         column = self._reference_column()

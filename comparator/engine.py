@@ -2,7 +2,6 @@
 
 One dedicated thread owns all torch work, loading included: called from changing threads the same decode loop
 runs at half speed on a CPU. Importing this module imports no torch; `start()` does that in the background.
-What goes in and out are plain dataclasses that pickle, so an engine could live in another process.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class Engine(InOnePlace):
         self._ready = True
 
     def _remember(self) -> None:
-        """Keep a picture of the pool that other threads can read without waiting."""
+        """A picture of the pool that other threads can read without waiting."""
         self._residents = tuple((slot.resident(), slot) for slot in self._pool.slots.values())
 
     def _call(self, work: Callable[[], Any]) -> Any:
@@ -145,14 +144,11 @@ class Engine(InOnePlace):
         """Unload one variant, or all with None. Returns the bytes that came back; waits for its turn."""
         return self._call(lambda: self._pool.unload(handle)) if self._started else 0
 
-    def handle_of(self, model: str, variant: str) -> str | None:
-        """The handle of a resident variant, by names."""
-        return next((r.handle for r, _ in self._residents if r.model == model and r.variant == variant), None)
-
     # ------------------------------------------------------------ a comparison's steps
 
     def open(self, model: str, cancel: threading.Event) -> Iterator[Progress | ModelFacts]:
         """Find, download or convert the model, with progress; the last item is its facts."""
+
         def work(emit):
             def told(fraction, message):
                 if cancel.is_set():
@@ -169,6 +165,7 @@ class Engine(InOnePlace):
         """The cell with what only the model can tell filled in (a group size, say); it is the last item, and comes
         with progress where a ready-made checkpoint is downloaded. Raises `Problem` or `Stopped`."""
         from comparator.backends import backend_for
+
         def work(emit):
             def told(fraction, message):
                 if cancel.is_set():
@@ -192,7 +189,7 @@ class Engine(InOnePlace):
         return self._call(work)
 
     def needed_bytes(self, model: str, variant: Variant) -> int:
-        """About what it takes on its device, before it is loaded. Raises `Problem`."""
+        """About what it will take on its device. Raises `Problem`."""
         from comparator.backends import backend_for
 
         return self._call(lambda: backend_for(variant).needed_bytes(variant, self._checkpoint(model)))
@@ -393,9 +390,8 @@ class Engine(InOnePlace):
 @cache
 def get_engine() -> AnyEngine:
     """The engine of this process: its own, or the cluster's where an address is set."""
-    settings = get_settings()
-    if settings.ray_address:
-        from comparator.cluster import ClusterEngine
+    if not get_settings().ray_address:
+        return Engine()
+    from comparator.cluster import ClusterEngine
 
-        return ClusterEngine(settings)
-    return Engine(settings)
+    return ClusterEngine(get_settings())

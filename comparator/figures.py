@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from comparator import verdict, words
+from comparator import devices, verdict, words
 from comparator.metrics.latency import cannot_tell
 from comparator.types import CellName, CellResult, Comparison
 from comparator.verdict import bits_per_weight
@@ -213,7 +213,8 @@ def within_spread(comparison: Comparison, cell: CellResult, figure: Figure) -> b
 
 def beside(comparison: Comparison, cell: CellResult, figure: Figure) -> str:
     """What stands beside a figure: "×0.48", "×0.98 can't tell", or nothing."""
-    share = words.times(ratio(comparison, cell, figure))
+    mark = devices.mark(cell, reference_of(comparison, cell))
+    share = words.times(ratio(comparison, cell, figure), mark)
     return f"{share} can't tell" if share and within_spread(comparison, cell, figure) else share
 
 

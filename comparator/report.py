@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from comparator import document, figures, verdict, words
+from comparator import devices, document, figures, verdict, words
 from comparator.types import CellResult, Comparison, LayerRow, Problem
 
 FORMATS = (".json", ".csv", ".layers.csv", ".md", ".html")
@@ -131,12 +131,12 @@ def to_csv(comparison: Comparison) -> str:
              "decode_path", "prompt_tokens", "new_tokens", "finish_reason"]  # fmt: skip
     for figure in figures.FIGURES:
         names += [figure.key] + ([f"{figure.key}_ratio"] if figure.ratio else [])
-    names += ["notes", "text", "device", "created_at", "id"]
+    names += ["notes", "text", "device", "host", "created_at", "id"]
     return _csv(names, (_row(comparison, cell) for cell in comparison.cells))
 
 
 def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
-    model, error = cell.model, cell.error
+    model, error, environment = cell.model, cell.error, cell.environment or comparison.environment
     row: list[Any] = [
         cell.variant,
         cell.adapter,
@@ -156,7 +156,7 @@ def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
         row.append(figure.get(cell))
         if figure.ratio:
             row.append(figures.ratio(comparison, cell, figure))
-    return [*row, " | ".join(cell.notes) or None, cell.text or None, comparison.environment.device,
+    return [*row, " | ".join(cell.notes) or None, cell.text or None, environment.device, environment.host,
             comparison.created_at, comparison.id]  # fmt: skip
 
 
@@ -231,10 +231,12 @@ def headline(comparison: Comparison) -> list[tuple[str, str]]:
     if settings.repetition_penalty != 1:
         sampling += f", repetition penalty {settings.repetition_penalty:g}"
     count = comparison.prompt.token_count
+    unlike = devices.unlike(comparison.cells)
     return [
+        *([("Mind", unlike)] if unlike else []),
         ("Model", comparison.model),
         ("Measured", comparison.created_at),
-        ("Device", environment.device or words.NONE),
+        ("Device", _device(comparison)),
         ("Processor", environment.cpu or words.NONE),
         ("Driver", environment.driver or words.NONE),
         ("Prompt", f"{words.count(count)} tokens, {'chat template' if comparison.prompt.chat else 'raw text'}"),
@@ -243,6 +245,12 @@ def headline(comparison: Comparison) -> list[tuple[str, str]]:
         ("Packages", ", ".join(f"{n} {v}" for n, v in sorted(environment.packages.items())) or words.NONE),
         ("Python", environment.python or words.NONE),
     ]  # fmt: skip
+
+
+def _device(comparison: Comparison) -> str:
+    """Where the columns ran, each place once."""
+    found = [c.environment for c in comparison.cells if c.environment] or [comparison.environment]
+    return ", ".join(dict.fromkeys(devices.place(e) for e in found if e.device)) or words.NONE
 
 
 def state_of(cell: CellResult) -> str:
@@ -274,7 +282,11 @@ def verdict_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         (
             v.cell.label,
             words.times(v.size_ratio) or words.NONE,
-            (words.times(v.speed_ratio) if v.speed_told or len(v.cell.latency.runs) < 2 else "can't tell")
+            (
+                words.times(v.speed_ratio, devices.MARK if v.across else "")
+                if v.speed_told or len(v.cell.latency.runs) < 2
+                else "can't tell"
+            )
             or words.NONE,
             _estimate(v.kl, 1, ".2g"),
             _estimate(v.floor, 1, ".2g"),

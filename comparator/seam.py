@@ -60,7 +60,10 @@ class AnyEngine(Protocol):
         evict: bool = True,
         keep: frozenset[str] = frozenset(),
         adapter: Adapter | None = None,
-    ) -> Iterator[Progress | Loaded]: ...
+    ) -> Iterator[Progress | Loaded]:
+        """An engine that has several devices also takes `apart`: on one of its own, where one is free."""
+        ...
+
     def generate(
         self,
         handle: str,
@@ -94,19 +97,32 @@ class AnyEngine(Protocol):
         ...
 
 
-class InOnePlace:
-    """How an engine answers whose models all live in its own process, on one thread."""
+class Seen:
+    """What can be read off `state()`, whatever the engine."""
 
     def state(self) -> EngineState:
         raise NotImplementedError
 
-    def lane(self, handle: str) -> str | None:
-        return "here" if self.resident(handle) else None
+    def handle_of(self, model: str, variant: str) -> str | None:
+        """The handle of a resident variant, by names."""
+        held = self.state().residents
+        return next((r.handle for r in held if (r.model, r.variant) == (model, variant)), None)
 
     def resident(self, *handles: str | None) -> bool:
         return set(handles) <= {r.handle for r in self.state().residents}
 
-    together = compares_weights = resident
+
+class InOnePlace(Seen):
+    """How an engine answers whose models all live in its own process, on one thread."""
+
+    def lane(self, handle: str) -> str | None:
+        return "here" if self.resident(handle) else None
+
+    def together(self, *handles: str | None) -> bool:
+        return self.resident(*handles)
+
+    def compares_weights(self, *handles: str | None) -> bool:
+        return self.resident(*handles)
 
     def release_scores(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from comparator import devices
 from comparator.metrics.latency import cannot_tell
 from comparator.types import CellResult, Comparison
 
@@ -53,6 +54,7 @@ class Verdict:
     speed_told: bool  # whether the difference in speed exceeds the runs' spread
     size_ratio: float | None
     words: str
+    across: bool = False  # the two ran on unlike devices
 
 
 def figure(cell: CellResult, *path: str) -> float | None:
@@ -150,6 +152,7 @@ def _verdict(cell: CellResult, reference: CellResult | None) -> Verdict:
         speed_told=told,
         size_ratio=ours / theirs if ours and theirs and not itself else None,
         words=_words(cell, itself, below, agrees),
+        across=devices.across(cell, reference),
     )
 
 

@@ -71,9 +71,9 @@ def ratio(value: float | None, reference: float | None) -> float | None:
     return value / reference if value is not None and reference else None
 
 
-def times(share: float | None) -> str:
-    """A ratio as it stands beside a figure: ×0.48."""
-    return "" if share is None else f"×{share:,.2f}" if share < 99.5 else f"×{share:,.0f}"
+def times(share: float | None, mark: str = "") -> str:
+    """A ratio as it stands beside a figure: ×0.48, with a mark on it."""
+    return "" if share is None else f"×{share:,.{2 if share < 99.5 else 0}f}{mark}"
 
 
 def small(value: float | None, digits: int = 3) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from comparator.cli.ray import Address, use
 from comparator.types import Problem
 
 LAYERS_EXAMPLES = """Examples:
@@ -47,6 +48,7 @@ def layers(
     max_memory: Annotated[
         str | None, typer.Option(metavar="0=6GiB,cpu=20GiB", help="Spread the model.")
     ] = None,
+    ray: Address = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log.")] = False,
 ) -> None:
     """Say how every tensor of a variant is really stored: a row a tensor, after the first use."""
@@ -56,6 +58,7 @@ def layers(
 
     if output:
         report.check_name(output, (".csv", ".json"))
+    use(ray)
     # One token is the first use: what a library repacks has been repacked after it.
     request = api.request("Hello", variant, model, fidelity="none", max_new_tokens=1, max_memory=max_memory)
     comparison, stopped = carry_out(request, verbose, answers=False)

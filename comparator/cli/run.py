@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from comparator.cli.ray import PANEL as CLUSTER
+from comparator.cli.ray import Address, use
 from comparator.types import Comparison, Done, Problem
 
 EXAMPLES = """Examples:
@@ -154,6 +156,15 @@ def run(
     evict: Annotated[
         bool, typer.Option(help="Unload what was used longest ago to make room.", rich_help_panel=MEMORY)
     ] = True,
+    ray: Address = None,
+    parallel: Annotated[
+        bool,
+        typer.Option(
+            "--parallel",
+            rich_help_panel=CLUSTER,
+            help="Columns on different devices of the cluster at the same time; on one device never.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log.")] = False,
 ) -> None:
     """Run one prompt through several variants of a model and print what each costs and gains."""
@@ -162,6 +173,7 @@ def run(
 
     for path in output or []:
         report.check_name(path)
+    use(ray)
     request = api.request(
         _prompt(prompt),
         variant or api.DEFAULT_VARIANTS,
@@ -176,6 +188,7 @@ def run(
         stride=stride,
         evict=evict,
         max_memory=max_memory,
+        parallel=parallel,
         calibration=calibration,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

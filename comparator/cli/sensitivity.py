@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from comparator.cli.ray import Address, use
+
 EXAMPLES = """Examples:
 
   python -m comparator sensitivity --variant nf4
@@ -41,6 +43,7 @@ def sensitivity(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all parts: .csv or .json.")
     ] = None,
+    ray: Address = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log.")] = False,
 ) -> None:
     """Say which layer hurts most: KL divergence with one part of the model quantized at a time."""
@@ -55,6 +58,7 @@ def sensitivity(
 
     if output:
         report.check_name(output, (".csv", ".json"))
+    use(ray)
     text = _evaluation(eval_text, context, context)
     found: tuple = ()
     with quiet(verbose) as stderr, stoppable() as cancel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
-from comparator import figures, words
+from comparator import devices, figures, words
 from comparator.report import column_name, shape_text
 from comparator.types import Comparison, LayerRow
 
@@ -26,7 +26,9 @@ def comparison_table(comparison: Comparison, keys: tuple[str, ...] = figures.KEY
         for row in rows
     ]
     lines.insert(2, "  ".join("─" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines) + "\n" + "".join(_below(comparison))
+    unlike = devices.unlike(comparison.cells)
+    head = textwrap.fill(printable(unlike), 106, break_on_hyphens=False) + "\n\n" if unlike else ""
+    return head + "\n".join(line.rstrip() for line in lines) + "\n" + "".join(_below(comparison))
 
 
 def _below(comparison: Comparison) -> Iterable[str]:

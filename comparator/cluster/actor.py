@@ -60,7 +60,9 @@ class Holder:
 
     # ------------------------------------------------------------ work, by ticket
 
-    def stream(self, ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool) -> Iterator[list]:
+    def stream(
+        self, ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool
+    ) -> Iterator[list]:
         """A Ray generator of batches (comparator/hosting.py)."""
         yield from self.host.serve(ticket, name, arguments, named, stoppable)
 
@@ -107,7 +109,9 @@ class _Here:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def load(self, model: str, variant: Variant, *, opened: int, cancel: threading.Event, **named) -> Iterator:
+    def load(
+        self, model: str, variant: Variant, *, opened: int, cancel: threading.Event, **named
+    ) -> Iterator:
         """`opened` counts the comparisons: what was written anew since the last one is read anew."""
         from comparator.messages import Loaded
 
@@ -144,7 +148,12 @@ class _Here:
         try:
             own = asked.task.handle
             for item in self.engine.load(
-                asked.model, asked.variant, cancel, evict=False, keep=frozenset({own}), max_memory=asked.max_memory
+                asked.model,
+                asked.variant,
+                cancel,
+                evict=False,
+                keep=frozenset({own}),
+                max_memory=asked.max_memory,
             ):
                 if isinstance(item, Loaded):
                     handle = item.handle

@@ -11,54 +11,30 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from comparator.cluster import failures, placing, rays, routes
-from comparator.cluster.actor import Facts, Holder
+from comparator.cluster.actor import Holder
+from comparator.cluster.held import Held, Key, node_state
 from comparator.hosting import Raised, Returned
 from comparator.messages import Loaded, Progress
 from comparator.settings import Settings
 from comparator.types import (
     Adapter,
     Cell,
-    DeviceState,
     EngineState,
     GenerationSettings,
     ModelFacts,
-    NodeState,
     Problem,
-    Resident,
     Stopped,
     Variant,
 )
 
-PLACING_S = 90.0  # Ray has said there is room: a process starts and imports within that, or something is wrong
+PLACING_S = (
+    90.0  # Ray has said there is room: a process starts and imports within that, or something is wrong
+)
 CLERK_BYTES = 512 * 2**20
-Key = tuple
-
-
-@dataclass
-class Held:
-    """An actor of ours and what it holds."""
-
-    key: Key
-    actor: Any
-    facts: Facts
-    node: str  # its name
-    bytes: int  # asked for, then held
-    device: str = ""
-    residents: tuple[Resident, ...] = ()
-    last_used: float = field(default_factory=time.monotonic)
-
-    @property
-    def place(self) -> str:
-        return self.node if self.node.startswith("node ") else f"node {self.node}"
-
-    @property
-    def lanes(self) -> tuple[str, ...]:
-        """The devices it works on."""
-        return tuple(sorted(f"{self.facts.node} {i}" for i in self.facts.device_ids)) or (self.facts.node,)
 
 
 class Conductor:
@@ -70,7 +46,7 @@ class Conductor:
         self._nodes: tuple[placing.Node, ...] = ()
         self._opened = 0
         self._lock = threading.RLock()  # who holds what
-        self._placing = threading.Lock()  # one at a time looks for a place
+        self._placing = threading.RLock()  # one at a time looks for a place
         self._lanes: dict[str, threading.Lock] = {}
 
     # ------------------------------------------------------------ what is there
@@ -105,7 +81,9 @@ class Conductor:
 
     def _of(self, handle: str | None) -> Held | None:
         with self._lock:
-            return next((h for h in self._held.values() if any(r.handle == handle for r in h.residents)), None)
+            return next(
+                (h for h in self._held.values() if any(r.handle == handle for r in h.residents)), None
+            )
 
     def _must(self, handle: str) -> Held:
         held = self._of(handle)
@@ -125,7 +103,14 @@ class Conductor:
     # ------------------------------------------------------------ asking an actor
 
     def _through(
-        self, held: Held, doing: str, cancel: threading.Event, name: str, *arguments: Any, stoppable=True, **named: Any
+        self,
+        held: Held,
+        doing: str,
+        cancel: threading.Event,
+        name: str,
+        *arguments: Any,
+        stoppable=True,
+        **named: Any,
     ) -> Iterator[Any]:
         """What a method of its engine yields. An actor that is lost is forgotten, and told as a `Problem`."""
         import ray
@@ -147,7 +132,8 @@ class Conductor:
 
     def _call(self, held: Held, doing: str, name: str, *arguments: Any, **named: Any) -> Any:
         never = threading.Event()
-        return next(self._through(held, doing, never, name, *arguments, stoppable=False, **named))
+        (found,) = self._through(held, doing, never, name, *arguments, stoppable=False, **named)
+        return found
 
     def _forget(self, held: Held) -> None:
         """End the actor and let go of it; what it had, Ray takes back."""
@@ -203,10 +189,12 @@ class Conductor:
         yield from self._ask_clerk("complete", model, cell, cancel=cancel)
 
     def encode(self, model: str, prompt: str, system: str | None, chat: bool | None) -> Any:
-        return next(self._ask_clerk("encode", model, prompt, system, chat))
+        (prompt,) = self._ask_clerk("encode", model, prompt, system, chat)
+        return prompt
 
     def environment(self) -> Any:
-        return replace(next(self._ask_clerk("environment")), host=None)
+        (found,) = self._ask_clerk("environment")
+        return found
 
     # ------------------------------------------------------------ a variant's actor
 
@@ -220,15 +208,16 @@ class Conductor:
         evict: bool = True,
         keep: frozenset[str] = frozenset(),
         adapter: Adapter | None = None,
+        apart: bool = False,
     ) -> Iterator[Progress | Loaded]:
-        apart = adapter.notation if adapter is not None and adapter.merged else ""
-        key = (model, variant.notation, str(max_memory or ""), apart)
+        private = adapter.notation if adapter is not None and adapter.merged else ""
+        key = (model, variant.notation, str(max_memory or ""), private)
         with self._placing:
             held = self._held.get(key)
             if held is None:
                 yield Progress(0.0, "looking for a place in the cluster")
-                held = yield from self._placed(key, model, variant, max_memory, evict, keep, cancel)
-        limits = max_memory or getattr(held, "limits", None)
+                held = yield from self._placed(key, model, variant, max_memory, evict, keep, cancel, apart)
+        limits = max_memory or held.limits
         fresh = not held.residents
         try:
             with self._device(held):
@@ -250,7 +239,7 @@ class Conductor:
         self._tell()
         return replace(loaded, environment=environment)
 
-    def _placed(self, key, model, variant, max_memory, evict, keep, cancel) -> Iterator[Any]:
+    def _placed(self, key, model, variant, max_memory, evict, keep, cancel, apart) -> Iterator[Any]:
         """A new actor where there is room, or where room can be made. Gives `Held`."""
         (needed,) = self._ask_clerk("needed_bytes", model, variant)
         ask = placing.Ask(variant.notation, needed, max_memory, self.settings.budget_bytes)
@@ -269,6 +258,8 @@ class Conductor:
                 raise placing.no_room(ask, want)
             yield Progress(0.0, "making room")
             self._leave(self._held[victim.key])
+        if apart:
+            want, open_nodes = placing.apart(want, open_nodes, residents)
         want = replace(want, nodes=tuple(n.id for n in open_nodes))
         yield Progress(0.0, f"starting an actor on {' or '.join(n.name for n in open_nodes)}")
         return self._started(key, want, f"starting for {variant.notation}", cancel, needed)
@@ -283,7 +274,9 @@ class Conductor:
                 if h.residents
             ]
 
-    def _started(self, key: Key, want: placing.Wanted, doing: str, cancel: threading.Event, needed: int) -> Held:
+    def _started(
+        self, key: Key, want: placing.Wanted, doing: str, cancel: threading.Event, needed: int
+    ) -> Held:
         """Ask Ray for the actor and wait until it is there. Raises `Problem` or `Stopped`, then none is left."""
         import ray
 
@@ -308,8 +301,7 @@ class Conductor:
         except BaseException:
             rays.end(actor)
             raise
-        held = Held(key, actor, facts, names.get(facts.node, "node"), needed)
-        held.limits = want.limits
+        held = Held(key, actor, facts, names.get(facts.node, "node"), needed, want.limits)
         with self._lock:
             self._held[key] = held
         return held
@@ -337,11 +329,12 @@ class Conductor:
 
     def score(self, task: Any, cancel: threading.Event) -> Iterator[Any]:
         """Where the models are that it needs (routes.py)."""
-        handle, task = routes.routed(task, self._must)
-        if handle is None:
+        with self._lock:
+            everybody = list(self._held.values())
+        held, task = routes.routed(task, self._must, everybody)
+        if held is None:
             yield from self._ask_clerk("score", task, cancel=cancel)
             return
-        held = self._must(handle)
         with self._device(held):
             for item in self._through(held, "scoring", cancel, "score", task):
                 yield routes.kept_at(item, held)
@@ -364,29 +357,18 @@ class Conductor:
 
     def _leave(self, held: Held) -> int:
         with self._device(held):
-            back = 0
+            back, before = 0, rays.available().get(held.facts.node, {})
             with contextlib.suppress(Problem):
                 back = self._call(held, "unloading", "leave")
             self._forget(held)
-            self._wait_for_end(held)
+            self._wait_for_end(held, before)
         return back
 
-    def _wait_for_end(self, held: Held) -> None:
+    def _wait_for_end(self, held: Held, before: dict[str, float]) -> None:
         """Ray gives a place to the next actor a moment after the last one is gone."""
-        before = {n.id: n.available for n in self._nodes}.get(held.facts.node, {})
         until = time.monotonic() + 10
         while time.monotonic() < until:
             now = rays.available().get(held.facts.node)
             if now is None or any(now.get(k, 0) > before.get(k, 0) for k in ("memory", "GPU")):
                 return
             time.sleep(0.05)
-
-
-def node_state(node: placing.Node) -> NodeState:
-    found = node.found
-    if found is None:
-        return NodeState(node.name, (), node.refused)
-    gpus = found.gpus[: int(node.total.get("GPU", 0))]
-    devices = tuple(DeviceState(g.name, g.total_bytes, g.free_bytes) for g in gpus)
-    cpu = DeviceState(found.cpu, found.memory_bytes, found.memory_free_bytes)
-    return NodeState(node.name, devices or (cpu,), node.refused)

@@ -21,11 +21,14 @@ def lost(error: BaseException, doing: str, place: str) -> Problem:
     if kind == "ActorUnavailableError":
         return Problem(f"{place[:1].upper()}{place[1:]} does not answer any more; it was {doing}.", AGAIN)
     if "creation task" in low or "failed during creation" in low or "__init__" in low:
-        return Problem(f"An actor could not start on {place}: {_last_line(said)}", "See that machine's Ray logs.")
+        return Problem(
+            f"An actor could not start on {place}: {_last_line(said)}", "See that machine's Ray logs."
+        )
     if kind in ("ActorDiedError", "RayActorError", "WorkerCrashedError"):
         return Problem(
             f"The actor on {place} died while {doing}: {_cause(said)}",
-            AGAIN + " If it dies each time, see that machine's system log: its kernel may have run out of memory.",
+            AGAIN
+            + " If it dies each time, see that machine's system log: its kernel may have run out of memory.",
         )
     return Problem(f"Ray failed on {place} while {doing}: {kind}: {_last_line(said)}", AGAIN)
 

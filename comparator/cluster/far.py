@@ -38,17 +38,21 @@ class Packed:
 
         if not self.data.size:
             return torch.empty(self.shape, dtype=getattr(torch, self.dtype))
-        data = self.data if self.data.flags.writeable else self.data.copy()  # torch wants to own what it reads
+        data = (
+            self.data if self.data.flags.writeable else self.data.copy()
+        )  # torch wants to own what it reads
         return torch.from_numpy(data).view(getattr(torch, self.dtype)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
 class FarKept(Kept):
-    """Scores on the disk of another node. `holder`: the actor that wrote them; `node`: where, by Ray's id."""
+    """Scores on the disk of a node. `owner` names the actor that wrote them, `node` is Ray's id of its machine.
+    `holder` is the actor itself, for whoever reads them; outside Ray there is none."""
 
-    holder: Any = None
+    owner: str = ""
     node: str = ""
     place: str = ""
+    holder: Any = None
 
     def rows(self, start: int, end: int) -> Any:
         """As `Kept.rows`. Raises `Problem` where the actor that has them is gone."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comparator.cluster.survey import Found
@@ -49,9 +49,7 @@ class Wanted:
     gpus: int = 0  # whole ones
 
     def has_room(self, node: Node) -> bool:
-        return all(
-            node.available.get(name, 0.0) + 1e-9 >= amount for name, amount in self._of_ray().items()
-        )
+        return all(node.available.get(name, 0.0) + 1e-9 >= amount for name, amount in self._of_ray().items())
 
     def _of_ray(self) -> dict[str, float]:
         names = {"num_gpus": "GPU", "num_cpus": "CPU", "memory": "memory"}
@@ -127,7 +125,7 @@ def _on_gpus(ask: Ask, nodes: list[Node], usable: list[Node]) -> Wanted:
     return Wanted(
         {"num_cpus": CPUS, "num_gpus": float(count)},
         tuple(n.id for n in chosen),
-        {i: limit for i in range(count)},
+        dict.fromkeys(range(count), limit),
         gpus=count,
     )
 
@@ -172,6 +170,16 @@ def open_nodes(ask: Ask, want: Wanted, residents: Iterable[Resident]) -> list[No
         for n in ask.nodes
         if n.id in want.nodes and want.has_room(n) and within_budget(ask, n.id, residents)
     ]
+
+
+def apart(want: Wanted, nodes: list[Node], residents: Iterable[Resident]) -> tuple[Wanted, list[Node]]:
+    """The same on a device where nothing of ours is: a whole GPU, or another machine. As it was where none is free."""
+    if "num_gpus" in want.resources:
+        whole = replace(want, resources={**want.resources, "num_gpus": max(1.0, want.resources["num_gpus"])})
+        free = [n for n in nodes if whole.has_room(n)]
+        return (whole, free) if free else (want, nodes)
+    taken = {r.node for r in residents}
+    return want, [n for n in nodes if n.id not in taken] or nodes
 
 
 def victim(want: Wanted, residents: Iterable[Resident]) -> Resident | None:

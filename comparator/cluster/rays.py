@@ -1,11 +1,12 @@
-"""The few things that are asked of Ray itself: connect, who is there, an actor, its stream. The only module with `ray.`
+"""The few things that are asked of Ray itself: connect, who is there, an actor, its stream.
 
-beside the actors' own (actor.py, far.py). Two ways to be connected: as a driver of the cluster (`auto`, HOST:PORT), and
+Runs in the driver's process. Two ways to be connected: as a driver of the cluster (`auto`, HOST:PORT), and
 through Ray Client (`ray://…`), which has no generators, so batches are pulled there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 from comparator.cluster import failures
 from comparator.cluster.placing import Node
-from comparator.cluster.survey import Found, look, skew, versions
+from comparator.cluster.survey import look, skew, versions
 from comparator.types import Problem
 
 SURVEY_S = 30.0  # how long nodes have to say what they have; a first answer imports libraries
@@ -54,7 +55,12 @@ def nodes() -> tuple[Node, ...]:
     names = names_of(alive)
     ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=SURVEY_S, fetch_local=True)
     return tuple(
-        _node(n, names[n["NodeID"]], free.get(n["NodeID"], {}), asked[n["NodeID"]] if asked[n["NodeID"]] in ready else None)
+        _node(
+            n,
+            names[n["NodeID"]],
+            free.get(n["NodeID"], {}),
+            asked[n["NodeID"]] if asked[n["NodeID"]] in ready else None,
+        )
         for n in alive
     )
 
@@ -91,7 +97,9 @@ def _node(said: dict, name: str, free: dict[str, float], answer: Any | None) -> 
 def _asked(node: str) -> Any:
     import ray
 
-    return ray.remote(look).options(num_cpus=0, max_retries=0, label_selector={"ray.io/node-id": node}).remote()
+    return (
+        ray.remote(look).options(num_cpus=0, max_retries=0, label_selector={"ray.io/node-id": node}).remote()
+    )
 
 
 def available() -> dict[str, dict[str, float]]:
@@ -104,7 +112,9 @@ def available() -> dict[str, dict[str, float]]:
 
 
 def _available_here() -> dict[str, dict[str, float]]:
-    from ray._private.state import available_resources_per_node  # `ray status` shows it; no public call gives it
+    from ray._private.state import (
+        available_resources_per_node,
+    )  # `ray status` shows it; no public call gives it
 
     return available_resources_per_node()
 
@@ -118,8 +128,6 @@ def actor(kind: type, options: dict[str, Any], *arguments: Any) -> Any:
 
 def end(handle: Any) -> None:
     """End an actor now, also one that is not there yet."""
-    import contextlib
-
     import ray
 
     with contextlib.suppress(Exception):  # it may be gone already, which is what is wanted
@@ -164,9 +172,10 @@ def batches(
             except GeneratorExit:
                 cancel.set()
                 handle.stop.remote(ticket)
-                for rest in references:
-                    if ray.get(rest) is None:
-                        break
+                with contextlib.suppress(ray.exceptions.RayError):  # nobody waits for what it would have said
+                    for rest in references:
+                        if ray.get(rest) is None:
+                            break
                 raise
     finally:
         over.set()

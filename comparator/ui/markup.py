@@ -78,7 +78,7 @@ def sized(value: str, key: float | None = None) -> str:
     return f'<span class="val" data-key="{key!r}">{esc(value)}</span>' if key is not None else esc(value)
 
 
-def compared(value: str, share: float | None, key: float | None = None) -> str:
-    """A figure with its ratio to the reference beside it."""
+def compared(value: str, share: float | None, key: float | None = None, mark: str = "") -> str:
+    """A figure with its ratio to the reference beside it, and a mark on that."""
     figure = sized(value, key) if key is not None else f'<span class="val">{esc(value)}</span>'
-    return f'{figure} <span class="times">{esc(words.times(share))}</span>'
+    return f'{figure} <span class="times">{esc(words.times(share, mark))}</span>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from comparator import words
+from comparator import devices, words
 from comparator.types import Problem
 from comparator.ui.differences import changed_words, differences
 from comparator.ui.live import Column, Live
@@ -162,11 +162,12 @@ def _figures(live: Live, column: Column) -> str:
         if theirs
         else (None, None, None)
     )
+    mark = devices.mark(mine, theirs)
     if speed is None and column.speed_so_far:
         rate = (words.figure(column.speed_so_far, "tok/s"), "so far")
     else:
         share = words.ratio(speed, other[0])
-        rate = (words.figure(speed, "tok/s"), _beside(share, speed_word(mine, theirs)))
+        rate = (words.figure(speed, "tok/s"), _beside(share, speed_word(mine, theirs), mark))
     first_share, memory_share = words.ratio(first, other[1]), words.ratio(memory, other[2])
     rows = (
         ("Speed", "tokens a second after the first", *rate),
@@ -174,13 +175,13 @@ def _figures(live: Live, column: Column) -> str:
             "First token",
             "time from the prompt to the first token (TTFT)",
             words.seconds(first),
-            _beside(first_share, words.judged(first_share, "sooner", "later")),
+            _beside(first_share, words.judged(first_share, "sooner", "later"), mark),
         ),
         (
             "Memory",
             "what this variant holds on its device after the warm-up",
             words.megabytes(memory),
-            _beside(memory_share, words.judged(memory_share, "smaller", "larger")),
+            _beside(memory_share, words.judged(memory_share, "smaller", "larger"), mark),
         ),
     )
     return f'<dl class="figures">{"".join(_figure(*row) for row in rows)}</dl>'
@@ -201,9 +202,9 @@ def speed_word(mine, theirs) -> str:
     )
 
 
-def _beside(share: float | None, word: str) -> str:
+def _beside(share: float | None, word: str, mark: str = "") -> str:
     return (
-        f'<span class="times">{esc(words.times(share))}</span> {esc(word)}'.strip()
+        f'<span class="times">{esc(words.times(share, mark))}</span> {esc(word)}'.strip()
         if share is not None
         else ""
     )

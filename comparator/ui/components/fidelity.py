@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from comparator import plots, plots_fidelity, verdict, words
+from comparator import devices, plots, plots_fidelity, verdict, words
 from comparator.types import CellResult, Comparison, PromptFidelity, TopToken
 from comparator.ui.components import sensitivity
 from comparator.ui.markup import code, compared, esc, note, sized, swatch, table
@@ -166,7 +166,12 @@ def _verdict_row(one: Verdict, colour: str) -> list[str]:
         swatch(colour) + code(cell.label),
         esc(one.words),
         compared(words.megabytes(size, unit=False), one.size_ratio, key=size),
-        compared(words.figure(cell.latency.decode_tok_s), one.speed_ratio, key=cell.latency.decode_tok_s)
+        compared(
+            words.figure(cell.latency.decode_tok_s),
+            one.speed_ratio,
+            key=cell.latency.decode_tok_s,
+            mark=devices.MARK if one.across else "",
+        )
         + told,
         _with_error(one.kl) + below,
         sized(small(one.floor.mean, 2), one.floor.mean) if one.floor else words.NONE,

@@ -6,6 +6,7 @@ import gradio as gr
 
 from comparator import words
 from comparator.types import EngineState
+from comparator.ui.components import cluster
 from comparator.ui.markup import esc
 from comparator.ui.page import Page
 from comparator.ui.theme import ICON
@@ -31,7 +32,7 @@ def current() -> str:
 
 def render(state: EngineState) -> str:
     """Device, free memory, the line of waiting comparisons."""
-    if not state.ready:
+    if not state.ready and not cluster.shown(state):
         return _line("Starting: PyTorch loads in the background. You can press Run already.")
     parts = [f"<b>{esc(state.device)}</b>"]
     if state.free_bytes is not None:
@@ -41,7 +42,8 @@ def render(state: EngineState) -> str:
         parts.append(f"budget {state.budget_bytes / 1e9:,.1f} GB")
     waiting = f", {words.count(state.waiting)} waiting" if state.waiting else ""
     busy = f'<span class="dot busy"></span>busy{waiting}' if state.busy else '<span class="dot"></span>idle'
-    return _line(" · ".join(f'<span class="whole">{part}</span>' for part in [*parts, busy]), markup=True)
+    parts = cluster.head(state, busy) if cluster.shown(state) else [*parts, busy]
+    return _line(" · ".join(f'<span class="whole">{part}</span>' for part in parts), markup=True)
 
 
 def _line(text: str, markup: bool = False) -> str:

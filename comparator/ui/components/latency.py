@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from comparator import plots, words
+from comparator import devices, plots, words
 from comparator.figures import reference_of
 from comparator.types import CellResult, Comparison
 from comparator.ui.markup import code, compared, esc, note, sized, swatch, table
@@ -71,16 +71,20 @@ def figures_table(comparison: Comparison) -> str:
 
 def _row(cell: CellResult, reference: CellResult | None, colour: str) -> list[str]:
     mine, theirs = cell.latency, reference.latency if reference else None
+    mark = devices.mark(cell, reference)
 
     def ms(name: str) -> str:
         value = getattr(mine, name)
         share = words.ratio(value, getattr(theirs, name) if theirs else None)
-        return compared(words.figure(None if value is None else value * 1e3), share, key=value)
+        return compared(words.figure(None if value is None else value * 1e3), share, key=value, mark=mark)
 
     def rate(name: str) -> str:
         value = getattr(mine, name)
         return compared(
-            words.figure(value), words.ratio(value, getattr(theirs, name) if theirs else None), key=value
+            words.figure(value),
+            words.ratio(value, getattr(theirs, name) if theirs else None),
+            key=value,
+            mark=mark,
         )
 
     runs = [r.decode_tok_s for r in mine.runs if r.decode_tok_s is not None]

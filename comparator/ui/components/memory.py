@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from comparator import plots, words
+from comparator import devices, plots, words
 from comparator.figures import reference_of
 from comparator.types import CellResult, Comparison
 from comparator.ui.markup import code, compared, esc, note, sized, swatch, table
@@ -59,6 +59,7 @@ def figures_table(comparison: Comparison) -> str:
 
 def _row(cell: CellResult, reference: CellResult | None, colour: str) -> list[str]:
     mine, theirs = cell.memory, reference.memory if reference else None
+    mark = devices.mark(cell, reference)
 
     def plain(value: int | None) -> str:
         return sized(words.megabytes(value, unit=False), value)
@@ -66,7 +67,7 @@ def _row(cell: CellResult, reference: CellResult | None, colour: str) -> list[st
     def beside(name: str) -> str:
         value = getattr(mine, name)
         share = words.ratio(value, getattr(theirs, name) if theirs else None)
-        return compared(words.megabytes(value, unit=False), share, key=value)
+        return compared(words.megabytes(value, unit=False), share, key=value, mark=mark)
 
     both = _both(cell)
     return [

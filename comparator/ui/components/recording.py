@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from comparator import words
+from comparator import devices, words
 from comparator.types import Comparison, Problem
 from comparator.ui.components import cards, notice, share, summary
 from comparator.ui.live import Live
@@ -80,7 +80,8 @@ def nothing(page: Page) -> list[Any]:
 def banner(comparison: Comparison, imported: bool = False) -> str:
     """The line above a recording: that it is one, when and on what it was measured, and how to repeat it."""
     environment = comparison.environment
-    where = environment.device or "a machine that did not say what it is"
+    unlike = devices.unlike(comparison.cells)
+    where = "unlike devices" if unlike else environment.device or "a machine that did not say what it is"
     if environment.cpu and not (environment.device or "").startswith("CPU"):
         where += f", {environment.cpu}"
     elif environment.cpu:

@@ -6,6 +6,7 @@ import gradio as gr
 
 from comparator import words
 from comparator.types import EngineState
+from comparator.ui.components import cluster
 from comparator.ui.markup import code, esc
 from comparator.ui.page import Page
 
@@ -27,6 +28,8 @@ def current() -> str:
 
 def render(state: EngineState | None) -> str:
     """The list of resident variants, by model."""
+    if cluster.shown(state):
+        return cluster.desk(state)
     models: dict[str, list[str]] = {}
     for held in state.residents if state else ():
         line = f"<li>{code(held.variant)}<span>{esc(words.megabytes(held.bytes))}</span></li>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from comparator import figures, words
+from comparator import devices, figures, words
 from comparator.types import CellResult
 from comparator.ui.components.cards import differing, speed_word
 from comparator.ui.live import Column, Live
@@ -37,8 +37,10 @@ def render(live: Live) -> str:
     most_speed = max((_speed(c) or 0 for c in live.columns), default=0)
     heads = "".join(f'<th scope="col" title="{esc(why)}">{esc(title)}</th>' for title, why in HEADS)
     rows = "".join(_row(live, column, most_memory, most_speed) for column in live.columns)
+    unlike = devices.unlike(c.result for c in live.columns if c.result)
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="All columns at a glance">'
+        (f'<p class="unlike" role="note">{esc(unlike)}</p>' if unlike else "")
+        + '<div class="scroll" tabindex="0" role="region" aria-label="All columns at a glance">'
         f'<table class="verdict"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
         f'<p class="foot">{esc(footnote(live))}</p>'
     )
@@ -63,12 +65,19 @@ def _row(live: Live, column: Column, most_memory: float, most_speed: float) -> s
     theirs = reference.result if reference else None
     memory, speed = _memory(column.result), _speed(column)
     first = column.result.latency.ttft_s if column.result else None
+    mark = devices.mark(column.result, theirs)
     cells = (
         bar(memory / most_memory if memory and most_memory else None, colour)
-        + compared(words.megabytes(memory, unit=False), words.ratio(memory, _memory(theirs))),
+        + compared(words.megabytes(memory, unit=False), words.ratio(memory, _memory(theirs)), mark=mark),
         bar(speed / most_speed if speed and most_speed else None, colour)
-        + compared(words.figure(speed), words.ratio(speed, theirs.latency.decode_tok_s if theirs else None)),
-        compared(words.seconds(first), words.ratio(first, theirs.latency.ttft_s if theirs else None)),
+        + compared(
+            words.figure(speed),
+            words.ratio(speed, theirs.latency.decode_tok_s if theirs else None),
+            mark=mark,
+        ),
+        compared(
+            words.seconds(first), words.ratio(first, theirs.latency.ttft_s if theirs else None), mark=mark
+        ),
         esc(_written("prompt_kl_mean", column.result)),
         esc(_written("prompt_agreement", column.result)),
     )
