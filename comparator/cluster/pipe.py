@@ -24,6 +24,7 @@ from comparator.hosting import Raised, Returned
 from comparator.settings import Settings
 
 STOP_S = 0.1  # how soon Stop is noticed while nothing comes
+STOP: list = ["stop"]
 
 
 class Gone(Exception):
@@ -46,12 +47,13 @@ class Line:
                 [sys.executable, "-m", "comparator.cluster.driver", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
+                cwd=os.sep,  # Ray hands this folder to every actor as a place to import from: they shall use their own
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 start_new_session=True,  # Ctrl-C is for the app, which lets the columns end
             )
-        self._connection = Connection(ours.detach())
+        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
         self._sending = threading.Lock()
         self._waiting: dict[str, queue.SimpleQueue] = {}
         self._on_state = on_state
@@ -91,15 +93,16 @@ class Line:
             self._send((ticket, name, arguments, named, cancel is not None))
             while not over:
                 batch = self._next(answers, None if asked else cancel)
-                if batch == "stop":
+                if cancel is not None and cancel.is_set() and not asked:
                     asked = True
                     self._send((ticket, None, (), {}, False))
+                if batch is STOP:
                     continue
                 for item in batch:
                     if isinstance(item, Raised):
                         raise item.error
                     yield item.value if isinstance(item, Returned) else item
-                over = not batch
+                over = batch == []
         except GeneratorExit:
             if cancel is not None:
                 cancel.set()
@@ -117,13 +120,13 @@ class Line:
                 found = answers.get(timeout=STOP_S)
             except queue.Empty:
                 if cancel is not None and cancel.is_set():
-                    return "stop"
+                    return STOP
                 if not self.alive and answers.empty():
                     raise Gone(self._said()) from None
                 continue
             if found is None:
                 raise Gone(self._said())
-            return "stop" if cancel is not None and cancel.is_set() and not found else found
+            return found
 
     def _said(self) -> str:
         with contextlib.suppress(OSError, ValueError):
@@ -135,11 +138,12 @@ class Line:
         """End the child, and with it its actors."""
         self.alive = False
         with contextlib.suppress(OSError):
-            self._connection.close()
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever reads, here and there
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        self._socket.close()
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,173 @@
+"""The main comparison over two nodes: the same tokens as in one process, figures from where the work was."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import ray_actors
+
+from comparator import devices
+from comparator.backends import resolve
+from comparator.compare import compare
+from comparator.engine import Engine
+from comparator.notation import parse_adapter
+from comparator.settings import Settings
+from comparator.types import (
+    BUILTIN_MODEL,
+    Cell,
+    Generated,
+    Generating,
+    GenerationSettings,
+    Problem,
+    Request,
+)
+
+PROMPT = "What is the capital of France?"
+
+
+def request(*columns: str, **changes) -> Request:
+    cells = []
+    for column in columns:
+        variant, plus, adapter = column.partition(" + ")
+        cells.append(Cell(resolve(variant), parse_adapter(adapter) if plus else None))
+    settings = changes.pop("settings", GenerationSettings(max_new_tokens=12))
+    return Request(BUILTIN_MODEL, tuple(cells), changes.pop("prompt", PROMPT), settings=settings, **changes)
+
+
+def document(request: Request, engine):
+    return list(compare(request, engine=engine))[-1].comparison
+
+
+@pytest.fixture(scope="module")
+def columns():
+    return "bf16", "nf4", "bf16 + pirate"
+
+
+@pytest.fixture(scope="module")
+def here(builtin, columns):
+    """The same comparison in this process, with as many threads as a node lends."""
+    import torch
+
+    engine, threads = Engine(Settings()), torch.get_num_threads()
+    engine._call(lambda: torch.set_num_threads(1))
+    try:
+        yield document(request(*columns), engine)
+    finally:
+        engine._call(lambda: torch.set_num_threads(threads))
+        engine.unload()
+
+
+@pytest.fixture(scope="module")
+def there(shared, columns):
+    return document(request(*columns, parallel=True), shared)
+
+
+def test_the_same_tokens_as_in_one_process(here, there):
+    assert there.ok, [c.error for c in there.cells]
+    for ours, theirs in zip(here.cells, there.cells, strict=True):
+        assert ours.token_ids == theirs.token_ids, f"{ours.label}: the actor computes something else"
+        assert ours.text == theirs.text and ours.finish_reason == theirs.finish_reason
+        assert ours.kernel == theirs.kernel and ours.notes == theirs.notes
+        assert len(theirs.latency.itl_s) == len(theirs.token_ids) - 1, "each token keeps its own time"
+        assert ours.memory.weight_bytes == theirs.memory.weight_bytes
+        assert [r.name for r in ours.layers] == [r.name for r in theirs.layers]
+
+
+def test_fidelity_is_the_same_though_no_two_models_share_a_process(here, there):
+    for ours, theirs in zip(here.cells, there.cells, strict=True):
+        mine, its = ours.fidelity.prompt, theirs.fidelity.prompt
+        assert its is not None, f"{theirs.label}: {theirs.fidelity.refused}"
+        assert its.kl == pytest.approx(mine.kl, rel=1e-6, abs=1e-9) and its.rank == mine.rank
+        drift, far = ours.fidelity.adapter, theirs.fidelity.adapter
+        assert (drift is None) == (far is None)
+        if drift:
+            assert far.kl == pytest.approx(drift.kl, rel=1e-6, abs=1e-9)
+    errors = [{row.name: row.error for row in c.layers if row.error} for c in (here.cells[1], there.cells[1])]
+    assert len(errors[0]) > 200 and errors[0].keys() == errors[1].keys()
+    for name, error in errors[0].items():
+        assert errors[1][name] == pytest.approx(error, rel=1e-6), f"{name} was compared with something else"
+
+
+def test_columns_say_where_they_ran(there, shared):
+    hosts = [c.environment.host for c in there.cells]
+    assert set(hosts) == {"alpha", "beta"} and hosts[0] == hosts[2], (
+        f"{hosts}: apart where a device is free, and an adapter with its base"
+    )
+    assert there.environment.host is None or there.environment.host in hosts
+    assert not devices.unlike(there.cells), "another host alone makes no device unlike"
+    state = shared.state()
+    assert {r.variant: r.node for r in state.residents} == {"bf16": hosts[0], "nf4": hosts[1]}
+    assert [n.name for n in state.nodes if not n.refused] == ["alpha", "beta"] or len(state.nodes) == 2
+
+
+def test_columns_of_different_devices_overlap_and_of_one_never(shared, there):
+    """The generation of 40 tokens of each: between two of one column come some of the other."""
+    wanted = request(
+        "bf16", "nf4", "bf16 + pirate", prompt="Tell me a story.", fidelity="none", parallel=True,
+        settings=GenerationSettings(max_new_tokens=40),
+    )  # fmt: skip
+    events = [e for e in compare(wanted, engine=shared) if isinstance(e, (Generating, Generated))]
+    order = [wanted.cells.index(e.cell) for e in events]
+    spans = {i: (order.index(i), len(order) - 1 - order[::-1].index(i)) for i in range(3)}
+    assert spans[0][0] < spans[1][1] and spans[1][0] < spans[0][1], f"bf16 and nf4 took turns: {spans}"
+    assert spans[0][1] < spans[2][0] or spans[2][1] < spans[0][0], (
+        f"two columns of one device ran at once: {spans}"
+    )
+
+
+def test_stop_and_closing_reach_the_actor(shared, there):
+    cancel = threading.Event()
+    wanted = request("bf16", prompt="Tell me a story.", settings=GenerationSettings(max_new_tokens=400))
+    for event in compare(wanted, engine=shared, cancel=cancel):
+        if isinstance(event, Generating):
+            cancel.set()
+    (cell,) = event.comparison.cells
+    assert cell.status == "stopped" and 1 <= len(cell.token_ids) < 100, "the actor went on after Stop"
+
+    events = compare(wanted, engine=shared)
+    next(e for e in events if isinstance(e, Generating))
+    events.close()
+    assert not shared.turns.busy
+    assert document(request("bf16", fidelity="none"), shared).ok, "what was closed still holds the device"
+
+
+def test_a_longer_text_is_compared_from_actor_to_actor(shared, there, here, tmp_path):
+    from comparator.types import EvalSettings
+
+    text = EvalSettings("The quick brown fox jumps over the lazy dog. " * 20, "foxes", 64, 64)
+    found = document(request("bf16", "nf4", fidelity="text", evaluation=text), shared)
+    ours = document(request("bf16", "nf4", fidelity="text", evaluation=text), Engine(Settings()))
+    for far, near in zip(found.cells, ours.cells, strict=True):
+        assert far.fidelity.text["kl"]["mean"] == pytest.approx(
+            near.fidelity.text["kl"]["mean"], rel=0.02, abs=1e-6
+        )
+    assert any("held apart" in n for n in found.cells[1].notes)
+    from comparator.settings import get_settings
+
+    left = list((get_settings().cache_dir / "scores").glob("*/*/*"))
+    assert not left, f"scores were left on a node's disk: {left}"
+
+
+def test_sensitivity_brings_the_two_together(shared, there):
+    from comparator.sensitivity import Part, measure
+
+    *_, parts = measure(shared, BUILTIN_MODEL, resolve("nf4"), resolve("bf16"), by="kind", tokens=32)
+    assert all(isinstance(p, Part) for p in parts) and len(parts) == 7
+    assert {r.variant for r in shared.state().residents} == {"bf16", "nf4"}
+
+
+def test_unloading_ends_the_actor(shared, there):
+    before = len(ray_actors.actors())
+    handle = shared.handle_of(BUILTIN_MODEL, "nf4")
+    assert shared.unload(handle) > 50e6, "the bytes that came back are the actor's own"
+    assert ray_actors.wait_until(lambda: len(ray_actors.actors()) == before - 1), "the actor is still there"
+    assert [r.variant for r in shared.state().residents] == ["bf16"]
+    with pytest.raises(Problem, match="no longer loaded"):
+        shared.layers(handle)
+
+
+def test_parallel_without_a_cluster_is_refused(builtin):
+    with pytest.raises(Problem, match="Ray cluster") as refused:
+        compare(request("bf16", parallel=True), engine=Engine(Settings()))
+    assert "COMPARATOR_RAY_ADDRESS" in refused.value.advice
