@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from comparator.cluster.failures import driver_gone
+from comparator.cluster.failures import driver_gone, unreachable
 from comparator.cluster.pipe import Gone, Line
 from comparator.messages import Generation, Loaded, Progress, Prompt
 from comparator.seam import Seen
@@ -75,7 +75,10 @@ class ClusterEngine(Seen):
                 list(line.stream("start"))
             except (Problem, Gone) as error:
                 line.close()
-                problem = error if isinstance(error, Problem) else self._gone(error, "connecting")
+                address = str(self.settings.ray_address)
+                problem = (
+                    error if isinstance(error, Problem) else unreachable(address, "nothing answers there")
+                )
                 self._state = replace(self._state, problem=ErrorInfo(problem.problem, problem.advice))
                 raise problem from None
             self._line = line

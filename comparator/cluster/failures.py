@@ -36,6 +36,10 @@ def lost(error: BaseException, doing: str, place: str) -> Problem:
 def unreachable(address: str, why: str) -> Problem:
     """No cluster at the address."""
     low = why.lower()
+    if "ray[client]" in low:
+        return Problem(
+            "Addresses that begin with ray:// need Ray's client.", "pip install -r requirements-ray.txt"
+        )
     if "version mismatch" in low or "python version" in low:
         return Problem(
             f"The Ray cluster at {address} runs other versions than this machine: {_one_line(why)}",

@@ -37,6 +37,15 @@ class Machines:
     def add(self, name: str, **changes):
         return self.ray.add_node(**{**NODE, "node_name": name, **changes})
 
+    def lose(self, node) -> None:
+        """As if its power went: the raylet and everything that it started are gone at once."""
+        import psutil
+
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in (raylet, *raylet.children(recursive=True)):
+            process.kill()
+        self.ray.remove_node(node, allow_graceful=False)
+
     def close(self) -> None:
         self.ray.shutdown()
 

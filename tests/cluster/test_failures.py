@@ -1,0 +1,305 @@
+"""What is lost stays one column's trouble: actors, nodes and the driver are killed for real, at many moments."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray_actors
+import tiny_models
+
+from comparator.backends import resolve
+from comparator.cluster import ClusterEngine
+from comparator.compare import compare
+from comparator.settings import Settings
+from comparator.types import (
+    Cell,
+    Generated,
+    Generating,
+    GenerationSettings,
+    Loading,
+    Problem,
+    Request,
+    Scoring,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VARIANTS = ("fp32", "bf16")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_models.save(folder, "llama", max_position_embeddings=1024)
+    return str(folder)
+
+
+def request(model: str, *variants: str, new: int = 60, **changes) -> Request:
+    cells = tuple(Cell(resolve(v)) for v in variants or VARIANTS)
+    return Request(
+        model, cells, "The quick brown fox", settings=GenerationSettings(max_new_tokens=new), **changes
+    )
+
+
+def run(request: Request, engine):
+    return list(compare(request, engine=engine))[-1].comparison
+
+
+# Each names an event of the bf16 column and how long after it the actor is killed, in seconds.
+MOMENTS = [
+    (Loading, "starting an actor", 1.2),
+    (Loading, "Loading weights", 0.0),
+    (Generating, "", 0.0),
+    (Scoring, "", 0.0),
+]
+MANY = [
+    *((Loading, "starting an actor", s) for s in (0.2, 0.5, 0.9, 1.5, 2.0, 2.5, 3.0)),
+    *((Loading, "", s) for s in (0.0, 0.05, 0.3)),
+    *((Generating, "", s) for s in (0.0, 0.02, 0.05, 0.1, 0.2)),
+    *((Generated, "", s) for s in (0.0, 0.05)),
+    *((Scoring, "", s) for s in (0.0, 0.02, 0.1)),
+]
+
+
+def killed_at(engine: ClusterEngine, wanted: Request, kind: type, message: str, after_s: float):
+    """Run, killing the process that appeared for the second column `after_s` after its event; (document, the event
+    was reached)."""
+    engine.unload(engine.handle_of(wanted.model, "bf16") or "")
+    before, cell, timer = set(ray_actors.actors()), wanted.cells[1], None
+
+    def kill() -> None:
+        for pid in set(ray_actors.actors()) - before:
+            os.kill(pid, signal.SIGKILL)
+
+    for event in compare(wanted, engine=engine):
+        hit = isinstance(event, kind) and event.cell == cell and message in getattr(event, "message", "")
+        if hit and timer is None:
+            timer = threading.Timer(after_s, kill)
+            timer.start()
+            if not after_s:
+                timer.join()
+    timer.join()
+    return event.comparison
+
+
+def check_contained(engine: ClusterEngine, model: str, document, kind: type) -> None:
+    first, second = document.cells
+    assert first.status == "ok", f"the other column failed too: {first.error}"
+    if second.status == "failed":
+        assert any(
+            w in second.error.problem for w in ("died", "does not answer", "could not start", "lost")
+        ), second.error
+        assert "fresh actor" in second.error.advice or "log" in second.error.advice.lower()
+    elif second.fidelity and second.fidelity.refused:
+        assert second.text and "fresh actor" in second.fidelity.refused, "what was measured before stays"
+
+
+@pytest.fixture(scope="module")
+def settled(machines, model):
+    """One engine, whose fp32 column is resident."""
+    engine = ClusterEngine(Settings(ray_address=machines.address, max_new_tokens=512))
+    try:
+        assert run(request(model, "fp32"), engine).ok
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    "kind, message, after_s", MOMENTS, ids=[f"{k.__name__}-{m[:8]}" for k, m, _ in MOMENTS]
+)
+def test_an_actor_that_is_killed_fails_its_column_alone(settled, model, kind, message, after_s):
+    wanted = request(model, new=120 if kind is Generating else 40)
+    document = killed_at(settled, wanted, kind, message, after_s)
+    check_contained(settled, model, document, kind)
+    second = document.cells[1]
+    assert second.status == "failed" or second.fidelity.refused, (
+        f"nothing was killed at {kind.__name__} {message}"
+    )
+
+
+def test_the_next_run_gets_a_fresh_actor(settled, model):
+    assert run(request(model), settled).ok
+    assert len(ray_actors.actors()) == 3, "a clerk and two columns; what was killed or failed must leave none"
+
+
+def test_a_node_that_is_lost_fails_its_column_alone(settled, machines, model):
+    third = machines.add("gamma")
+    wanted = request(model, "fp32", "bf16", "fp16", new=500, parallel=True, fidelity="none")
+    hosts, gone = {}, None
+    for event in compare(wanted, engine=settled):
+        if isinstance(event, Generating) and gone is None:
+            hosts = {r.variant: r.node for r in settled.state().residents}
+            gone = next(v for v, node in hosts.items() if node == "gamma")
+            machines.lose(third)
+    status = {c.variant: c.status for c in event.comparison.cells}
+    assert status.pop(gone) == "failed", f"{gone} was on the node that went: {hosts}"
+    assert set(status.values()) == {"ok"}
+    failed = event.comparison.cell(gone)
+    assert "gamma" in failed.error.problem and failed.error.advice
+    assert ray_actors.wait_until(
+        lambda: "gamma" not in [n.name for n in (settled._one("refresh"), settled.state())[1].nodes]
+    )
+    assert run(request(model, gone, fidelity="none"), settled).ok, "the next run has to find another place"
+
+
+def test_versions_that_differ_are_refused_by_name(settled, machines, model, tmp_path):
+    copy = tmp_path / "comparator"
+    shutil.copytree(ROOT / "comparator", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "types.py").write_text((copy / "types.py").read_text() + "\n# another checkout\n")
+    other = machines.add("delta", env_vars={"PYTHONPATH": str(tmp_path)})
+    bare = machines.add("epsilon", env_vars={"PYTHONPATH": str(tmp_path / "nothing")})
+    try:
+        settled._one("refresh")
+        nodes = {n.name: n for n in settled.state().nodes}
+        assert "Quant Comparator" in nodes["delta"].refused and "there" in nodes["delta"].refused
+        assert "cannot be imported" in (nodes["epsilon"].refused or ""), nodes["epsilon"]
+        assert nodes["alpha"].refused is None and nodes["beta"].refused is None
+    finally:
+        machines.ray.remove_node(other)
+        machines.ray.remove_node(bare)
+
+
+def test_a_driver_that_is_killed_is_replaced_and_takes_its_actors_along(settled, model):
+    wanted, killed = request(model, "fp32", "bf16", new=400, fidelity="none"), False
+    before = set(ray_actors.actors())
+    for event in compare(wanted, engine=settled):
+        if isinstance(event, Generating) and not killed:
+            settled._line.process.kill()
+            killed = True
+    failed = [c for c in event.comparison.cells if c.status == "failed"]
+    assert failed and "lost" in failed[0].error.problem and "Run again" in failed[0].error.advice
+    assert run(request(model, "bf16"), settled).ok, "the next run connects anew"
+    assert ray_actors.wait_until(lambda: not before & set(ray_actors.actors())), (
+        "actors outlived their driver"
+    )
+
+
+def test_nobody_at_the_address_is_told(builtin):
+    engine = ClusterEngine(Settings(ray_address="auto"))
+    os.environ.pop("RAY_ADDRESS", None)
+    with pytest.raises(Problem) as refused:
+        engine.encode("smollm2-135m", "Hi", None, None)
+    assert "Ray cluster" in refused.value.problem and "COMPARATOR_RAY_ADDRESS" in refused.value.advice
+    assert engine.state().problem.problem == refused.value.problem, "the head line must say it too"
+
+
+# ---------------------------------------------------------------- minutes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, message, after_s", MANY)
+def test_an_actor_that_is_killed_at_any_moment(settled, model, kind, message, after_s):
+    document = killed_at(settled, request(model, new=120), kind, message, after_s)
+    check_contained(settled, model, document, kind)
+    assert run(request(model), settled).ok
+    assert len(ray_actors.actors()) == 3, "an actor was left over"
+
+
+@pytest.mark.slow
+def test_actors_end_with_the_app_however_it_ends(machines, model):
+    before = set(ray_actors.actors())
+    code = (
+        "import sys, time, comparator\n"
+        f"comparator.run('Hi', ['fp32'], {model!r}, max_new_tokens=4)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    app = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"COMPARATOR_RAY_ADDRESS": machines.address},
+    )  # fmt: skip
+    try:
+        assert app.stdout.readline().strip() == "ready"
+        ours = set(ray_actors.actors()) - before
+        assert len(ours) == 2
+        app.kill()
+        assert ray_actors.wait_until(lambda: not ours & set(ray_actors.actors()), 30), (
+            "kill -9 left actors behind"
+        )
+    finally:
+        app.kill()
+
+
+@pytest.mark.slow
+def test_room_is_made_within_the_budget_of_a_node(machines, model):
+    """Each node may hold one of the three; the one used longest ago goes, and is loaded again when it is needed."""
+    engine = ClusterEngine(Settings(ray_address=machines.address, memory_budget="250KB"))
+    try:
+        document = run(request(model, "fp32", "bf16", "fp16", fidelity="prompt"), engine)
+        assert document.ok and all(c.fidelity.prompt for c in document.cells), document.cells
+        by_node: dict[str, int] = {}
+        for held in engine.state().residents:
+            by_node[held.node] = by_node.get(held.node, 0) + held.bytes
+        assert by_node and max(by_node.values()) <= 250_000
+        assert len(ray_actors.actors()) <= 3
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_ten_visitors_are_served_in_turn(settled, model):
+    results: dict[int, list] = {}
+
+    def visit(number: int) -> None:
+        wanted = request(model, fidelity="prompt")
+        results[number] = list(compare(wanted, engine=settled))
+
+    visitors = [threading.Thread(target=visit, args=(n,)) for n in range(10)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join(300)
+    documents = [results[n][-1].comparison for n in range(10)]
+    assert all(d.ok for d in documents)
+    assert len({d.cells[0].token_ids for d in documents}) == 1, "visitors disturbed each other"
+    assert not settled.turns.busy
+
+
+@pytest.mark.slow
+def test_a_head_that_is_lost_is_told_and_found_again(model):
+    """`ray start` as people use it, on a port of its own. Ray gives a driver up after 20 s without the head."""
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
+    start = [*ray_command, "start", "--head", "--port=6411", "--num-cpus=1", "--object-store-memory=100000000",
+             "--memory=4000000000", "--include-dashboard=false", "--disable-usage-stats", "--node-name=solo"]  # fmt: skip
+
+    def begin() -> list[int]:
+        import psutil
+
+        before = set(psutil.pids())
+        subprocess.run(start, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        names = ("gcs_server", "raylet")
+        return [
+            p.pid for p in psutil.process_iter(["name"]) if p.pid not in before and p.info["name"] in names
+        ]
+
+    def end(pids: list[int]) -> None:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    pids = begin()
+    engine = ClusterEngine(Settings(ray_address="127.0.0.1:6411"))
+    try:
+        assert run(request(model, "fp32"), engine).ok
+        end(pids)
+        began = time.monotonic()
+        with pytest.raises(Problem):
+            document = run(request(model, "fp32", "bf16"), engine)
+            failed = next(c for c in document.cells if c.status == "failed")
+            raise Problem(failed.error.problem, failed.error.advice)
+        assert time.monotonic() - began < 120, "nobody waits that long for a head that is gone"
+        pids = begin()
+        assert run(request(model, "fp32"), engine).ok, "when the head is back the app connects anew"
+    finally:
+        engine.close()
+        end(pids)
