@@ -182,6 +182,20 @@ def test_building_the_page_does_not_import_torch():
     assert not loaded & (HEAVY - {"gradio"}), f"the page waits for {sorted(loaded & HEAVY)}"
 
 
+def test_ray_is_imported_only_where_an_address_is_set():
+    """The page and a comparison in this process neither know of Ray nor wait for it; nor does the app of a cluster,
+    whose driver is another process."""
+    code = "from comparator.engine import get_engine; from comparator.compare import compare; get_engine().state()"
+    for setting in ({}, {"COMPARATOR_RAY_ADDRESS": "127.0.0.1:1"}):
+        loaded = loaded_by(code, **setting)
+        assert not loaded & {"ray", "torch"}, f"{setting}: {sorted(loaded & {'ray', 'torch'})} was imported"
+    inside = loaded_by(
+        "import sys; from comparator.engine import get_engine; from comparator.compare import compare\n"
+        "get_engine(); assert not [m for m in sys.modules if m.startswith('comparator.cluster')]"
+    )
+    assert "multiprocessing" not in inside, "the cluster's line to its driver costs every start something"
+
+
 def test_compare_is_a_module_and_a_function_whichever_comes_first():
     for first in (
         "import comparator; comparator.compare",

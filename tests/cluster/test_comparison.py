@@ -45,17 +45,22 @@ def columns():
 
 
 @pytest.fixture(scope="module")
-def here(builtin, columns):
-    """The same comparison in this process, with as many threads as a node lends."""
+def local(builtin):
+    """An engine in this process, with as many threads as a node lends."""
     import torch
 
     engine, threads = Engine(Settings()), torch.get_num_threads()
     engine._call(lambda: torch.set_num_threads(1))
     try:
-        yield document(request(*columns), engine)
+        yield engine
     finally:
         engine._call(lambda: torch.set_num_threads(threads))
         engine.unload()
+
+
+@pytest.fixture(scope="module")
+def here(local, columns):
+    return document(request(*columns), local)
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +137,12 @@ def test_stop_and_closing_reach_the_actor(shared, there):
     assert document(request("bf16", fidelity="none"), shared).ok, "what was closed still holds the device"
 
 
-def test_a_longer_text_is_compared_from_actor_to_actor(shared, there, here, tmp_path):
+def test_a_longer_text_is_compared_from_actor_to_actor(shared, there, local):
     from comparator.types import EvalSettings
 
-    text = EvalSettings("The quick brown fox jumps over the lazy dog. " * 20, "foxes", 64, 64)
+    text = EvalSettings("The quick brown fox jumps over the lazy dog. " * 8, "foxes", 64, 64)
     found = document(request("bf16", "nf4", fidelity="text", evaluation=text), shared)
-    ours = document(request("bf16", "nf4", fidelity="text", evaluation=text), Engine(Settings()))
+    ours = document(request("bf16", "nf4", fidelity="text", evaluation=text), local)
     for far, near in zip(found.cells, ours.cells, strict=True):
         assert far.fidelity.text["kl"]["mean"] == pytest.approx(
             near.fidelity.text["kl"]["mean"], rel=0.02, abs=1e-6
