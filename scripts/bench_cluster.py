@@ -2,7 +2,7 @@
 
     python scripts/bench_cluster.py --variant bf16 --pairs 15 --tokens 64
 
-Starts a Ray of one node on this machine with all of its cores, so both sides have the same; the arrival of a token is
+Starts a Ray of one node on this machine that lends `--threads` cores, so both sides have the same; the arrival of a token is
 comparable because both processes read one clock (CLOCK_MONOTONIC). Prints medians over the pairs; on a machine that
 others use too, the spread of the pairs says how far to trust them.
 """
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on both sides")
     given = parser.parse_args()
 
     os.environ["PYTHONPATH"] = str(ROOT)
@@ -70,10 +71,13 @@ def main() -> None:
     from comparator.settings import Settings
     from comparator.types import GenerationSettings
 
-    head = {"num_cpus": os.cpu_count(), "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    head = {"num_cpus": given.threads, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     ray = Cluster(initialize_head=True, head_node_args=head)
     here, there = Engine(Settings()), ClusterEngine(Settings(ray_address=ray.address))
     try:
+        import torch
+
+        here._call(lambda: torch.set_num_threads(given.threads))
         variant, settings = resolve(given.variant), GenerationSettings(max_new_tokens=given.tokens)
         for engine in (here, there):
             list(engine.open(given.model, threading.Event()))
@@ -94,7 +98,9 @@ def main() -> None:
 
 def report(given, pairs: list[tuple[Once, Once]]) -> None:
     ratios = sorted(b.decode_tok_s / a.decode_tok_s for a, b in pairs)
-    print(f"{given.variant}, {given.tokens} tokens, {len(pairs)} pairs, {os.cpu_count()} cores")
+    print(
+        f"{given.variant}, {given.tokens} tokens, {len(pairs)} pairs, {given.threads} of {os.cpu_count()} cores"
+    )
     for name, side in (("in process", 0), ("in an actor", 1)):
         speeds = [pair[side].decode_tok_s for pair in pairs]
         late = [value * 1e3 for pair in pairs for value in pair[side].late_s]

@@ -7,6 +7,7 @@ functions; Ray makes an actor of `Holder` when the driver asks for one.
 from __future__ import annotations
 
 import os
+import pickle
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ class Holder:
         settings = Settings().model_copy(update={"memory_budget": None, "ray_address": None})
         self.engine = _Here(settings, Engine, self._threads)
         self.host = Host(self.engine, INTERVAL_S)
-        self._pulled: dict[str, Iterator[list]] = {}
+        self._pulled: dict[str, Iterator[bytes]] = {}
         self.engine.engine.start()  # torch loads while the driver is told that the actor is there
 
     def facts(self) -> Facts:
@@ -62,14 +63,16 @@ class Holder:
 
     def stream(
         self, ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool
-    ) -> Iterator[list]:
-        """A Ray generator of batches (comparator/hosting.py)."""
-        yield from self.host.serve(ticket, name, arguments, named, stoppable)
+    ) -> Iterator[bytes]:
+        """A Ray generator of batches (comparator/hosting.py). Pickled here: bytes are what Ray passes on without
+        looking into them, and its own pickling would hold Python's lock while the next token is computed."""
+        for batch in self.host.serve(ticket, name, arguments, named, stoppable):
+            yield pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
 
-    def pull(self, ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool) -> list | None:
+    def pull(self, ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool) -> bytes | None:
         """The next batch, None after the last: for Ray Client (ray://…), which has no generators."""
         if ticket not in self._pulled:
-            self._pulled[ticket] = self.host.serve(ticket, name, arguments, named, stoppable)
+            self._pulled[ticket] = self.stream(ticket, name, arguments, named, stoppable)
         batch = next(self._pulled[ticket], None)
         if batch is None:
             del self._pulled[ticket]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import secrets
 import threading
 from collections.abc import Iterator
@@ -168,7 +169,7 @@ def batches(
             if batch is None:
                 return
             try:
-                yield batch
+                yield pickle.loads(batch)
             except GeneratorExit:
                 cancel.set()
                 handle.stop.remote(ticket)
