@@ -32,6 +32,10 @@ class Settings(BaseSettings):
     max_columns: int = Field(8, ge=1, le=32)
     public: bool = Field(default_factory=_on_space)
 
+    training: bool | None = Field(
+        None, description="Whether adapters are trained here; unset: unless this is a public installation"
+    )
+
     # Saved comparisons; docs/space.md has the table.
     index_dir: Path | None = Field(
         None, description="Where the history's index lives; unset: the data folder"
