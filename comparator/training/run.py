@@ -79,7 +79,7 @@ class Train:
         finally:
             if trainer is not None:
                 _let_go(trainer)
-            base = trainer = None  # noqa: F841 - the memory goes back before anyone else has the device
+            base = trainer = None  # the memory goes back before anyone else has the device
             torch.set_rng_state(seeds)
             memory.give_back()
 
