@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from comparator import words
-from comparator.training.types import Evaluation, EvalRow, TrainingResult
+from comparator.training.types import EvalRow, Evaluation, TrainingResult
 from comparator.ui.components.recording import when
 from comparator.ui.components.train_watch import duration
 from comparator.ui.markup import code, esc, note, sized, table
