@@ -88,9 +88,10 @@ def followed(trainings: Any, job: str, cancel: threading.Event, progress: Progre
             case Preparing():
                 progress.status(event.message, "" if event.fraction is None else f" {event.fraction:.0%}")
             case Step():
-                progress.status(*_step(event))
-                if not progress.live or event.eval_loss is not None:
-                    progress.line("".join(_step(event)))
+                if progress.live and event.eval_loss is None:
+                    progress.status(_step(event))
+                else:  # an evaluation stays on the terminal, and every step in a log
+                    progress.line(_step(event))
             case Sample():
                 progress.line(f"   step {event.step}: {event.now.strip()!r}")
             case Saving():
@@ -111,14 +112,14 @@ def followed(trainings: Any, job: str, cancel: threading.Event, progress: Progre
     return 1
 
 
-def _step(event: Step) -> tuple[str, str]:
+def _step(event: Step) -> str:
     if event.eval_loss is not None:
-        return f"   step {event.step}/{event.of}  loss on held-back samples {event.eval_loss:.3f}", ""
+        return f"   step {event.step}/{event.of}  loss on held-back samples {event.eval_loss:.3f}"
     parts = [f"step {event.step}/{event.of}  loss {event.loss:.3f}"]
     parts += [f"{event.tok_s:.0f} tok/s"] if event.tok_s else []
     parts += [f"{event.memory_bytes / 1e9:.2f} GB"] if event.memory_bytes else []
     parts += [f"{event.eta_s:.0f} s left"] if event.eta_s is not None else []
-    return "  ".join(parts), ""
+    return "  ".join(parts)
 
 
 def last_result(trainings: Any) -> TrainingResult:
