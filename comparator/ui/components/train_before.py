@@ -33,7 +33,9 @@ INTRO = (
     "Keep a base frozen, 4-bit or not, and train a small LoRA adapter on top of it (QLoRA). It then stands in the list of "
     "adapters, to be compared on every variant. Nothing leaves this machine."
 )
-FORM_HELP = "Recognized by the names of the columns. Where they do not tell, choose the form and name the columns."
+FORM_HELP = (
+    "Recognized by the names of the columns. Where they do not tell, choose the form and name the columns."
+)
 ROLES = {
     "messages": "Column of messages",
     "prompt": "Column of prompts",

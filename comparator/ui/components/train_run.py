@@ -86,7 +86,9 @@ def wire(page: Page, tab: gr.Tab, asking: Asking, watch: Watch, after: After, de
     own, results = watch.outputs(page), after.outputs(page)
     known = [watch.watched, *after.inputs(page)]
 
-    def start(watched: Watched, listed: list[str], worn: list[str], name: str, *values: Any) -> Iterator[list[Any]]:
+    def start(
+        watched: Watched, listed: list[str], worn: list[str], name: str, *values: Any
+    ) -> Iterator[list[Any]]:
         def work() -> str:
             return jobs.get_trainings().start(asking.read(values).request())
 
@@ -98,7 +100,9 @@ def wire(page: Page, tab: gr.Tab, asking: Asking, watch: Watch, after: After, de
     def tick(watched: Watched, listed: list[str], worn: list[str], name: str) -> list[Any]:
         return followed(page, watched, listed, worn, name)
 
-    def arrive(request: gr.Request, watched: Watched, listed: list[str], worn: list[str], name: str) -> list[Any]:
+    def arrive(
+        request: gr.Request, watched: Watched, listed: list[str], worn: list[str], name: str
+    ) -> list[Any]:
         return arrived(page, request, listed, worn)
 
     def opened(watched: Watched, listed: list[str], worn: list[str], name: str) -> list[Any]:
