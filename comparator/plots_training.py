@@ -42,7 +42,7 @@ def loss_curve(curve: Sequence[LossPoint], of: int = 0) -> Figure:
         )  # fmt: skip
     _laid_out(figure, "step", "loss, nats", height=300)
     last = max([of, *(x for x, _ in trained), *(x for x, _ in held), 1])
-    figure.update_xaxes(range=[0, last * 1.02], rangemode="normal")
+    figure.update_xaxes(range=[-0.02 * last, last * 1.02], rangemode="normal")
     if last <= 10:
         figure.update_xaxes(dtick=1)
     figure.update_layout(showlegend=True, uirevision="training")  # a zoom survives the next point
@@ -85,12 +85,13 @@ def token_lengths(tokens: TokenStatistics, max_length: int) -> Figure:
     return figure
 
 
-def evaluation_bars(evaluation: Evaluation, reference: str | None = None) -> Figure:
-    """Loss on the held-back samples, nats, two bars a variant: without the adapter (hatched) and with it (plain)."""
+def evaluation_bars(evaluation: Evaluation, named: dict[str, str] | None = None) -> Figure:
+    """Loss on the held-back samples, nats, two bars a variant: without the adapter (hatched) and with it (plain).
+    `named`: variant → its colour, where the page has given it one."""
     import plotly.graph_objects as go
 
-    named = colours((row.variant for row in evaluation.rows), reference)
-    variants = list(named)[::-1]  # the first on top
+    named = named or colours((row.variant for row in evaluation.rows), None)
+    variants = list(dict.fromkeys(row.variant for row in evaluation.rows))[::-1]  # the first on top
     losses = {
         (row.variant, row.adapter is not None): row.loss for row in evaluation.rows if row.loss is not None
     }

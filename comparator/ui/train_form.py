@@ -19,12 +19,13 @@ from comparator.training.types import (
 from comparator.types import Problem
 
 FIRST = (
-    "max_steps",
     "epochs",
+    "max_steps",
     "learning_rate",
     "rank",
     "batch_size",
     "max_length",
+    "held_back",
 )  # the others are under “more”
 COLUMNS = {
     "messages": ("chat",),

@@ -20,6 +20,7 @@ import gradio as gr
 
 from comparator import plots_training, words
 from comparator.backends import most_precise, resolve
+from comparator.plots import colours
 from comparator.training import jobs
 from comparator.training.types import EvalRow, Evaluation, TrainingResult
 from comparator.types import Problem, Stopped
@@ -30,13 +31,14 @@ from comparator.ui.markup import note
 from comparator.ui.page import DIRECT, PRIVATE, Choice, Page, Ticks, picture
 from comparator.ui.state import NO_ADAPTER
 
-SHOWN = 8  # values of `After.outputs`
+SHOWN = 9  # values of `After.outputs`
 RUN = "() => setTimeout(() => qc.compareNow(), 150)"
 REALLY = "(name, ...rest) => [name && confirm(`Delete the adapter ${name}? Its files are removed.`) ? name : '', ...rest]"
 
 
 @dataclass
 class After:
+    nothing: gr.HTML
     whole: gr.Column
     chosen: gr.components.Component
     about: gr.HTML
@@ -45,24 +47,25 @@ class After:
     bars: gr.Plot
 
     def inputs(self, page: Page) -> list[gr.components.Component]:
-        return [page.adapter_names, page.fields["adapters"], self.chosen]
+        return [page.adapter_names, page.fields["adapters"], self.chosen, page.fields["picked"]]
 
     def outputs(self, page: Page) -> list[gr.components.Component]:
         """What changes when an adapter comes or goes; the list of adapters last."""
-        own = [self.whole, self.chosen, self.about, self.measured, self.pictures, self.bars]
+        own = [self.nothing, self.whole, self.chosen, self.about, self.measured, self.pictures, self.bars]
         return [*own, page.adapter_names, page.fields["adapters"]]
 
 
 def build(page: Page) -> After:
     gr.HTML("<h3>Trained here</h3>", apply_default_css=False)
-    about = gr.HTML(note(train_results.NOTHING), elem_id="trained-about", apply_default_css=False)
+    nothing = gr.HTML(note(train_results.NOTHING), apply_default_css=False)
     with gr.Column(visible=False, elem_id="trained") as whole:
         chosen = Choice([], label="Adapter", filterable=False, elem_id="trained-name")
+        about = gr.HTML("", elem_id="trained-about", apply_default_css=False)
         with gr.Row(elem_classes="train-actions"):
             compare = gr.Button("Compare now", variant="primary", elem_id="trained-compare", scale=0)
             zipped = gr.Button("Download as zip", elem_id="trained-zip", scale=0)
             delete = gr.Button("Delete", elem_id="trained-delete", scale=0)
-        said = gr.HTML(say(""), elem_id="trained-said", apply_default_css=False)
+            said = gr.HTML(say(""), elem_id="trained-said", apply_default_css=False)
         gr.HTML(
             "<h4>How does it do on the others?</h4>"
             + note(
@@ -74,7 +77,7 @@ def build(page: Page) -> After:
         with gr.Row(elem_classes="train-actions"):
             start = gr.Button("Evaluate", elem_id="trained-evaluate", scale=0)
             stop = gr.Button("Stop", elem_id="trained-evaluate-stop", interactive=False, scale=0)
-        told = gr.HTML(say(""), elem_id="trained-told", apply_default_css=False)
+            told = gr.HTML(say(""), elem_id="trained-told", apply_default_css=False)
         with gr.Row(elem_classes="plots one", visible=False) as pictures:
             bars = picture("Loss on what was held back")
         measured = gr.HTML("", elem_id="trained-table", apply_default_css=False)
@@ -94,10 +97,10 @@ def build(page: Page) -> After:
     # Out of sight: pressed once the file is there.
     file = gr.DownloadButton("Download", visible="hidden", elem_id="train-file")
     folder = Path(tempfile.mkdtemp(prefix="quant-comparator-"))  # mode 700: nobody else's
-    after = After(whole, chosen, about, measured, pictures, bars)
+    after = After(nothing, whole, chosen, about, measured, pictures, bars)
 
     def show(name: str, picked: Any):
-        return *shown(name), variants_of(name, picked)
+        return *shown(name, picked), variants_of(name, picked)
 
     def make(name: str):
         try:
@@ -108,14 +111,16 @@ def build(page: Page) -> After:
     def send(name: str, repo: str, token: str, private: bool):
         return pushing(name, repo, token, private), ""
 
-    def away(name: str, listed: list[str], worn: list[str]):
-        return removed(page, name, listed, worn)
+    def away(name: str, *left: Any):
+        return removed(name, left)
 
     def compare_now(name: str, picked: Any, listed: list[str], request: gr.Request):
         return filled(page, name, picked, listed, getattr(request, "session_hash", None))
 
-    async def evaluate(request: gr.Request, name: str, on: list[str]) -> AsyncIterator[list[Any]]:
-        async for sent in stream(page, name, on, request):
+    async def evaluate(
+        request: gr.Request, name: str, on: list[str], picked: Any
+    ) -> AsyncIterator[list[Any]]:
+        async for sent in stream(page, name, on, request, picked):
             yield sent
 
     async def halt(request: gr.Request) -> None:
@@ -133,14 +138,14 @@ def build(page: Page) -> After:
         None, inputs=[file], js="(file) => qc.download(file)", api_visibility="private"
     )
     delete.click(
-        away, inputs=[chosen, page.adapter_names, page.fields["adapters"]],
+        away, inputs=[chosen, *after.inputs(page)],
         outputs=[said, *after.outputs(page)], js=REALLY, **PRIVATE,
     )  # fmt: skip
     push.click(
         send, inputs=[chosen, repo, token, private], outputs=[pushed, token], trigger_mode="once", **PRIVATE
     )
     start.click(
-        evaluate, inputs=[chosen, on], outputs=[told, start, stop, pictures, bars, measured],
+        evaluate, inputs=[chosen, on, picked], outputs=[told, start, stop, pictures, bars, measured],
         trigger_mode="once", **PRIVATE,
     )  # fmt: skip
     stop.click(halt, **DIRECT)
@@ -150,17 +155,20 @@ def build(page: Page) -> After:
 # ---------------------------------------------------------------- the list
 
 
-def values(page: Page, listed: list[str], worn: list[str], name: str) -> list[Any]:
-    """The values of `After.outputs`, `name` chosen where it is there; what is ticked stays ticked."""
+def values(left: tuple[Any, ...], name: str = "") -> list[Any]:
+    """The values of `After.outputs`; `left` are those of `After.inputs`. `name` is chosen where it is there, else what
+    was chosen; what is ticked stays ticked."""
+    listed, worn, before, picked = left
     found = jobs.get_trainings().finished()
     names = [r.name for r in found]
-    chosen = name if name in names else next(iter(names), None)
+    chosen = next((n for n in (name, before, *names) if n in names), None)
     now = adapters.all_here()
     listed = [*(a for a in listed if a in now or not _ours(a)), *(a for a in now if a not in listed)]
     boxes = gr.CheckboxGroup(choices=listed, value=[a for a in worn if a in listed] or [NO_ADAPTER])
-    about, measured, pictures, bars = shown(chosen)
+    about, measured, pictures, bars = shown(chosen, picked)
     dropdown = gr.Dropdown(choices=train_results.choices(found), value=chosen)
-    return [gr.Column(visible=bool(found)), dropdown, about, measured, pictures, bars, listed, boxes]
+    some = [gr.HTML(visible=not found), gr.Column(visible=bool(found))]
+    return [*some, dropdown, about, measured, pictures, bars, listed, boxes]
 
 
 def _ours(notation: str) -> bool:
@@ -168,23 +176,28 @@ def _ours(notation: str) -> bool:
     return not any(mark in notation for mark in "/\\.~@*:")
 
 
-def shown(name: str | None) -> list[Any]:
+def shown(name: str | None, picked: Any = None) -> list[Any]:
     """(what it is, its evaluation as a table, the pictures' row, the bars)."""
     if not name:
-        return [note(train_results.NOTHING), "", gr.Row(visible=False), gr.skip()]
+        return ["", "", gr.Row(visible=False), gr.skip()]
     try:
         result = jobs.get_trainings().result(name)
     except Problem as wrong:
         return [problem(wrong), "", gr.Row(visible=False), gr.skip()]
-    return [train_results.described(result), *pictured(result.evaluation)]
+    return [train_results.described(result), *pictured(result.evaluation, picked)]
 
 
-def pictured(found: Evaluation | None) -> list[Any]:
+def pictured(found: Evaluation | None, picked: Any) -> list[Any]:
     """(table, the pictures' row, bars)"""
     if found is None or not found.rows:
         return ["", gr.Row(visible=False), gr.skip()]
-    reference = most_precise([resolve(row.variant) for row in found.rows]).notation
-    bars = plots_training.evaluation_bars(found, reference)
+    # The colours that the list on the left has, so that a variant has one everywhere.
+    listed, on = _listed(picked)
+    ticked = [n for n in listed if n in on] or [row.variant for row in found.rows]
+    chosen = picked.get("reference") if isinstance(picked, dict) else None
+    reference = chosen if chosen in ticked else most_precise([resolve(n) for n in ticked]).notation
+    named = colours([*ticked, *(row.variant for row in found.rows)], reference)
+    bars = plots_training.evaluation_bars(found, named)
     return [train_results.evaluation(found), gr.Row(visible=True), bars]
 
 
@@ -270,7 +283,7 @@ def pushing(name: str, repo: str, token: str, private: bool) -> str:
     return say(f"Pushed: {address}")
 
 
-def removed(page: Page, name: str, listed: list[str], worn: list[str]) -> list[Any]:
+def removed(name: str, left: tuple[Any, ...]) -> list[Any]:
     nothing = [gr.skip()] * SHOWN
     if not name:
         return [say(""), *nothing]  # the question was answered with no
@@ -278,13 +291,15 @@ def removed(page: Page, name: str, listed: list[str], worn: list[str]) -> list[A
         jobs.get_trainings().remove(name)
     except Problem as wrong:
         return [problem(wrong), *nothing]
-    return [say(f"Deleted {name}."), *values(page, listed, worn, "")]
+    return [say(f"Deleted {name}."), *values(left)]
 
 
 # ---------------------------------------------------------------- every variant, with and without
 
 
-async def stream(page: Page, name: str, on: list[str], asker: Any) -> AsyncIterator[list[Any]]:
+async def stream(
+    page: Page, name: str, on: list[str], asker: Any, picked: Any = None
+) -> AsyncIterator[list[Any]]:
     """Values of (line, Evaluate, Stop, the pictures' row, bars, table). Ends early when the visitor leaves."""
     session = getattr(asker, "session_hash", None) or ""
     try:
@@ -309,13 +324,13 @@ async def stream(page: Page, name: str, on: list[str], asker: Any) -> AsyncItera
                 break
             line = say("Stopping …") if stop.is_set() else line
             if len(rows) != had:
-                table, row, bars = pictured(_so_far(result, rows))
+                table, row, bars = pictured(_so_far(result, rows), picked)
                 yield [line, gr.skip(), gr.skip(), row, bars, table]
             elif line != before or time.monotonic() - told > PULSE_S:
                 told = time.monotonic()
                 yield [line, *[gr.skip()] * 5]
             await asyncio.sleep(TICK_S)
-        table, row, bars = pictured(final.get("evaluation") or _so_far(result, rows))
+        table, row, bars = pictured(final.get("evaluation") or _so_far(result, rows), picked)
         kept = [row, bars, table] if rows or "evaluation" in final else [gr.skip()] * 3
         yield [over(pump.error, final.get("evaluation")), *_evaluating(False), *kept]
     finally:

@@ -31,7 +31,7 @@ RESHAPING = ("max_length", "completion_only", "held_back", "seed")  # change wha
 SWITCHES = [("as it fits", train_form.AUTO), ("on", "on"), ("off", "off")]
 INTRO = (
     "Keep a base frozen, 4-bit or not, and train a small LoRA adapter on top of it (QLoRA). It then stands in the list of "
-    "adapters, to be compared on every variant. Nothing leaves this machine."
+    "adapters, to be compared on every variant."
 )
 FORM_HELP = (
     "Recognized by the names of the columns. Where they do not tell, choose the form and name the columns."
@@ -175,6 +175,10 @@ def _settings() -> tuple[dict[str, gr.components.Component], gr.Textbox]:
     with gr.Row(elem_classes="train-grid"):
         for name in train_form.FIRST:
             made[name] = _field(by_name[name])
+        called = gr.Textbox(
+            "", label="Name", info="what the adapter is called in the list", placeholder="made from data and base",
+            max_lines=1, lines=1, elem_id="train-name",
+        )  # fmt: skip
     with gr.Accordion("More settings", open=False, elem_classes="fold", elem_id="train-more"):
         rest = [s for s in SETTINGS if s.name not in train_form.FIRST]
         for group in dict.fromkeys(s.group for s in rest):
@@ -182,11 +186,7 @@ def _settings() -> tuple[dict[str, gr.components.Component], gr.Textbox]:
             with gr.Row(elem_classes="train-grid"):
                 for setting in (s for s in rest if s.group == group):
                     made[setting.name] = _field(setting)
-    name = gr.Textbox(
-        "", label="Name", info="what the adapter is called in the list", placeholder="made from data and base",
-        max_lines=1, lines=1, elem_id="train-name",
-    )  # fmt: skip
-    return made, name
+    return made, called
 
 
 def _field(setting: Setting) -> gr.components.Component:

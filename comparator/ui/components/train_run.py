@@ -70,7 +70,7 @@ def build(page: Page) -> Watch:
         stop = gr.Button("Stop", elem_id="train-stop", interactive=False, scale=0)
         resume = gr.Button("Go on from the checkpoint", elem_id="train-resume", visible=False, scale=0)
         forget = gr.Button("Throw this run away", elem_id="train-forget", visible=False, scale=0)
-    said = gr.HTML(say(""), elem_id="train-said", apply_default_css=False)
+        said = gr.HTML(say(""), elem_id="train-said", apply_default_css=False)
     progress = gr.HTML(train_watch.render(None), elem_id="train-progress", apply_default_css=False)
     with gr.Row(elem_classes="plots"):
         with gr.Column():
@@ -86,40 +86,35 @@ def wire(page: Page, tab: gr.Tab, asking: Asking, watch: Watch, after: After, de
     own, results = watch.outputs(page), after.outputs(page)
     known = [watch.watched, *after.inputs(page)]
 
-    def start(
-        watched: Watched, listed: list[str], worn: list[str], name: str, *values: Any
-    ) -> Iterator[list[Any]]:
+    def start(watched: Watched, *values: Any) -> Iterator[list[Any]]:
         def work() -> str:
             return jobs.get_trainings().start(asking.read(values).request())
 
-        yield from began(watched, work)
+        yield from began(work)
 
-    def again(watched: Watched, listed: list[str], worn: list[str], name: str) -> Iterator[list[Any]]:
-        yield from began(watched, lambda: jobs.get_trainings().resume(watched.job))
+    def again(watched: Watched) -> Iterator[list[Any]]:
+        yield from began(lambda: jobs.get_trainings().resume(watched.job))
 
-    def tick(watched: Watched, listed: list[str], worn: list[str], name: str) -> list[Any]:
-        return followed(page, watched, listed, worn, name)
+    def tick(watched: Watched, *left: Any) -> list[Any]:
+        return followed(watched, left)
 
-    def arrive(
-        request: gr.Request, watched: Watched, listed: list[str], worn: list[str], name: str
-    ) -> list[Any]:
-        return arrived(page, request, listed, worn)
+    def arrive(request: gr.Request, *left: Any) -> list[Any]:
+        return arrived(request, left[1:])
 
-    def opened(watched: Watched, listed: list[str], worn: list[str], name: str) -> list[Any]:
-        return followed(page, replace(watched, version=-1, over=False), listed, worn, name, latest=True)
+    def opened(watched: Watched, *left: Any) -> list[Any]:
+        return followed(replace(watched, version=-1), left, latest=True)
 
-    def end(watched: Watched) -> str:
-        return stopped(watched)
-
-    def away(watched: Watched, listed: list[str], worn: list[str], name: str) -> list[Any]:
-        return forgotten(page, watched, listed, worn, name)
+    def away(watched: Watched, *left: Any) -> list[Any]:
+        return forgotten(watched, left)
 
     gr.on(
-        [watch.train.click], start, inputs=[*known, *asking.inputs(page)],
+        [watch.train.click], start, inputs=[watch.watched, *asking.inputs(page)],
         outputs=[watch.said, *own], trigger_mode="once", **PRIVATE,
     )  # fmt: skip
-    watch.resume.click(again, inputs=known, outputs=[watch.said, *own], trigger_mode="once", **PRIVATE)
-    watch.stop.click(end, inputs=[watch.watched], outputs=[watch.said], **DIRECT)
+    watch.resume.click(
+        again, inputs=[watch.watched], outputs=[watch.said, *own], trigger_mode="once", **PRIVATE
+    )
+    watch.stop.click(stopped, inputs=[watch.watched], outputs=[watch.said], **DIRECT)
     watch.forget.click(away, inputs=known, outputs=[watch.said, *own, *results], **PRIVATE)
     # One at a time: an answer that is late must not overtake the next.
     page.training_clock.tick(tick, inputs=known, outputs=[*own, *results], trigger_mode="once", **DIRECT)
@@ -130,7 +125,7 @@ def wire(page: Page, tab: gr.Tab, asking: Asking, watch: Watch, after: After, de
 # ---------------------------------------------------------------- what is sent
 
 
-def began(watched: Watched, work) -> Iterator[list[Any]]:
+def began(work) -> Iterator[list[Any]]:
     """Start or resume; values of (line, *watch). What the fields hold and what is shown stays when it is refused."""
     nothing = [gr.skip()] * SKIPPED
     yield [say("Starting …"), *nothing]
@@ -150,38 +145,37 @@ def stopped(watched: Watched) -> str:
     return say("Stopping …")
 
 
-def forgotten(page: Page, watched: Watched, listed, worn, name) -> list[Any]:
+def forgotten(watched: Watched, left: tuple[Any, ...]) -> list[Any]:
+    """Values of (line, *watch, *after)."""
     try:
         jobs.get_trainings().forget(watched.job)
     except Problem as wrong:
         return [problem(wrong), *([gr.skip()] * (SKIPPED + train_after.SHOWN))]
-    return [say("Thrown away."), *followed(page, Watched(), listed, worn, name, latest=True)]
+    return [say("Thrown away."), *followed(Watched(), left, latest=True)]
 
 
-def followed(
-    page: Page, watched: Watched, listed: list[str], worn: list[str], name: str, latest: bool = False
-) -> list[Any]:
+def followed(watched: Watched, left: tuple[Any, ...], latest: bool = False) -> list[Any]:
     """How the run stands that this page follows: what changed since, and, when it has just ended, the results anew.
-    `latest`: of several, the one under way, else the newest."""
-    trainings, state = jobs.get_trainings(), None
+    Values of (*watch, *after); `left` are those of `After.inputs`. `latest`: of several, the one under way, else the
+    newest; and the results in any case."""
     try:
-        if latest or not watched.job:
-            state = newest()
-        else:
-            state = trainings.snapshot(watched.job)
+        state = newest() if latest or not watched.job else jobs.get_trainings().snapshot(watched.job)
     except Problem:
         state = newest()  # it was thrown away from another page
     if state is None:
-        idle = [train_watch.render(None), gr.skip(), "", train_watch.samples(None), *_buttons(None)]
-        ended = train_after.values(page, listed, worn, name) if latest else [gr.skip()] * train_after.SHOWN
-        return ["", gr.Timer(active=False), *idle, Watched(), *ended]
-    fresh = state.over and not (watched.over and watched.job == state.job)
-    if fresh:
-        made = state.result.name if state.result else name
-        ended = train_after.values(page, listed, worn, made)
-    else:
-        ended = [gr.skip()] * train_after.SHOWN
-    return [*values(state, watched), *ended]
+        gone = [
+            "",
+            gr.Timer(active=False),
+            train_watch.render(None),
+            gr.skip(),
+            "",
+            train_watch.samples(None),
+        ]
+        return [*gone, *_buttons(None), Watched(), *train_after.values(left)]
+    ended = state.over and not (watched.over and watched.job == state.job)
+    made = state.result.name if state.result and ended and not latest else ""
+    results = train_after.values(left, made) if ended or latest else [gr.skip()] * train_after.SHOWN
+    return [*values(state, watched), *results]
 
 
 def newest() -> TrainingState | None:
@@ -190,9 +184,9 @@ def newest() -> TrainingState | None:
     return trainings.running() or next(iter(trainings.jobs()), None)
 
 
-def arrived(page: Page, asker: Any, listed: list[str], worn: list[str]) -> list[Any]:
+def arrived(asker: Any, left: tuple[Any, ...]) -> list[Any]:
     """A page was opened: the run it finds, and the adapters that were trained here."""
-    found = followed(page, Watched(), listed, worn, "", latest=True)
+    found = followed(Watched(), left, latest=True)
     if _filled(asker):  # the link fills the list of adapters in, with these in it
         found[-2:] = [gr.skip(), gr.skip()]
     return found
