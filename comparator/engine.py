@@ -352,31 +352,13 @@ class Engine:
         return self._stream(work, cancel)
 
     def work(self, task: Any, cancel: threading.Event) -> Iterator[Any]:
-        """Run `task.run(engine, cancel, emit)` on the engine's thread; yields what it emits, last what it returns.
-        For work with events of its own (training). Raises `Problem` or `Stopped`."""
+        """Run `task.run(engine, cancel, emit)` on the engine's thread; yields what it emits, last what it gives."""
         return self._stream(lambda emit: task.run(self, cancel, emit), cancel)
 
     # What a task may use, on the engine's thread.
 
-    @property
-    def device(self) -> str:
-        return self._device
-
-    def checkpoint_of(self, model: str, progress: Callable[[float | None, str], None] | None = None) -> Any:
-        return self._checkpoint(model, progress)
-
-    def make_room(self, needed_bytes: int) -> int:
-        """Unload what was used longest ago until so much is free, or nothing is left. Returns what is free."""
-        from comparator.metrics.memory import device_total_and_free
-
-        def free() -> int:
-            held = sum(s.held_bytes for s in self._pool.slots.values())
-            now = device_total_and_free(self._device)[1]
-            return min(now, self.settings.budget_bytes - held) if self.settings.budget_bytes else now
-
-        while free() < needed_bytes and self._pool.slots:
-            self._pool.unload(min(self._pool.slots.values(), key=lambda s: s.last_used).handle)
-        return free()
+    def pool(self) -> Any:
+        return self._pool
 
     def slot(self, handle: str) -> Slot:
         return self._pool.get(handle)

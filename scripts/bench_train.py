@@ -142,12 +142,12 @@ def bench(given) -> dict:
     from comparator.backends import backend_for, resolve
     from comparator.metrics import memory
     from comparator.metrics.environment import read
-    from comparator.pool import pick_device
     from comparator.sources import open_checkpoint
+    from comparator.training.base import device as training_device
     from comparator.training.estimate import estimate
     from comparator.training.types import DataSource, TrainRequest, TrainSettings
 
-    device = "cuda:0" if pick_device().startswith("cuda") else "cpu"
+    device = training_device()
     made = shapes.folder_for(given.shapes, False) if given.shapes else None
     try:
         if made:

@@ -27,6 +27,27 @@ class Base:
     quantized: bool
 
 
+def device() -> str:
+    """Where training happens: one GPU, or the CPU. On the engine's thread, or once torch is imported."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def make_room(pool: Any, place: str, needed_bytes: int) -> int:
+    """Unload what was used longest ago until so much is free, or nothing is left. Returns what is free."""
+    from comparator.metrics.memory import device_total_and_free
+
+    def free() -> int:
+        now = device_total_and_free(place)[1]
+        budget = pool.settings.budget_bytes
+        return min(now, budget - sum(s.held_bytes for s in pool.slots.values())) if budget else now
+
+    while free() < needed_bytes and pool.slots:
+        pool.unload(min(pool.slots.values(), key=lambda s: s.last_used).handle)
+    return free()
+
+
 def trainable_variant(variant: Variant, device: str) -> tuple[Variant, tuple[str, ...]]:
     """The variant with a kernel that has a way back. Only GPTQ has kernels without one."""
     if variant.method != "gptq":

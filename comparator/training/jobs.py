@@ -11,7 +11,6 @@ The torch work happens on the engine's thread and under its turns, so training a
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from comparator import zerogpu
 from comparator.adapters.find import builtin_names as builtin_adapters
 from comparator.adapters.find import trained_folder, trained_names
 from comparator.settings import Settings
-from comparator.training import check, data, estimate, folder, store, targets, tokens
+from comparator.training import base, check, data, estimate, folder, store, targets, tokens
 from comparator.training.job import Job
 from comparator.training.types import (
     DataPreview,
@@ -102,11 +101,10 @@ class Trainings:
         """Trainable parameters, steps and memory. `problem` is set where it cannot fit."""
         check.settings(request.settings)
         preview = preview or self.preview(request.data, request.model, request.settings, request.system)
-        state = self.engine.state()
         self.engine.start().result()  # the device is known once torch is there
-        return self._estimate(request, preview.train_rows, preview.tokens.maximum, state)
+        return self._estimate(request, preview.train_rows, preview.tokens.maximum)
 
-    def _estimate(self, request: TrainRequest, rows: int, longest: int, state: Any = None) -> Estimate:
+    def _estimate(self, request: TrainRequest, rows: int, longest: int) -> Estimate:
         from comparator.backends import backend_for, resolve
         from comparator.metrics.memory import device_total_and_free
 
@@ -114,10 +112,10 @@ class Trainings:
         checkpoint.require_full_precision()
         variant = resolve(request.base)
         variant = backend_for(variant).complete(variant, checkpoint)
-        device = "cuda:0" if self.engine.device.startswith("cuda") else "cpu"
+        device = base.device()
         total, free = device_total_and_free(device)
         # What columns hold is unloaded when it is needed.
-        held = sum(r.resident_bytes or 0 for r in self.engine.state().residents)
+        held = sum(r.bytes for r in self.engine.state().residents)
         can_have = min(total, free + held, self.settings.budget_bytes or total)
         return estimate.estimate(
             checkpoint,
@@ -305,13 +303,6 @@ class Trainings:
         """Upload to the Hub; returns the address."""
         self._allow()
         return folder.push(self._folder(name), repo, private)
-
-    def clear(self) -> None:
-        """Remove what is left in the work folder of runs that cannot be resumed."""
-        for name in store.names(self._work):
-            state = store.interrupted(self._work, name, strict=False)
-            if state is not None and not state.resumable and name not in self._jobs:
-                shutil.rmtree(self._work / name, ignore_errors=True)
 
 
 def _notes(corpus: tokens.Corpus, request: TrainRequest) -> tuple[str, ...]:

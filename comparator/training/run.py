@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from comparator.sources import open_checkpoint
 from comparator.training import base as bases
 from comparator.training import folder, targets
 from comparator.training.estimate import RESERVE_BYTES, checkpointing_for, estimate, optimizer_for
@@ -53,8 +54,8 @@ class Train:
                 raise Stopped
             emit(Preparing(self.job, fraction, message))
 
-        device = "cuda:0" if door.device.startswith("cuda") else "cpu"
-        checkpoint = door.checkpoint_of(self.request.model, told)
+        device = bases.device()
+        checkpoint = open_checkpoint(self.request.model, progress=told, settings=door.settings)
         plan = self._room(door, checkpoint, device)
         told(None, "importing trl and peft")
         base = trainer = None
@@ -94,7 +95,7 @@ class Train:
             )  # fmt: skip
 
         plan = judged(0)
-        plan = judged(door.make_room(plan.total_bytes + RESERVE_BYTES))
+        plan = judged(bases.make_room(door.pool(), device, plan.total_bytes + RESERVE_BYTES))
         if plan.problem:
             raise Problem(plan.problem.problem, plan.problem.advice)
         return plan

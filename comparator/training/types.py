@@ -365,7 +365,7 @@ class Preparing:
 
 @dataclass(frozen=True)
 class Step:
-    """A step is done. `loss` is the mean over its batches; `tok_s` counts every token that went through;
+    """A step is done; after an evaluation it comes once more with `eval_loss`. `loss` is the mean over its batches; `tok_s` counts every token that went through;
     `memory_bytes` is what is in use (CUDA's allocator, or the process)."""
 
     job: str
