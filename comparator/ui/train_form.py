@@ -161,6 +161,8 @@ def _number(setting: Setting, given: Any) -> float | int:
     if (low is not None and number < low) or (high is not None and number > high):
         raise Problem(
             f"{setting.title} is {number:g}.",
-            f"It goes from {low or 0:,g} to {high:,g}." if high is not None else f"The least is {low:,g}.",
+            f"It goes from {low or 0:,.12g} to {high:,.12g}."
+            if high is not None
+            else f"The least is {low:,.12g}.",
         )
     return int(number) if setting.kind == "int" else number

@@ -90,7 +90,7 @@ def build(page: Page, tab: gr.Tab) -> Asking:
             size="sm", elem_classes="chip", elem_id="train-upload",
         )  # fmt: skip
     uploaded = gr.State(None)
-    with gr.Accordion("Form and columns", open=False, elem_classes="fold", elem_id="train-columns"):
+    with gr.Accordion("Form and columns", open=False, elem_classes="fold", elem_id="train-columns") as naming:
         form = gr.Radio(
             [("recognized", train_form.AUTO), *((words.partition(":")[0], name) for name, words in FORMS.items())],
             value=train_form.AUTO, label="Form", info=FORM_HELP, elem_id="train-form",
@@ -116,7 +116,7 @@ def build(page: Page, tab: gr.Tab) -> Asking:
     known = gr.State(None)  # the preview that the estimate is made from
     seen = gr.State(False)  # whether the tab was ever opened: a tokenizer is loaded for nobody else
     targets = settings["target_modules"]
-    outputs = [said, shown, lengths, statistics, histogram, behind, plan, targets, known, seen]
+    outputs = [said, shown, lengths, statistics, histogram, behind, plan, targets, known, seen, naming]
 
     def read(opened: bool, *values: Any) -> Iterator[list[Any]]:
         if opened:
@@ -214,14 +214,27 @@ def _field(setting: Setting) -> gr.components.Component:
 
 
 def look(form: TrainForm) -> Iterator[list[Any]]:
-    """Values of (line, preview, the pictures' row, statistics, histogram, its table, plan, targets, preview, seen)."""
-    yield [say("Reading the data …"), *(gr.skip() for _ in range(9))]
+    """Values of (line, preview, the pictures' row, statistics, histogram, its table, plan, targets, preview, seen, the fold of
+    columns)."""
+    yield [say("Reading the data …"), *(gr.skip() for _ in range(10))]
     try:
         source, model, settings = form.source(), form.chosen_model(), form.train_settings()
         system = str(form.system or "").strip() or None
         found = jobs.get_trainings().preview(source, model, settings, system)
     except Problem as wrong:
-        yield [problem(wrong), "", gr.Row(visible=False), "", gr.skip(), "", "", gr.skip(), None, True]
+        yield [
+            problem(wrong),
+            "",
+            gr.Row(visible=False),
+            "",
+            gr.skip(),
+            "",
+            "",
+            gr.skip(),
+            None,
+            True,
+            _unfold(wrong),
+        ]
         return
     yield [
         say(""),
@@ -234,7 +247,13 @@ def look(form: TrainForm) -> Iterator[list[Any]]:
         _targets(model),
         found,
         True,
+        gr.skip(),
     ]
+
+
+def _unfold(wrong: Problem):
+    """Where the columns are what stands in the way, the fields that name them."""
+    return gr.Accordion(open=True) if "column" in f"{wrong}" else gr.skip()
 
 
 def _targets(model: str):

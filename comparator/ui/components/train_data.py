@@ -17,7 +17,9 @@ def waiting(text: str = "Reading the data …") -> str:
 
 def preview(data: DataPreview, max_length: int) -> str:
     """What was recognized, what is too long, and the samples."""
-    used = words.join([f"{code(column)} as {esc(role)}" for role, column in data.columns])
+    used = words.join(
+        [code(column) + ("" if role == column else f" as {esc(role)}") for role, column in data.columns]
+    )
     ignored = f", not used: {words.join([code(c) for c in data.other_columns])}" if data.other_columns else ""
     form = FORMS[data.form].partition(":")[0]
     held = f"{data.eval_rows:,} held back" if data.eval_rows else "none held back"
