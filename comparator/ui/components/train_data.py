@@ -52,7 +52,7 @@ def statistics(data: DataPreview, max_length: int) -> str:
 def figures(rows) -> str:
     """(name, figure, explanation) → the same list that cards have."""
     return '<dl class="figures train-figures">' + "".join(
-        f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd><span>{esc(why)}</span></div>" for name, value, why in rows
+        f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd><dd>{esc(why)}</dd></div>" for name, value, why in rows
     ) + "</dl>"  # fmt: skip
 
 
