@@ -40,10 +40,15 @@ window.qc = (() => {
     document.querySelector("#tabs")?.scrollIntoView({ block: "start" });
   }
 
-  // “Compare now”: the form is filled in; run it, unless the line says that something stands in the way.
-  function compareNow() {
-    document.querySelector("#notice")?.scrollIntoView({ block: "start" });
-    if (!document.querySelector("#notice .bad")) document.querySelector("#run")?.click();
+  // “Compare now”: the form is filled in; run it, unless the line says that something stands in the way. The list of
+  // columns is laid out anew by the server whenever variants or adapters change: wait until it has them all.
+  function compareNow(tries = 100) {
+    if (tries === 100) document.querySelector("#notice")?.scrollIntoView({ block: "start" });
+    if (document.querySelector("#notice .bad")) return;
+    const ticked = (selector) => document.querySelectorAll(`${selector} input[type=checkbox]:checked`).length;
+    const whole = ticked("#columns") === ticked("#variants") * ticked("#adapters") && ticked("#columns") > 1;
+    if (whole) document.querySelector("#run")?.click();
+    else if (tries) setTimeout(() => compareNow(tries - 1), 50);
   }
 
   const tsv = (table) => [...table.rows]

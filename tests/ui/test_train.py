@@ -154,13 +154,17 @@ def test_stop_keeps_what_is_trained_and_an_upload_names_its_columns(visit, tmp_p
     assert "36 to train on, 4 held back" in text(page, "#train-preview")
     assert "Aye <b>" in page.locator(".train-text .learnt").first.inner_text()
     page.locator("#train-name textarea, #train-name input").fill("halfway")
+    page.locator("#prompt textarea").fill("")  # no sample answer is asked for
     page.locator("#train-set-max-steps input").fill("500")
     until(page, "#train-plan", "500 steps")
     page.click("#train-run")
-    until(page, "#train-progress", "of 500")
+    page.wait_for_function(
+        "() => /Step [1-9]/.test(document.querySelector('#train-progress').innerText)", timeout=60_000
+    )
     page.click("#train-stop")
     until(page, "#train-progress", "What was trained until then is kept")
     assert "stopped early" in until(page, "#trained-about", "halfway")
+    assert "No sample answer was asked for" in text(page, "#train-samples")
     assert page.locator("#train-run").is_enabled() and not page.locator("#train-stop").is_enabled()
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#trained-delete")

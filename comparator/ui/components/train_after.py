@@ -32,7 +32,7 @@ from comparator.ui.page import DIRECT, PRIVATE, Choice, Page, Ticks, picture
 from comparator.ui.state import NO_ADAPTER
 
 SHOWN = 9  # values of `After.outputs`
-RUN = "() => setTimeout(() => qc.compareNow(), 150)"
+RUN = "() => setTimeout(() => qc.compareNow(), 150)"  # once the line above has been drawn
 REALLY = "(name, ...rest) => [name && confirm(`Delete the adapter ${name}? Its files are removed.`) ? name : '', ...rest]"
 
 
