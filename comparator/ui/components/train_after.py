@@ -274,10 +274,9 @@ def pushing(name: str, repo: str, token: str, private: bool) -> str:
     """The line under Push. The token goes no further than this call."""
     if not (repo or "").strip():
         return problem(Problem("No repo is named.", "Write user/name; it is made if it is not there."))
+    given = {"token": token.strip()} if (token or "").strip() else {}  # none: this machine's own login
     try:
-        address = jobs.get_trainings().push(
-            name or "", repo.strip(), private=bool(private), token=(token or "").strip() or None
-        )
+        address = jobs.get_trainings().push(name or "", repo.strip(), private=bool(private), **given)
     except Problem as wrong:
         return problem(wrong)
     return say(f"Pushed: {address}")

@@ -42,7 +42,8 @@ def duration(seconds: float | None) -> str:
 def line(state: TrainingState) -> str:
     """What goes on, in a sentence."""
     if state.status == "waiting":
-        return f"Waiting: {state.message or 'somebody else has the device'}. It starts by itself."
+        why = state.message.removeprefix("waiting: ") or "the device is busy"
+        return f"Waiting: {why}. It starts by itself."
     if state.status == "training":
         left = f", {duration(state.eta_s)} left" if state.eta_s is not None else ""
         return f"Step {state.step:,} of {state.of:,}{left}"
@@ -50,8 +51,9 @@ def line(state: TrainingState) -> str:
         return state.message or f"{STATES[state.status]} …"
     if state.status == "finished":
         return f"Done: {words.plural(state.step, 'step')} in {duration(state.elapsed_s)}."
+    done = f"after step {state.step:,}" + (f" of {state.of:,}" if state.of else "")
     if state.status == "stopped":
-        return f"Stopped after step {state.step:,} of {state.of:,}. What was trained until then is kept."
+        return f"Stopped {done}. What was trained until then is kept."
     if state.status == "cancelled":
         return "Stopped before the first step, so nothing was kept."
     kept = (
@@ -60,8 +62,8 @@ def line(state: TrainingState) -> str:
         else ""
     )
     if state.status == "interrupted":
-        return f"The program ended while this was trained, after step {state.step:,} of {state.of:,}.{kept}"
-    return f"Failed after step {state.step:,} of {state.of:,}.{kept}" if state.of else f"Failed.{kept}"
+        return f"The program ended while this was trained, {done}.{kept}"
+    return f"Failed {done}.{kept}" if state.step else f"Failed.{kept}"
 
 
 def banner(state: TrainingState | None) -> str:
