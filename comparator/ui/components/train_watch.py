@@ -155,9 +155,11 @@ def _from(values: list[float]) -> str:
 def samples(state: TrainingState | None) -> str:
     """The comparison's prompt, answered before and now; side by side, and the steps between behind it."""
     if state is None or not state.samples:
-        wanted = state is not None and not state.over and state.request.sample_prompt
-        return note("The answer to the prompt above appears here, before and now." if wanted or state is None
-                    else "No sample answer was asked for: the prompt was empty.")  # fmt: skip
+        if state is not None and not state.request.sample_prompt:
+            return note("No sample answer was asked for: the prompt was empty.")
+        if state is not None and state.over:
+            return note("There is no sample answer of this run.")
+        return note("The answer to the prompt above appears here, before and now.")
     last = state.samples[-1]
     now = f"now, after step {last.step:,}" if last.step else "now: the first step is still to come"
     return (
