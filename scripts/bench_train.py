@@ -224,7 +224,11 @@ def to_the_end(given) -> dict:
         trainings = get_trainings()
         settings = TrainSettings(learning_rate=2e-3, epochs=given.epochs, batch_size=4, accumulation=1)
         request = TrainRequest(
-            DataSource("pirate"), given.base, settings=settings, sample_prompt="What is the capital of Italy?"
+            DataSource("pirate"),
+            given.base,
+            given.model,
+            settings,
+            sample_prompt="What is the capital of Italy?",
         )
         job = trainings.start(request)
         for event in trainings.events(job):

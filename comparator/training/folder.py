@@ -227,8 +227,9 @@ def zipped(path: Path, name: str, folder: Path) -> Path:
     return file
 
 
-def push(path: Path, repo: str, private: bool) -> str:
-    """Upload to the Hub, without the held-back samples. Raises `Problem` in words of ours, which quote no token."""
+def push(path: Path, repo: str, private: bool, token: str | None = None) -> str:
+    """Upload to the Hub, without the held-back samples. `token` is used for this upload alone and kept nowhere; None is
+    this machine's own login. Raises `Problem` in words of ours, which quote no token."""
     import re
 
     from huggingface_hub import HfApi, get_token
@@ -237,10 +238,10 @@ def push(path: Path, repo: str, private: bool) -> str:
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise Problem(f"“{repo}” is not the name of a Hub repo.", "It looks like user/name.")
-    if not get_token():
+    if not (token or get_token()):
         raise Problem("Uploading needs a token.", "Set HF_TOKEN to a token that may write.")
     try:
-        api = HfApi()
+        api = HfApi(token=token)
         api.create_repo(repo, exist_ok=True, private=private)
         api.upload_folder(
             repo_id=repo, folder_path=path, allow_patterns=list(_PUBLIC),

@@ -299,10 +299,10 @@ class Trainings:
         path = self._folder(name)
         return folder.zipped(path, path.name, into)
 
-    def push(self, name: str, repo: str, private: bool = True) -> str:
-        """Upload to the Hub; returns the address."""
+    def push(self, name: str, repo: str, private: bool = True, token: str | None = None) -> str:
+        """Upload to the Hub with `token`, or this machine's own login; returns the address."""
         self._allow()
-        return folder.push(self._folder(name), repo, private)
+        return folder.push(self._folder(name), repo, private, token)
 
 
 def _notes(corpus: tokens.Corpus, request: TrainRequest) -> tuple[str, ...]:
