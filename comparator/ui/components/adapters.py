@@ -50,7 +50,9 @@ def build(page: Page) -> None:
         [], value=[], label="Columns", info="untick one to leave it out", visible=False, elem_id="columns"
     )
     page.fields["columns"] = columns
-    known = gr.State([])
+    # In the browser, not in a gr.State: that one would already hold the new list while the boxes on their way to a
+    # busy browser are still the old ones, and what they lack would pass for switched off.
+    known = gr.JSON([], visible=False, elem_id="known-columns")
     page.fields["known_columns"] = known
     # What was switched off by hand: the boxes themselves may lag behind the list while it changes.
     off = page.columns_off = gr.State([])
