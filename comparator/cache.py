@@ -28,29 +28,35 @@ Progress = Callable[[float | None, str], None]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SETTING = "COMPARATOR_CACHE_DIR"  # where folders are kept, unless the caller says otherwise
 _SPARE_BYTES = 64 * 10**6  # what a disk should keep free beyond what we write
 
 
 @contextmanager
 def building(
-    path: Path, *, progress: Progress | None = None, need_bytes: int = 0, what: str = "the cache"
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    need_bytes: int = 0,
+    what: str = "the cache",
+    setting: str = _SETTING,
 ) -> Iterator[Path | None]:
     """A temporary folder that becomes `path` when the block ends well; None where `path` is there already.
 
     `need_bytes` (what will be written, about) is checked against the free space first. `progress` is called
     with (None, message) while another process builds the same folder, and may raise `Stopped`. `what` names
-    the content in messages. Raises `Problem` when the disk is full or cannot be written to.
+    the content in messages, `setting` the variable that says where it goes. Raises `Problem` when the disk is full or cannot be written to.
     """
     path = Path(path)
     if path.exists():
         yield None
         return
-    with _disk_problems(path, what), _lock(path, progress):
+    with _disk_problems(path, what, setting), _lock(path, progress, setting):
         if path.exists():
             yield None
             return
         _remove_leftovers(path)
-        _check_space(path, need_bytes, what)
+        _check_space(path, need_bytes, what, setting)
         tmp = _temporary(path)
         try:
             yield tmp
@@ -66,7 +72,7 @@ def remove(path: Path) -> None:
     path = Path(path)
     if not path.exists():
         return
-    with _disk_problems(path, path.name), _lock(path, None):
+    with _disk_problems(path, path.name, _SETTING), _lock(path, None, _SETTING):
         trash = _temporary(path)
         try:
             os.rename(path, trash / path.name)
@@ -76,7 +82,7 @@ def remove(path: Path) -> None:
             shutil.rmtree(trash, ignore_errors=True)
 
 
-def disk_problem(error: BaseException, path: Path, what: str) -> Problem | None:
+def disk_problem(error: BaseException, path: Path, what: str, setting: str = _SETTING) -> Problem | None:
     """The `Problem` behind an error of writing under `path`, or None if the disk is not to blame.
 
     Also reads the errors of libraries that wrap the system's in types of their own (safetensors).
@@ -89,13 +95,13 @@ def disk_problem(error: BaseException, path: Path, what: str) -> Problem | None:
     if code in _FULL or "No space left" in text:
         return Problem(
             f"The disk filled up while {what} was written to {path.parent}.",
-            "Free some space there, or set COMPARATOR_CACHE_DIR to a folder on another disk. "
+            f"Free some space there, or set {setting} to a folder on another disk. "
             "Nothing half-written was kept.",
         )
     if code in _REFUSED and not elsewhere:
         return Problem(
             f"{path.parent} cannot be written to, so {what} cannot be kept there.",
-            "Set COMPARATOR_CACHE_DIR to a folder that you may write to.",
+            f"Set {setting} to a folder that you may write to.",
         )
     return None
 
@@ -107,19 +113,19 @@ def _is_under(file: str | bytes | int, folder: Path) -> bool:
 
 
 @contextmanager
-def _disk_problems(path: Path, what: str) -> Iterator[None]:
+def _disk_problems(path: Path, what: str, setting: str) -> Iterator[None]:
     try:
         yield
     except Problem:
         raise
     except Exception as error:
-        if problem := disk_problem(error, path, what):
+        if problem := disk_problem(error, path, what, setting):
             raise problem from error
         raise
 
 
 @contextmanager
-def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
+def _lock(path: Path, progress: Progress | None, setting: str) -> Iterator[None]:
     """Held by one thread of one process at a time; the system lets it go when its holder dies."""
     from filelock import FileLock, Timeout
 
@@ -131,7 +137,7 @@ def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
             raise
         raise Problem(
             f"The cache folder {path.parent} cannot be made: {error.strerror or error}.",
-            "Set COMPARATOR_CACHE_DIR to a folder that you may write to.",
+            f"Set {setting} to a folder that you may write to.",
         ) from error
     lock = FileLock(folder / f"{path.name}.lock")
     told_s = 0.0
@@ -166,12 +172,12 @@ def _remove_leftovers(path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_space(path: Path, need_bytes: int, what: str) -> None:
+def _check_space(path: Path, need_bytes: int, what: str, setting: str) -> None:
     free = shutil.disk_usage(path.parent).free
     if need_bytes and free < need_bytes + _SPARE_BYTES:
         raise Problem(
             f"Writing {what} takes {need_bytes / 1e6:,.0f} MB, and {path.parent} has {free / 1e6:,.0f} MB free.",
-            "Free some space there, or set COMPARATOR_CACHE_DIR to a folder on another disk.",
+            f"Free some space there, or set {setting} to a folder on another disk.",
         )
 
 

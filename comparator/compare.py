@@ -97,7 +97,7 @@ class _Comparing:
         ticket = self.engine.turns.enter()
         try:
             for ahead in self.engine.turns.wait(ticket, self.cancel):
-                yield Queued(ahead)
+                yield Queued(ahead, self.engine.turns.doing)
             try:
                 yield from self._open()
                 for number in range(self.request.settings.repeats):

@@ -307,13 +307,14 @@ class Engine(InOnePlace):
         from comparator.text import TextStream
 
         def work(emit):
+            from comparator.adapters.wardrobe import switch_s
             from comparator.running import run_once
 
             with explained("generate"):
                 slot = self._pool.get(handle)
                 with self.wearing(slot, adapter):
                     run = run_once(slot, prompt, settings, cancel, emit, adapter)
-                return replace(run, adapter_switch_s=self._switch_s(slot, adapter))
+                return replace(run, adapter_switch_s=switch_s(slot, adapter))
 
         text = TextStream(self._call(lambda: self._tokenizer(self._pool.get(handle).checkpoint)))
         with contextlib.closing(self._stream(work, cancel)) as steps:
@@ -326,12 +327,6 @@ class Engine(InOnePlace):
                 if rest:
                     yield Chunk(rest, (), ())
                 yield replace(item, text=whole)
-
-    def _switch_s(self, slot: Slot, adapter: Adapter | None) -> float | None:
-        from comparator.adapters import wardrobe
-
-        fitted = wardrobe.known(slot, adapter) if adapter is not None and not adapter.merged else None
-        return fitted.switch_s if fitted else None
 
     def score(self, task: Task, cancel: threading.Event) -> Iterator[Progress | Any]:
         """Run a task of `comparator.scoring_tasks`, with progress; the last item is what it gives. Raises `Problem`
@@ -351,7 +346,14 @@ class Engine(InOnePlace):
 
         return self._stream(work, cancel)
 
-    # What a scoring task may use, on the engine's thread.
+    def work(self, task: Any, cancel: threading.Event) -> Iterator[Any]:
+        """Run `task.run(engine, cancel, emit)` on the engine's thread; yields what it emits, last what it gives."""
+        return self._stream(lambda emit: task.run(self, cancel, emit), cancel)
+
+    # What a task may use, on the engine's thread.
+
+    def pool(self) -> Any:
+        return self._pool
 
     def slot(self, handle: str) -> Slot:
         return self._pool.get(handle)

@@ -34,6 +34,10 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(None, description="auto, HOST:PORT or ray://HOST:PORT: docs/cluster.md")
     parallel: bool = Field(False, description="Columns on different devices of a cluster at the same time")
 
+    training: bool | None = Field(
+        None, description="Whether adapters are trained here; unset: unless this is a public installation"
+    )
+
     # Saved comparisons; docs/space.md has the table.
     index_dir: Path | None = Field(
         None, description="Where the history's index lives; unset: the data folder"

@@ -390,9 +390,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Queued:
-    """Somebody else is being served; `ahead` requests come first."""
+    """Somebody else is being served; `ahead` requests come first. `doing`: what is being done, where it was said."""
 
     ahead: int
+    doing: str = ""
 
 
 @dataclass(frozen=True)

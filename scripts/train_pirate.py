@@ -21,7 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-DATA = ROOT / "comparator" / "data" / "datasets" / "pirate.jsonl"
+from comparator.training.data import builtin_path  # noqa: E402 - the folder above has to be found first
+
+DATA = builtin_path("pirate")  # what `train --data pirate` reads too
 OUTPUT = ROOT / "comparator" / "data" / "adapters" / "pirate"
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the built-in model is; it fits the original too

@@ -184,8 +184,7 @@ def test_int8_for_one_row_is_bitsandbytes_own(dtype, outliers):
     assert torch.equal(got, expected), f"off by {(got - expected).abs().max()}"
 
 
-def test_a_whole_int8_model_decodes_on_fixed_addresses():
-    """The prompt goes through bitsandbytes' own layers, each later token through the one-row form."""
+def tiny_int8():
     import bitsandbytes as bnb
     import torch
 
@@ -199,6 +198,12 @@ def test_a_whole_int8_model_decodes_on_fixed_addresses():
                     )
                     made.load_state_dict({"weight": linear.weight.data})
                     setattr(parent, name, made.to("cpu").eval())
+    return model
+
+
+def test_a_whole_int8_model_decodes_on_fixed_addresses():
+    """The prompt goes through bitsandbytes' own layers, each later token through the one-row form."""
+    model = tiny_int8()
     recorded, notes, check = recorded_for(model)
     assert notes and "outliers" in notes[0]
     assert check.layers is not None and check.layers < 1e-6, (
@@ -247,6 +252,22 @@ def test_an_adapter_that_is_worn_is_part_of_the_step():
     recorded, _, check = recorded_for(injected)
     assert check.first_difference is None
     assert tokens(injected, GREEDY, recorded)[0] == expected
+
+
+def test_an_adapter_on_int8_is_recorded_too():
+    """peft's wrapper has the class name of what it wraps, and none of its state."""
+    peft = pytest.importorskip("peft")
+
+    model = tiny_int8()
+    model.is_loaded_in_8bit = True  # what from_pretrained leaves; peft looks at it
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    injected = peft.inject_adapter_in_model(config, model).eval()
+    wrapped = injected.model.layers[0].self_attn.q_proj
+    assert type(wrapped).__name__ == "Linear8bitLt" and type(wrapped).__module__.startswith("peft"), type(
+        wrapped
+    )
+    _, notes, check = recorded_for(injected)
+    assert notes and check.layers is not None and check.layers < 1e-6
 
 
 def test_int8_layers_get_their_own_forward_back():

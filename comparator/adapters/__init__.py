@@ -7,7 +7,7 @@ safetensors file. `plan` joins the three; `comparator.adapters.attach` is the pa
 from __future__ import annotations
 
 from comparator.adapters.describe import AdapterFacts, describe
-from comparator.adapters.find import AdapterFiles, builtin_names, builtin_path, open_adapter
+from comparator.adapters.find import AdapterFiles, builtin_names, builtin_path, open_adapter, trained_names
 from comparator.adapters.fit import check_fit
 from comparator.adapters.plan import Plan, plan, same_twice
 
@@ -22,4 +22,5 @@ __all__ = [
     "open_adapter",
     "plan",
     "same_twice",
+    "trained_names",
 ]

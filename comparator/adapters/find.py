@@ -33,6 +33,21 @@ def builtin_names() -> list[str]:
     return sorted(p.name for p in _DATA.iterdir() if (p / CONFIG).is_file()) if _DATA.is_dir() else []
 
 
+def trained_folder(settings: Settings | None = None) -> Path:
+    """Where adapters that were trained here lie, a folder each."""
+    return (settings or get_settings()).data_dir / "adapters"
+
+
+def trained_names(settings: Settings | None = None) -> list[str]:
+    """The adapters that were trained here. A folder is whole or absent; what begins with a dot is being written."""
+    folder = trained_folder(settings)
+    try:
+        found = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError:
+        return []
+    return sorted(n for n in found if all((folder / n / f).is_file() for f in (CONFIG, WEIGHTS)))
+
+
 def builtin_path(name: str) -> Path:
     """The folder of a built-in adapter. Raises `Problem` for an unknown name."""
     if name not in builtin_names():
@@ -46,8 +61,9 @@ def open_adapter(
     """Bring an adapter onto this machine's disk. The rule, in this order:
 
     1. A built-in name.
-    2. Local: what starts with `/`, `.` or `~`, contains a backslash, or exists as it is written.
-    3. A Hub repo, `user/name`, at the adapter's revision.
+    2. The name of an adapter that was trained here.
+    3. Local: what starts with `/`, `.` or `~`, contains a backslash, or exists as it is written.
+    4. A Hub repo, `user/name`, at the adapter's revision.
 
     Raises `Problem`; `progress(fraction or None, message)` may raise `Stopped`.
     """
@@ -57,10 +73,14 @@ def open_adapter(
         if adapter.revision:
             raise Problem(f"{text} is built in and has no revisions.", f"Write {text} alone.")
         return AdapterFiles(text.lower(), builtin_path(text.lower()))
+    if text in trained_names(settings):
+        if adapter.revision:
+            raise Problem(f"{text} was trained here and has no revisions.", f"Write {text} alone.")
+        return AdapterFiles(text, trained_folder(settings) / text)
     if _is_local(text, settings.public):
         return _local(text, adapter.revision, settings)
     if text.count("/") != 1:
-        raise _unknown(text)
+        raise _unknown(text, settings)
     return _from_hub(text, adapter.revision, progress or (lambda fraction, message: None))
 
 
@@ -151,11 +171,13 @@ def _from_hub(repo: str, revision: str | None, progress: Progress) -> AdapterFil
     return AdapterFiles(source, path, listing.commit)
 
 
-def _unknown(text: str) -> Problem:
-    near = difflib.get_close_matches(text.lower(), builtin_names(), n=1)
+def _unknown(text: str, settings: Settings | None = None) -> Problem:
+    trained = trained_names(settings) if settings else []
+    near = difflib.get_close_matches(text.lower(), [*builtin_names(), *trained], n=1)
     meant = f"Did you mean {near[0]}? " if near else ""
+    here = f" ({', '.join(trained[:8])})" if trained else ""
     return Problem(
         f"There is no adapter “{text[:200]}”.",
-        f"{meant}Name a built-in adapter ({', '.join(builtin_names())}), a Hub repo (user/name or "
+        f"{meant}Name a built-in adapter ({', '.join(builtin_names())}), one that was trained here{here}, a Hub repo (user/name or "
         "user/name@revision) or a folder.",
     )

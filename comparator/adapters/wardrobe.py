@@ -41,6 +41,12 @@ def known(slot: Slot, adapter: Adapter) -> attach.Fitted | None:
     return slot.adapters.get(_name(adapter))
 
 
+def switch_s(slot: Slot, adapter: Adapter | None) -> float | None:
+    """Seconds that its last putting on took; None without one, and where it is merged."""
+    fitted = known(slot, adapter) if adapter is not None and not adapter.merged else None
+    return fitted.switch_s if fitted else None
+
+
 def memory(slot: Slot, worn: attach.Fitted | None) -> Memory:
     """The base's figures and the adapter's; a merged adapter adds nothing."""
     extra = worn.bytes if worn else 0

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from comparator.cli import bench, inspect, quantize, run, sensitivity, upkeep
+from comparator.cli import bench, inspect, quantize, run, sensitivity, train, upkeep
 from comparator.types import Problem
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("layers", epilog=inspect.LAYERS_EXAMPLES)(inspect.layers)
 app.command("variants")(inspect.variants)
 app.command("show", epilog=inspect.SHOW_EXAMPLES)(inspect.show)
 app.command("quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("adapters", epilog=upkeep.ADAPTERS_EXAMPLES)(upkeep.adapters)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("sensitivity", epilog=sensitivity.EXAMPLES)(sensitivity.sensitivity)

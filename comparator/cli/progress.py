@@ -50,7 +50,8 @@ class Progress:
     def __call__(self, event: Event) -> None:
         match event:
             case Queued():
-                self.status(f"waiting for {words.plural(event.ahead, 'comparison')} to end")
+                doing = f": {event.doing}" if event.doing else ""
+                self.status(f"waiting for {words.plural(event.ahead, 'run')} to end", doing)
             case Loading():
                 done = "" if event.fraction is None else f" {event.fraction:.0%}"
                 self.status(f"{event.cell.label}: {event.message}", done)

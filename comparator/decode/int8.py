@@ -24,10 +24,21 @@ NOTE = (
 )
 
 
+def _with_outliers(model: Any) -> list[Any]:
+    """bitsandbytes' layers with a threshold. peft's wrapper around one has the same class name and no state."""
+    return [
+        m
+        for m in model.modules()
+        if type(m).__name__ == "Linear8bitLt"
+        and type(m).__module__.startswith("bitsandbytes")
+        and m.state.threshold > 0
+    ]
+
+
 @contextlib.contextmanager
 def capturable(model: Any) -> Iterator[tuple[str, ...]]:
     """Inside, int8 layers with a threshold take the form above. Yields notes for the column."""
-    layers = [m for m in model.modules() if type(m).__name__ == "Linear8bitLt" and m.state.threshold > 0]
+    layers = _with_outliers(model)
     for layer in layers:
         layer.forward = _forward(layer)
     try:
@@ -43,7 +54,7 @@ def furthest(model: Any, step: Callable[[], Any]) -> tuple[Any, float | None]:
 
     A whole model says little here: one activation that rounds the other way moves everything after it.
     """
-    layers = [m for m in model.modules() if type(m).__name__ == "Linear8bitLt" and m.state.threshold > 0]
+    layers = _with_outliers(model)
     found: list[float] = []
 
     def compare(layer: Any, inputs: tuple, output: Any) -> None:

@@ -31,6 +31,8 @@ from comparator.ui.components import (
     settings,
     share,
     summary,
+    train,
+    training,
     variants,
 )
 from comparator.ui.desk import Desk
@@ -40,8 +42,8 @@ from comparator.ui.state import Shown
 from comparator.ui.theme import appearance
 
 PANEL = (model, variants, custom, adapters, settings, evaluation, residents)
-MAIN = (prompt, recording, notice, share, summary, cards)
-TABS = (latency, memory, layers, fidelity, matrix, history)
+MAIN = (prompt, recording, notice, share, training, summary, cards)
+TABS = (latency, memory, layers, fidelity, matrix, train, history)
 TITLE = "Quant Comparator"
 QUEUE_SIZE = (
     64  # events that Gradio holds at least; how many comparisons may wait, COMPARATOR_QUEUE_SIZE says

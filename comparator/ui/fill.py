@@ -8,6 +8,7 @@ import gradio as gr
 
 from comparator.share import Recipe, recipe_of
 from comparator.types import Comparison, Problem
+from comparator.ui.components import adapters as adapter_list
 from comparator.ui.components import variants
 from comparator.ui.page import Page
 from comparator.ui.state import AUTO, NO_ADAPTER, Form
@@ -55,7 +56,7 @@ def values(page: Page, recipe: Recipe) -> list[Any]:
     if recipe.cells:
         new["picked"] = _picked(page, recipe)
         adapters = [a or NO_ADAPTER for a in recipe.adapters]
-        names = list(dict.fromkeys([*page.adapter_names.value, *adapters]))
+        names = list(dict.fromkeys([*adapter_list.all_here(), *adapters]))
         new["adapters"] = gr.CheckboxGroup(choices=names, value=adapters)
         new["columns"], new["known_columns"], off = _columns(new["picked"], adapters, recipe)
     return [*(new.get(name, gr.skip()) for name in page.fields), names, off]

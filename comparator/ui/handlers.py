@@ -121,6 +121,7 @@ def wire(page: Page, demo: gr.Blocks) -> None:
     async def left(request: gr.Request) -> None:
         page.runs.stop(request.session_hash)
         page.parts.stop(request.session_hash)
+        page.evaluations.stop(request.session_hash)
 
     started = gr.on(
         [page.run.click, page.fields["prompt"].submit],

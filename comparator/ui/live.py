@@ -63,7 +63,7 @@ class Live:
             Column(c.label, c.variant.notation, c.adapter.notation if c.adapter else None) for c in cells
         ]
         self._index = {cell: number for number, cell in enumerate(cells)}
-        self.ahead = 0
+        self.ahead, self.doing = 0, ""  # how many wait before it, and what the first of them does
         self.repeats = 1
         self.recorded = False  # opened, not just measured: nothing of it is in memory here
         self.comparison: Comparison | None = None
@@ -115,7 +115,7 @@ class Live:
     def apply(self, event: Event) -> set[int]:
         """Take one event in; the numbers of the columns whose look it changed."""
         if isinstance(event, Queued):
-            self.ahead = event.ahead
+            self.ahead, self.doing = event.ahead, event.doing
             return set()
         self.ahead = 0
         if isinstance(event, Done):

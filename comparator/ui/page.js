@@ -33,6 +33,24 @@ window.qc = (() => {
     setTimeout(() => { button.textContent = before; }, 1400);
   }
 
+  // A tab by its name; where the window is narrow it may stand in the menu behind the three dots.
+  function openTab(name) {
+    const named = (selector) => [...document.querySelectorAll(selector)].find((tab) => tab.textContent.trim() === name);
+    (named('#tabs button[role="tab"]') ?? named("#tabs .overflow-dropdown button"))?.click();
+    document.querySelector("#tabs")?.scrollIntoView({ block: "start" });
+  }
+
+  // “Compare now”: the form is filled in; run it, unless the line says that something stands in the way. The list of
+  // columns is laid out anew by the server whenever variants or adapters change: wait until it has them all.
+  function compareNow(tries = 100) {
+    if (tries === 100) document.querySelector("#notice")?.scrollIntoView({ block: "start" });
+    if (document.querySelector("#notice .bad")) return;
+    const ticked = (selector) => document.querySelectorAll(`${selector} input[type=checkbox]:checked`).length;
+    const whole = ticked("#columns") === ticked("#variants") * ticked("#adapters") && ticked("#columns") > 1;
+    if (whole) document.querySelector("#run")?.click();
+    else if (tries) setTimeout(() => compareNow(tries - 1), 50);
+  }
+
   const tsv = (table) => [...table.rows]
     .map((row) => [...row.cells].map((cell) => cell.innerText.trim().replace(/\s+/g, " ")).join("\t"))
     .join("\n");
@@ -81,6 +99,8 @@ window.qc = (() => {
       document.querySelector("#run")?.click();
     } else if ((button = on("[data-untick]"))) {
       document.dispatchEvent(new CustomEvent("qc-untick", { detail: button.dataset.untick }));
+    } else if ((button = on("[data-tab]"))) {
+      openTab(button.dataset.tab);
     } else if ((button = on("#panel-toggle"))) {
       const open = document.body.classList.toggle("panel-open");
       button.setAttribute("aria-expanded", String(open));
@@ -180,5 +200,5 @@ window.qc = (() => {
     show();
   }
 
-  return { card, picker };
+  return { card, picker, compareNow };
 })();

@@ -32,6 +32,7 @@ class Page:
     desk: Desk
     runs: Runs = field(default_factory=Runs)
     parts: Runs = field(default_factory=Runs)  # “Which part hurts most?”: stopped apart from a comparison
+    evaluations: Runs = field(default_factory=Runs)  # of an adapter that was trained here
     fields: dict[str, gr.components.Component] = field(default_factory=dict)  # by name of `Form`'s field
     shown: gr.State | None = None  # Shown; tabs listen to its change
     cards: list[gr.HTML] = field(default_factory=list)
@@ -49,6 +50,8 @@ class Page:
     adapter_names: gr.State | None = None  # the adapters in the list
     columns_off: gr.State | None = None  # columns that were switched off by hand
     refresh_history: Callable[[Any], None] | None = None  # lists the history anew after an event
+    training: gr.HTML | None = None  # the line that says what is being trained
+    training_clock: gr.Timer | None = None  # asks how it stands while something is
     run: gr.Button | None = None
     stop: gr.Button | None = None
 

@@ -110,7 +110,9 @@ def appearance() -> dict:
     front of every selector, which breaks those that begin at the body or hold a comma.
     """
     script = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "recordings.js"))
-    style = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "recordings.css"))
+    style = "\n".join(
+        (_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "recordings.css", "train.css")
+    )
     icon = ICON.replace("#", "%23")
     return {
         "theme": theme(),

@@ -43,7 +43,7 @@ def test_first_visit_explains_itself(visitor):
 
 def test_answers_stream_one_column_after_another(visit):
     visitor = visit()
-    visitor.run(tokens=24, prompt="Tell me about the sea.", variants=("bf16", "nf4"))
+    visitor.run(tokens=72, prompt="Tell me about the sea.", variants=("bf16", "nf4"))
     visitor.page.wait_for_selector(".card", timeout=30_000)
     heights, lengths, together = set(), set(), set()
     while not visitor.page.locator("#run").is_enabled():

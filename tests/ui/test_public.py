@@ -42,6 +42,11 @@ def test_a_public_server(serve, open_at, tmp_path):
     first, second = open_at(server.url), open_at(server.url)
     assert owned(first) != owned(second)
     assert not first.page.locator("#unload-all").is_visible(), "one visitor could unload what others use"
+    first.tab("Train")
+    first.page.wait_for_selector("#train-refused >> text=Nothing is trained here", timeout=30_000)
+    assert not first.page.locator("#train-run").count(), (
+        "a visitor could take the device from everybody for hours"
+    )
 
     # What would read this machine's files is refused before anything runs, and is not counted.
     first.page.locator("#model input").fill("/etc")

@@ -14,6 +14,7 @@ from comparator import words
 from comparator.adapters import AdapterFacts, builtin_names, describe, open_adapter
 from comparator.limits import Limits
 from comparator.notation import parse_adapter
+from comparator.training import jobs
 from comparator.types import Problem
 from comparator.ui.markup import code, esc
 from comparator.ui.page import PRIVATE, Page, Ticks
@@ -23,7 +24,7 @@ from comparator.ui.state import NO_ADAPTER, Form
 def build(page: Page) -> None:
     gr.HTML('<h2 class="section">Adapters</h2>', apply_default_css=False)
     chosen = Ticks(
-        [NO_ADAPTER, *builtin_names()],
+        all_here(),
         value=[NO_ADAPTER],
         label="Every variant runs with",
         show_label=False,
@@ -44,12 +45,14 @@ def build(page: Page) -> None:
         )
         verdict = gr.HTML("", elem_id="adapter-verdict", apply_default_css=False)
         add = gr.Button("Add adapter", size="sm", elem_id="adapter-add")
-    listed = page.adapter_names = gr.State([NO_ADAPTER, *builtin_names()])
+    listed = page.adapter_names = gr.State(all_here())
     columns = Ticks(
         [], value=[], label="Columns", info="untick one to leave it out", visible=False, elem_id="columns"
     )
     page.fields["columns"] = columns
-    known = gr.State([])
+    # In the browser, not in a gr.State: that one would already hold the new list while the boxes on their way to a
+    # busy browser are still the old ones, and what they lack would pass for switched off.
+    known = gr.JSON([], visible=False, elem_id="known-columns")
     page.fields["known_columns"] = known
     # What was switched off by hand: the boxes themselves may lag behind the list while it changes.
     off = page.columns_off = gr.State([])
@@ -101,6 +104,13 @@ def build(page: Page) -> None:
         trigger_mode="always_last",
         **PRIVATE,
     )
+
+
+def all_here() -> list[str]:
+    """“none”, the built-in adapters and those that were trained here, where anybody may train."""
+    trainings = jobs.get_trainings()
+    trained = [] if trainings.refusal() else [r.adapter for r in trainings.finished()]
+    return [NO_ADAPTER, *builtin_names(), *trained]
 
 
 def grid(picked: Any, on: list[str], off: list[str]):

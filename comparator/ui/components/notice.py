@@ -35,8 +35,15 @@ def render(live: Live, stopping: bool, took_s: float) -> str:
     if stopping:
         return say("Stopping …")
     if live.ahead:
-        many = words.plural(live.ahead, "comparison is", "comparisons are")
-        return say(f"You are number {live.ahead + 1} in line: {many} ahead of yours. It starts by itself.")
+        many = (
+            words.plural(live.ahead, "run is", "runs are")
+            if live.doing
+            else words.plural(live.ahead, "comparison is", "comparisons are")
+        )
+        now = f" Now {live.doing}." if live.doing else ""
+        return say(
+            f"You are number {live.ahead + 1} in line: {many} ahead of yours.{now} It starts by itself."
+        )
     column = live.current
     if column is None:
         return say("Starting …")

@@ -1,0 +1,277 @@
+"""A data source → samples: built in, a file, or a data set of the Hub; columns recognized. Knows no tokenizer.
+
+A sample is a plain dict: {"row": 3, "messages": […]}, {"row": 3, "prompt": …, "completion": …} or {"row": 3, "text": …}.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comparator.settings import Settings, get_settings
+from comparator.training.columns import Columns, recognize, sample_of
+from comparator.training.types import FORMS, DataSource, Form
+from comparator.types import Problem
+
+Progress = Callable[[float | None, str], None]
+_BUILTIN = Path(__file__).resolve().parent.parent / "data" / "datasets"
+MOST_BYTES = 512 * 2**20
+_HUB = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.\[\]%:-]+))?", re.ASCII
+)
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What was read. `skipped`: (row, why) of rows that hold nothing to train on. Rows count from 1."""
+
+    title: str
+    form: Form
+    columns: tuple[tuple[str, str], ...]
+    other_columns: tuple[str, ...]
+    samples: tuple[dict[str, Any], ...]
+    skipped: tuple[tuple[int, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the samples as they are used: the same data in another file format has the same."""
+        digest = hashlib.sha256(self.form.encode())
+        for sample in self.samples:
+            kept = {k: v for k, v in sample.items() if k != "row"}
+            digest.update(
+                json.dumps(kept, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            )
+        return digest.hexdigest()
+
+
+def builtin_names() -> list[str]:
+    """The data sets that come with the project."""
+    return sorted(p.stem for p in _BUILTIN.glob("*.jsonl"))
+
+
+def builtin_path(name: str) -> Path:
+    """The file of a built-in data set. Raises `Problem` for an unknown name."""
+    if name not in builtin_names():
+        raise Problem(f"There is no data set “{name}”.", f"Built in: {', '.join(builtin_names())}.")
+    return _BUILTIN / f"{name}.jsonl"
+
+
+def read(data: DataSource, settings: Settings | None = None, progress: Progress | None = None) -> Data:
+    """Raises `Problem` for data that cannot be read, or has nothing to train on."""
+    settings = settings or get_settings()
+    text = data.source.strip()
+    if not text:
+        raise Problem(
+            "No data is chosen.", f"Name a file, {' or '.join(builtin_names())}, or a data set of the Hub."
+        )
+    if text.lower() in builtin_names():
+        rows = _rows(builtin_path(text.lower()), data.title)
+    elif data.uploaded or _is_file(text, settings.public):
+        rows = _local(text, data, settings)
+    elif found := _HUB.fullmatch(text):
+        rows = _from_hub(found["repo"], found["revision"], found["split"], progress)
+    else:
+        raise Problem(
+            f"There is no data “{text[:200]}”.",
+            f"Name a file ({', '.join(ENDINGS)}), a built-in data set ({', '.join(builtin_names())}), or one of the "
+            "Hub: user/name, user/name@revision, user/name:split.",
+        )  # fmt: skip
+    return from_rows(rows, data)
+
+
+def from_rows(rows: list[dict[str, Any]], data: DataSource) -> Data:
+    """Rows with columns → samples. Raises `Problem` for 0 rows, wrong columns, or rows that are all empty."""
+    if not rows:
+        raise Problem(f"{data.title} holds no samples.", "It needs at least one row.")
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    columns = recognize(list(names), rows, data)
+    samples, skipped = [], []
+    for number, row in enumerate(rows, 1):
+        made, why = sample_of(row, columns)
+        if made is None:
+            skipped.append((number, why))
+        else:
+            samples.append({"row": number, **made})
+    if not samples:
+        number, why = skipped[0]
+        raise Problem(
+            f"None of the {len(rows):,} rows of {data.title} can be used; row {number:,}: {why}.",
+            f"Taken for {FORMS[columns.form]}. {_roles(columns)}",
+        )
+    used = {name for _, name in columns.roles}
+    return Data(
+        data.title, columns.form, columns.roles, tuple(n for n in names if n not in used), tuple(samples), tuple(skipped)
+    )  # fmt: skip
+
+
+def _roles(columns: Columns) -> str:
+    return "Columns used: " + ", ".join(f"{role} = {name}" for role, name in columns.roles) + "."
+
+
+# ---------------------------------------------------------------- files
+
+
+def _is_file(text: str, public: bool) -> bool:
+    if text.startswith(("/", ".", "~")) or "\\" in text or text.lower().endswith((*ENDINGS, ".txt")):
+        return True
+    return not public and Path(text).is_file()
+
+
+def _local(text: str, data: DataSource, settings: Settings) -> list[dict[str, Any]]:
+    if settings.public and not data.uploaded:
+        raise Problem(
+            "Files of the server cannot be opened here, because this is a public installation.",
+            "Upload the file.",
+        )
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise Problem(
+            f"{data.title} is a folder." if path.is_dir() else f"There is no file {data.title}.",
+            "Check the path.",
+        )
+    return _rows(path, data.title)
+
+
+def _rows(path: Path, title: str) -> list[dict[str, Any]]:
+    ending = (Path(title).suffix or path.suffix).lower()
+    if ending not in ENDINGS and path.suffix.lower() in ENDINGS:
+        ending = path.suffix.lower()
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise Problem(
+            f"{title} has {size / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:,.0f} MB are read.",
+            "Take a part of it.",
+        )
+    if ending == ".parquet":
+        return _parquet(path, title)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Problem(
+            f"{title} cannot be read: {error.strerror or error}.", "Check its permissions."
+        ) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Problem(
+            f"{title} is not UTF-8: line {line:,}, byte {error.start:,}.",
+            "Save it as UTF-8 (a spreadsheet calls it “CSV UTF-8”).",
+        ) from None
+    if not text.strip():
+        raise Problem(f"{title} is empty.", "It needs at least one row.")
+    if ending in (".csv", ".tsv"):
+        return _csv(text, title, "\t" if ending == ".tsv" else None)
+    if ending == ".json" and text.lstrip().startswith("["):
+        return _json_list(text, title)
+    if ending in (".jsonl", ".json", ""):
+        return _jsonl(text, title)
+    raise Problem(
+        f"{title} is of a kind that is not read here ({ending}).", f"Read are {', '.join(ENDINGS)}."
+    )
+
+
+def _jsonl(text: str, title: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            said = getattr(error, "msg", "nested too deeply")
+            raise Problem(
+                f"Line {number:,} of {title} is not JSON: {said}.",
+                'JSONL has one object a line: {"prompt": "…", "completion": "…"}.',
+            ) from None
+        rows.append(_object(row, f"Line {number:,}", title))
+    return rows
+
+
+def _json_list(text: str, title: str) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Problem(
+            f"{title} is not JSON: {getattr(error, 'msg', 'nested too deeply')}.",
+            "Save it as JSONL, an object a line.",
+        ) from None
+    return [_object(row, f"Entry {n:,}", title) for n, row in enumerate(rows, 1)]
+
+
+def _object(row: Any, where: str, title: str) -> dict[str, Any]:
+    if isinstance(row, str):
+        return {"text": row}
+    if not isinstance(row, dict):
+        raise Problem(
+            f"{where} of {title} is no object but {type(row).__name__}.",
+            'Each is an object with named columns: {"prompt": "…", "completion": "…"}.',
+        )
+    return row
+
+
+def _csv(text: str, title: str, delimiter: str | None) -> list[dict[str, Any]]:
+    csv.field_size_limit(MOST_BYTES)
+    first = text.split("\n", 1)[0]
+    if delimiter is None:
+        delimiter = max(",;\t", key=first.count)
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
+        rows = [{k: v for k, v in row.items() if k} for row in reader]
+    except csv.Error as error:
+        raise Problem(
+            f"{title} is not CSV that can be read: {error}.", "Check its quotes, or save it as JSONL."
+        ) from None
+    return rows
+
+
+def _parquet(path: Path, title: str) -> list[dict[str, Any]]:
+    try:
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except ImportError:
+        raise Problem("Reading parquet needs pyarrow.", "pip install pyarrow, or save it as JSONL.") from None
+    except Exception as error:
+        raise Problem(f"{title} cannot be read as parquet: {str(error)[:160]}", "Save it as JSONL.") from None
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+def _from_hub(
+    repo: str, revision: str | None, split: str | None, progress: Progress | None
+) -> list[dict[str, Any]]:
+    from comparator.sources import hub_problems
+
+    if progress:
+        progress(None, f"fetching {repo} from the Hub")
+    try:
+        import datasets
+
+        datasets.disable_progress_bars()
+        found = datasets.load_dataset(repo, revision=revision, split=split or "train")
+    except ImportError as error:
+        raise Problem(
+            f"Data sets of the Hub need the package datasets: {error}.", "pip install datasets"
+        ) from None
+    except ValueError as error:
+        said = str(error).splitlines()[0][:200]
+        raise Problem(f"{repo} cannot be read: {said}", f"Name a split: {repo}:test, for instance.") from None
+    except Exception as error:
+        problem = hub_problems.explain(error, repo, revision)
+        raise type(problem)(
+            problem.problem, f"{problem.advice} A file works without the Hub ({', '.join(ENDINGS)})."
+        ) from None
+    return [dict(row) for row in found]

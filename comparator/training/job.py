@@ -1,0 +1,196 @@
+"""One job: a thread that waits for its turn, runs the training on the engine's thread, and keeps what happened."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from comparator.backends import resolve
+from comparator.errors import explain
+from comparator.training import folder
+from comparator.training.run import Train
+from comparator.training.store import Run
+from comparator.training.types import (
+    Cancelled,
+    Failed,
+    LossPoint,
+    Preparing,
+    Sample,
+    Saving,
+    Step,
+    Trained,
+    TrainEvent,
+    TrainingResult,
+    TrainingState,
+    Waiting,
+)
+from comparator.types import ErrorInfo, Problem, Stopped
+
+
+class Job:
+    """Safe from any thread."""
+
+    def __init__(self, engine: Any, run: Run):
+        self.engine, self.run = engine, run
+        self.cancel = threading.Event()
+        self._events: list[TrainEvent] = []
+        self._changed = threading.Condition()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._state = TrainingState(
+            run.name, run.about.request, "waiting", "waiting for its turn", started_at=now,
+            checkpoint_step=run.checkpoint[1] if run.checkpoint else None,
+        )  # fmt: skip
+        self._told_s = 0.0
+
+    def begin(self) -> None:
+        threading.Thread(target=self._work, name=f"training {self.run.name}", daemon=True).start()
+
+    def stop(self) -> None:
+        self.cancel.set()
+        with self._changed:
+            if not self._state.over:
+                self._state = replace(self._state, stopping=True, version=self._state.version + 1)
+            self._changed.notify_all()
+
+    def state(self) -> TrainingState:
+        with self._changed:
+            return self._state
+
+    def events(self, after: int = 0) -> Iterator[TrainEvent]:
+        while True:
+            with self._changed:
+                while after >= len(self._events) and not self._state.over:
+                    self._changed.wait(1.0)
+                new, over = self._events[after:], self._state.over
+            yield from new
+            after += len(new)
+            if over and not new:
+                return
+
+    # ------------------------------------------------------------ the thread
+
+    def doing(self) -> str:
+        """What is being done, for those who wait for the device."""
+        state = self.state()
+        if state.status != "training":
+            return f"the training of {state.job} is {'being saved' if state.status == 'saving' else 'being prepared'}"
+        left = f", about {_seconds(state.eta_s)} left" if state.eta_s is not None else ""
+        return f"a training is running, step {state.step:,} of {state.of:,}{left}"
+
+    def _work(self) -> None:
+        ticket = self.engine.turns.enter(self.doing)
+        keep = False  # the run's folder, to go on from
+        try:
+            try:
+                for ahead in self.engine.turns.wait(ticket, self.cancel):
+                    self._add(Waiting(self.run.name, ahead, self.engine.turns.doing))
+                if self.cancel.is_set():
+                    raise Stopped
+                for last in self.engine.work(self._task(), self.cancel):
+                    if not isinstance(last, TrainingResult):
+                        self._add(last)
+                end: TrainEvent = Trained(self.run.name, replace(last, adapter=self.run.about.adapter))
+            except Stopped:
+                keep = (
+                    self.run.checkpoint is not None
+                )  # one that was resumed and stopped at once stays resumable
+                end = Cancelled(self.run.name)
+            except BaseException as error:
+                problem = error if isinstance(error, Problem) else explain(error, "train")
+                error.__traceback__ = None  # its frames hold the model
+                found = folder.last_checkpoint(self.run.work)
+                keep = found is not None
+                end = Failed(self.run.name, problem.problem, problem.advice, found[1] if found else None)
+        finally:
+            self.run.close() if keep else self.run.discard()
+            self.engine.turns.leave(ticket)
+        self._add(end)  # last: whoever reads it finds the device free and the folder tidy
+
+    def _task(self) -> Train:
+        run = self.run
+        return Train(
+            job=run.name,
+            request=run.about.request,
+            variant=resolve(run.about.request.base),
+            train=run.train,
+            held=run.held,
+            work=str(run.work),
+            target=str(run.target),
+            about=run.about,
+            resume=str(run.checkpoint[0]) if run.checkpoint else None,
+        )
+
+    def _add(self, event: TrainEvent) -> None:
+        if isinstance(event, Preparing):
+            now = time.monotonic()
+            if event.message == self._state.message and now - self._told_s < 0.1:
+                return  # a few a second are enough for a person
+            self._told_s = now
+        with self._changed:
+            self._events.append(event)
+            self._state = replace(advanced(self._state, event), version=self._state.version + 1)
+            self._changed.notify_all()
+
+
+def advanced(state: TrainingState, event: TrainEvent) -> TrainingState:
+    """The state after an event."""
+    match event:
+        case Waiting():
+            return replace(
+                state, status="waiting", message=f"waiting: {event.behind or 'the device is busy'}"
+            )
+        case Preparing():
+            return replace(state, status="preparing", message=event.message, fraction=event.fraction)
+        case Step():
+            return replace(
+                state,
+                status="training",
+                message="",
+                fraction=event.step / max(1, event.of),
+                step=event.step,
+                of=event.of,
+                curve=_with(state.curve, event),
+                tok_s=event.tok_s if event.tok_s is not None else state.tok_s,
+                memory_bytes=event.memory_bytes or state.memory_bytes,
+                elapsed_s=event.elapsed_s,
+                eta_s=event.eta_s if event.eta_s is not None else state.eta_s,
+            )
+        case Sample():
+            return replace(state, samples=(*state.samples, event))
+        case Saving(what="a checkpoint"):
+            return replace(state, checkpoint_step=event.step)
+        case Saving():
+            return replace(state, status="saving", message=f"saving {event.what}", eta_s=None)
+        case Trained(result=result):
+            status = "stopped" if result.partial else "finished"
+            return replace(
+                state, status=status, message="", result=result, curve=result.curve, samples=result.samples,
+                step=result.steps, of=result.of, tok_s=result.tok_s, eta_s=None, stopping=False,
+            )  # fmt: skip
+        case Cancelled():
+            return replace(
+                state, status="cancelled", message="Stopped before the first step.", stopping=False
+            )
+        case Failed():
+            error = ErrorInfo(event.problem, event.advice)
+            return replace(
+                state, status="failed", message=event.problem, error=error, eta_s=None, stopping=False,
+                checkpoint_step=event.checkpoint_step,
+            )  # fmt: skip
+    return state
+
+
+def _with(curve: tuple[LossPoint, ...], step: Step) -> tuple[LossPoint, ...]:
+    if step.eval_loss is not None:
+        if curve and curve[-1].step == step.step:
+            return (*curve[:-1], replace(curve[-1], eval_loss=step.eval_loss))
+        return (*curve, LossPoint(step.step, None, step.eval_loss))
+    return (*curve, LossPoint(step.step, step.loss, None, step.learning_rate))
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.0f} s" if count < 120 else f"{count / 60:.0f} min"
