@@ -149,11 +149,13 @@ class Visitor:
 
     def tab(self, name: str) -> None:
         """Open a tab; on a narrow screen it may be in the menu behind the three dots."""
-        shown = self.page.locator(f'button[role="tab"]:has-text("{name}")')
-        if not (shown.count() and shown.first.is_visible()):
-            self.page.locator(".overflow-menu > button").click()
-            shown = self.page.locator(f'.overflow-dropdown button:has-text("{name}")')
-        shown.first.click()
+        shown = self.page.locator(f'button[role="tab"]:has-text("{name}"):visible').first
+        menu = self.page.locator(".overflow-menu > button:visible").first
+        shown.or_(menu).first.wait_for()  # a page that has just opened may still be laying its tabs out
+        if not shown.count():
+            menu.click()
+            shown = self.page.locator(f'.overflow-dropdown button:has-text("{name}")').first
+        shown.click()
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
