@@ -143,15 +143,18 @@ def test_logits_are_never_kept_whole(models):
     from comparator.metrics import memory
 
     _, bf16, nf4, ids = models
+    limit = 64e6 + 3 * 512 * bf16.config.vocab_size * 2
     scoring.score_text(nf4, ids[:200], 512, 512, bf16, NEVER, quiet)  # what libraries set up at first use
-    memory.give_back()
-    with memory.track("cpu") as peak:
-        scoring.score_text(nf4, ids[:3000], 512, 512, bf16, NEVER, quiet)
-    window = 512 * bf16.config.vocab_size * 2
-    assert peak.above_bytes < 64e6 + 3 * window, (
-        "logits pile up: is a window kept longer than it is compared?"
-    )
-    assert 3000 * bf16.config.vocab_size * 2 > 64e6 + 3 * window, "the text is too short to tell"
+    peaks = []
+    for _ in range(3):  # the process's memory is what is read: what else happens in it only ever adds
+        memory.give_back()
+        with memory.track("cpu") as peak:
+            scoring.score_text(nf4, ids[:3000], 512, 512, bf16, NEVER, quiet)
+        peaks.append(peak.above_bytes)
+        if peaks[-1] < limit:
+            break
+    assert min(peaks) < limit, "logits pile up: is a window kept longer than it is compared?"
+    assert 3000 * bf16.config.vocab_size * 2 > limit, "the text is too short to tell"
 
 
 def test_stop_is_heard_within_a_second(models):
