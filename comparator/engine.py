@@ -87,7 +87,7 @@ class Engine(InOnePlace):
 
     def _remember(self) -> None:
         """A picture of the pool that other threads can read without waiting."""
-        self._residents = tuple((slot.resident(), slot) for slot in self._pool.slots.values())
+        self._residents = tuple(self._pool.residents())
 
     def _call(self, work: Callable[[], Any]) -> Any:
         """Run `work` on the engine's thread and wait for it."""
@@ -273,12 +273,10 @@ class Engine(InOnePlace):
             try:
                 fitted, fresh = wardrobe.fitted(slot, plan)
             except attach.AltersBase as altered:
-                self._pool.unload(
-                    slot.handle
-                )  # so that no column runs on weights that are no longer the model's
+                gone = self._pool.unload_altered(slot)
                 raise Problem(
                     f"{plan.facts.source} ({plan.facts.kind}) wrote into the shared weights ({altered.args[0]}), so "
-                    f"{slot.variant.notation} was unloaded.",
+                    f"{gone} unloaded.",
                     f"Write {plan.adapter.notation}:merged: that has a base of its own.",
                 ) from None
         self._remember()

@@ -9,10 +9,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from comparator import layers, spread
+from comparator import layers, sharing, spread, words
 from comparator.backends import backend_for
 from comparator.backends.base import Backend, LoadedModel, Placement
 from comparator.backends.loading import import_quietly
@@ -49,6 +49,9 @@ class Slot:
     last_used: float = field(default_factory=time.monotonic)
     warmed: set[int] = field(default_factory=set)
     adapters: dict[tuple, Fitted] = field(default_factory=dict)  # fitted to this base, ready to be put on
+    storages: dict[tuple, int] = field(default_factory=dict)  # of the base, with their bytes
+    key: tuple = ()  # what it was asked for as
+    spread: bool = False  # over several devices, by accelerate
     private: Plan | None = None  # an adapter that wrote into these weights: no other column may use them
     _decoder: Decoder | None = None
 
@@ -71,13 +74,14 @@ class Slot:
             self._decoder = Decoder(self.model, self.device)
         return self._decoder
 
-    def resident(self) -> Resident:
+    def resident(self, shared_bytes: int = 0) -> Resident:
         return Resident(
             self.handle,
             self.model_name,
             self.variant.notation + (f" + {self.private.adapter.notation}" if self.private else ""),
             self.held_bytes,
             self.device,
+            shared_bytes,
             time.monotonic() - self.last_used,
         )
 
@@ -102,7 +106,19 @@ class Pool:
         self, checkpoint: Checkpoint, variant: Variant, max_memory: dict | None, plan: Plan | None = None
     ) -> Slot | None:
         key = _key(checkpoint, variant, max_memory, plan)
-        return next((s for s in self.slots.values() if s.loaded.extra["key"] == key), None)
+        return next((s for s in self.slots.values() if s.key == key), None)
+
+    def shared_bytes(self, slot: Slot) -> int:
+        """Of what it holds, the bytes that a variant loaded before it holds too."""
+        return sharing.shared_bytes(slot, self.slots.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """What all of them hold, each storage once."""
+        return sum(s.held_bytes - self.shared_bytes(s) for s in self.slots.values())
+
+    def residents(self) -> list[tuple[Resident, Slot]]:
+        return [(slot.resident(self.shared_bytes(slot)), slot) for slot in self.slots.values()]
 
     # ------------------------------------------------------------ loading
 
@@ -123,15 +139,18 @@ class Pool:
         slot = self.find(checkpoint, variant, max_memory, plan)
         if slot is not None:
             slot.last_used = time.monotonic()
+            slot.memory = replace(slot.memory, shared_bytes=self.shared_bytes(slot))
             return slot, False
         backend = backend_for(variant)
         if reason := backend.unavailable():
             raise Problem(
                 f"{variant.method} cannot be used here: {reason}.", "Install it, or leave this column out."
             )
-        placement = Placement(spread.first_device(max_memory) if max_memory else pick_device(), max_memory)
         needed = backend.needed_bytes(variant, checkpoint)
+        placement = self._placement(needed, max_memory)
         self._make_room(variant, needed, placement, evict, keep)
+        if placement.max_memory and not max_memory:
+            placement = replace(placement, max_memory=spread.within_free(placement.max_memory, RESERVE_BYTES))
 
         def told(fraction: float | None, message: str) -> None:
             if cancel.is_set():
@@ -140,21 +159,32 @@ class Pool:
 
         try:
             slot = self._load(checkpoint, variant, backend, placement, told, plan)
+            slot.key = _key(checkpoint, variant, max_memory, plan)
         except BaseException:
             memory.give_back()
             raise
         self.slots[slot.handle] = slot
+        slot.memory = replace(slot.memory, shared_bytes=self.shared_bytes(slot))
         self.on_change()
         return slot, True
+
+    def _placement(self, needed: int, max_memory: dict | None) -> Placement:
+        """The limits that were asked for; else the GPU with the most room, or several where no single one can hold it."""
+        budget = self.settings.budget_bytes
+        if max_memory is None and not (budget and budget < needed):
+            max_memory = spread.automatic(needed, RESERVE_BYTES)
+        return Placement(spread.first_device(max_memory) if max_memory else pick_device(), max_memory)
 
     def _load(self, checkpoint, variant, backend, placement: Placement, told, plan: Plan | None) -> Slot:
         from comparator.adapters import attach, wardrobe
 
-        device = placement.device
+        device, apart = placement.device, plan is not None or placement.max_memory is not None
         told(0.0, f"importing {backend.name}")
         backend.silence()
         import_quietly(*backend.requires)  # neither load time nor load peak
         backend.prepare(checkpoint, variant, placement, told)
+        if not apart:
+            checkpoint = replace(checkpoint, lent=sharing.lent(checkpoint, self.slots.values(), device))
         told(0.0, "loading")
         start = time.perf_counter()
         with memory.track(device) as load_peak:
@@ -165,6 +195,8 @@ class Pool:
                 loaded.notes.append(wardrobe.merge_note(plan, loaded))
         spread.check_placed(loaded.model, variant.notation)
         load_s = time.perf_counter() - start - loaded.extra.get("not_load_s", 0.0)
+        if not apart and sharing.share(loaded.model, self.slots.values(), device):
+            memory.give_back()
         footprint = int(loaded.model.get_memory_footprint())
         before = layers.rows(loaded.model, backend)
 
@@ -175,19 +207,20 @@ class Pool:
         now = layers.with_loaded(layers.rows(loaded.model, backend), before)
         loaded_weights, loaded_state = layers.totals(before)
         weights, state = layers.totals(now)
+        held = sharing.storages(loaded.model)
         figures = Memory(
             loaded_weight_bytes=loaded_weights,
             loaded_quant_state_bytes=loaded_state,
             weight_bytes=weights,
             quant_state_bytes=state,
             adapter_bytes=None,
-            resident_bytes=memory.unique_bytes(memory.held_tensors(loaded.model)),
+            resident_bytes=sum(held.values()),
             load_peak_bytes=load_peak.above_bytes,
             footprint_bytes=footprint,
             peak_source=load_peak.source,
         )
-        loaded.extra["key"] = _key(checkpoint, variant, placement.max_memory, plan)
-        notes = [*loaded.notes, *filter(None, [layers.repack_note(now)])]
+        checkpoint = replace(checkpoint, lent=None)
+        notes = [*loaded.notes, *filter(None, [layers.repack_note(now), spread.note(held)])]
         return Slot(
             handle=secrets.token_hex(8),
             model_name=checkpoint.source,
@@ -201,6 +234,8 @@ class Pool:
             memory=figures,
             rows=now,
             notes=notes,
+            storages=held,
+            spread=placement.max_memory is not None,
             private=plan,
         )
 
@@ -238,7 +273,7 @@ class Pool:
     def _free(self, placement: Placement) -> int:
         _, free = memory.device_total_and_free(placement.device)
         if budget := self.settings.budget_bytes:
-            free = min(free, budget - sum(s.held_bytes for s in self.slots.values()))
+            free = min(free, budget - self.held_bytes)
         return free
 
     # ------------------------------------------------------------ letting go
@@ -257,6 +292,15 @@ class Pool:
         after = sum(_used(d) for d in devices)
         return max(0, before - after)
 
+    def unload_altered(self, slot: Slot) -> str:
+        """Unload a variant whose weights are no longer the model's, and every other that shares some with it, so
+        that no column runs on them. Returns who that was, with the verb."""
+        gone = [slot, *sharing.sharing_with(slot, self.slots.values())]
+        names = [s.variant.notation for s in gone]
+        for other in gone:
+            self.unload(other.handle)
+        return f"{words.join(names)} {'were' if len(names) > 1 else 'was'}"
+
 
 def _used(device: str) -> int:
     if device.startswith("cuda"):
@@ -270,12 +314,7 @@ def _key(
     checkpoint: Checkpoint, variant: Variant, max_memory: dict | None, plan: Plan | None = None
 ) -> tuple:
     apart = plan.pool_key if plan is not None else ""
-    # A folder that was written anew (a fine-tune saved over the last one) is another model under the same name.
-    files = tuple(
-        (f.name, f.stat().st_size, f.stat().st_mtime_ns)
-        for f in sorted(checkpoint.path.glob("*.safetensors"))
-    )
-    return (str(checkpoint.path), checkpoint.revision, files, variant.notation, str(max_memory or ""), apart)
+    return (sharing.files(checkpoint), variant.notation, str(max_memory or ""), apart)
 
 
 def _gb(count: int) -> str:

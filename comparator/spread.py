@@ -6,6 +6,7 @@ CPU. Knows nothing of methods.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comparator.types import Problem
@@ -31,6 +32,29 @@ def first_device(limits: Limits) -> str:
     return f"cuda:{gpus[0]}"
 
 
+def automatic(needed: int, reserve: int, rooms: Mapping[int, int] | None = None) -> Limits | None:
+    """Limits for a variant that no single GPU here can hold even when empty, and all together can: every GPU less
+    `reserve` bytes for a run. None where one GPU is enough, and where all are not. `rooms`: bytes of each GPU."""
+    rooms = gpu_bytes() if rooms is None else rooms
+    usable = {gpu: size - reserve for gpu, size in rooms.items() if size > reserve}
+    if len(usable) < 2 or needed <= max(usable.values()) or needed > sum(usable.values()):
+        return None
+    return dict(sorted(usable.items()))
+
+
+def within_free(limits: Limits, reserve: int) -> Limits:
+    """The limits cut down to what is free now, so that accelerate places nothing where others lie."""
+    return {name: max(0, min(limit, _free(name) - reserve)) for name, limit in limits.items()}
+
+
+def gpu_bytes() -> dict[int, int]:
+    """All memory of each GPU here."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {gpu: torch.cuda.get_device_properties(gpu).total_memory for gpu in range(count)}
+
+
 def check(limits: Limits, needed: int, notation: str) -> None:
     """Raises `Problem` where the limits, or what is free behind them, cannot hold `needed` bytes."""
     if needed > sum(limits.values()):
@@ -51,6 +75,17 @@ def check(limits: Limits, needed: int, notation: str) -> None:
 def fits(limits: Limits, needed: int) -> bool:
     """Whether what is free now, within the limits, holds `needed` bytes."""
     return needed <= sum(min(limit, _free(name)) for name, limit in limits.items())
+
+
+def note(held: Mapping[tuple, int]) -> str | None:
+    """For a column whose tensors lie on several devices: which, and how much on each."""
+    devices: dict[str, int] = {}
+    for (device, _), size in held.items():
+        devices[device] = devices.get(device, 0) + size
+    if len(devices) < 2:
+        return None
+    placed = ", ".join(f"{name} ({size / 1e6:,.0f} MB)" for name, size in sorted(devices.items()))
+    return f"Spread over {placed}: layers run one device after the other, and activations cross between them."
 
 
 def check_placed(model: Any, notation: str) -> None:

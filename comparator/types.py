@@ -176,6 +176,9 @@ class Memory:
     quant_state_bytes: int | None = None
     adapter_bytes: int | None = None
     resident_bytes: int | None = None
+    shared_bytes: int | None = (
+        None  # of resident_bytes: what a variant loaded earlier holds too, one storage for both
+    )
     load_peak_bytes: int | None = None
     run_peak_bytes: int | None = None
     kv_cache_bytes: int | None = None
@@ -476,6 +479,7 @@ class Resident:
     variant: str
     bytes: int
     device: str
+    shared_bytes: int = 0  # of them: held by a variant loaded earlier too
     idle_s: float = 0.0
     node: str | None = None  # of a cluster
 

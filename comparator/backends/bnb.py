@@ -90,7 +90,7 @@ class BitsAndBytes(Backend):
             model = loading.from_pretrained(
                 checkpoint, placement, progress, dtype=values["dtype"], quantization_config=config
             )
-        notes = loading.unquantized_experts(model)
+        notes = loading.lent_notes(checkpoint) + loading.unquantized_experts(model)
         if four_bit:
             notes += loading.leave_unsupported_layers(model)
         kernel = "bitsandbytes " + ("Linear4bit" if four_bit else "Linear8bitLt")

@@ -31,7 +31,7 @@ class FullPrecision(Backend):
         if variant.method == "bf16" and not loading.supports_bf16(placement.device):
             raise Problem("This GPU has no bf16.", "Use fp16 instead.")
         model = loading.from_pretrained(checkpoint, placement, progress, dtype=variant.method)
-        return LoadedModel(model, "torch Linear")
+        return LoadedModel(model, "torch Linear", loading.lent_notes(checkpoint))
 
     def code(self, variant, placement, *, tied=False, kernel=None):
         return [], [], [f"dtype={loading.torch_name(variant.method)}"]

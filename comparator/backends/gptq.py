@@ -190,7 +190,7 @@ class Gptq(Backend):
             # That the checkpoint's own bits win over those passed here, which are the same.
             warnings.simplefilter("ignore")
             model = loading.from_pretrained(
-                replace(checkpoint, path=path, source=variant.source or checkpoint.source),
+                replace(checkpoint, path=path, source=variant.source or checkpoint.source, lent=None),
                 placement,
                 progress,
                 dtype=values["dtype"],

@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from comparator.backends.base import Placement, Progress
@@ -130,17 +130,27 @@ def reporting(progress: Progress) -> Iterator[None]:
 def from_pretrained(checkpoint, placement: Placement, progress: Progress, *, dtype: str, **arguments) -> Any:
     """The checkpoint as a transformers model in eval mode on its device.
 
-    Raises `Problem` for a checkpoint that transformers cannot build or read.
+    Where a resident variant lends its tensors (`checkpoint.lent`), nothing is read: what stays in their dtype is
+    their storage, everything else is made from them on the device. Raises `Problem` for a checkpoint that
+    transformers cannot build or read.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device_map: Any = {"": placement.device}
     if placement.max_memory:
         device_map, arguments["max_memory"] = "auto", placement.max_memory
+    lent, path = checkpoint.lent, str(checkpoint.path)
+    made_by, source = AutoModelForCausalLM, path
     try:
+        if lent is not None:
+            made_by, source = lent.model_class, None
+            arguments["state_dict"] = dict(lent.tensors)
+            arguments["config"] = AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
         with reporting(progress):
-            model = AutoModelForCausalLM.from_pretrained(
-                str(checkpoint.path),
+            model = made_by.from_pretrained(
+                source,
                 dtype=torch_dtype(dtype),
                 device_map=device_map,
                 trust_remote_code=False,
@@ -157,8 +167,26 @@ def from_pretrained(checkpoint, placement: Placement, progress: Progress, *, dty
             f"transformers cannot load {checkpoint.source} ({checkpoint.architecture}): {first_line(error)}",
             "Check that it is a causal language model that this transformers version knows.",
         ) from error
-    own_memory(model)
+    if lent is not None:
+        _finish_lent(model, path)
+    own_memory(model, lent.tensors.values() if lent else ())
     return model.eval().requires_grad_(False)
+
+
+def lent_notes(checkpoint) -> list[str]:
+    """For the column, where `from_pretrained` made it from a resident variant's tensors."""
+    return [checkpoint.lent.note] if checkpoint.lent is not None else []
+
+
+def _finish_lent(model: Any, path: str) -> None:
+    """What transformers reads from the folder beside the weights."""
+    from pathlib import Path
+
+    from transformers import GenerationConfig
+
+    model.config.name_or_path = model.name_or_path = path
+    if (Path(path) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
 @contextlib.contextmanager
@@ -196,15 +224,17 @@ def int8_on_device() -> Iterator[None]:
         operation.convert = before
 
 
-def own_memory(model: Any) -> None:
-    """Copy CPU weights out of the file they are mapped from.
+def own_memory(model: Any, lent: Iterable[Any] = ()) -> None:
+    """Copy CPU weights out of the file they are mapped from; those in `lent` lie in memory already.
 
     A dtype that needs no conversion stays a view of the safetensors file: nothing has been read when loading
     "ends", the first run pays for it, and deleting the file pulls the weights away.
     """
+    in_memory = {t.data_ptr() for t in lent}
     for tensor in [*model.parameters(), *model.buffers()]:
         if (
             tensor.device.type == "cpu"
+            and tensor.data_ptr() not in in_memory
             and not hasattr(tensor, "quant_state")
             and type(tensor).__name__
             in (

@@ -48,6 +48,9 @@ class Checkpoint:
     tensors: tuple[TensorInfo, ...] = ()
     model_type: str = ""
     quantization: dict[str, Any] | None = field(default=None, hash=False)
+    lent: Any = field(
+        default=None, hash=False, compare=False
+    )  # comparator.sharing.Lent: its tensors, in memory
 
     def require_full_precision(self) -> None:
         """Raises `Problem` for a checkpoint that is quantized already: no variants can be made from it."""

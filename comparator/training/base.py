@@ -41,7 +41,7 @@ def make_room(pool: Any, place: str, needed_bytes: int) -> int:
     def free() -> int:
         now = device_total_and_free(place)[1]
         budget = pool.settings.budget_bytes
-        return min(now, budget - sum(s.held_bytes for s in pool.slots.values())) if budget else now
+        return min(now, budget - pool.held_bytes) if budget else now
 
     while free() < needed_bytes and pool.slots:
         pool.unload(min(pool.slots.values(), key=lambda s: s.last_used).handle)
