@@ -65,8 +65,10 @@ def check_generation(given: GenerationSettings, settings: Settings) -> None:
             raise Problem(f"{name} is {value}.", f"It goes from {low} to {high}.{hint}")
     if given.top_p == 0:
         raise Problem("top_p is 0, which leaves no token.", "Use 1 to switch it off, or a share such as 0.9.")
-    if given.decode not in ("auto", "eager", "graph", "compiled"):
-        raise Problem(f"There is no decode path “{given.decode}”.", "Use auto, eager, graph or compiled.")
+    if given.decode not in ("auto", "both", "eager", "graph", "compiled"):
+        raise Problem(
+            f"There is no decode path “{given.decode}”.", "Use auto, both, eager, graph or compiled."
+        )
 
 
 def _names(cells: tuple[Cell, ...]) -> str:

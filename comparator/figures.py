@@ -62,6 +62,18 @@ def _latency(name: str) -> Callable[[CellResult], Any]:
     return lambda result: getattr(result.latency, name)
 
 
+def floor_share(result: CellResult) -> float | None:
+    """Decode rate over the bandwidth floor, 0 to 1; None where either was not measured."""
+    rate, floor = result.latency.decode_tok_s, result.latency.floor_tok_s
+    return rate / floor if rate and floor else None
+
+
+def python_s(result: CellResult) -> float | None:
+    """Seconds a token that decoding eagerly takes more than the column's own path: what Python costs."""
+    ours, eager = result.latency.decode_tok_s, result.latency.eager_decode_tok_s
+    return 1 / eager - 1 / ours if ours and eager else None
+
+
 def _memory(name: str) -> Callable[[CellResult], Any]:
     return lambda result: getattr(result.memory, name)
 
@@ -99,6 +111,13 @@ def _drift(name: str) -> Callable[[CellResult], float | None]:
 FIGURES: tuple[Figure, ...] = (
     Figure("decode_tok_s", "decode", "tok/s", "Tokens after the first over the time from the first token to the "
            "last: (n − 1) / (t_n − t_1).", _latency("decode_tok_s"), _plain, "more", "decode_tok_s"),
+    Figure("floor_share", "of the floor", "%", "Decode rate over the bandwidth floor: the tokens a second that reading the "
+           "weights once a token allows, at the rate that a copy on this GPU reaches. – on a CPU.", floor_share, _share,
+           "more", ratio=False),
+    Figure("floor_tok_s", "bandwidth floor", "tok/s", "What reading the weights once a token allows at the rate that a copy "
+           "on this GPU reaches; keys and values are not counted.", _latency("floor_tok_s"), _plain, ratio=False),
+    Figure("eager_decode_tok_s", "decode, eager", "tok/s", "The same answer decoded step by step from Python, as plain "
+           "transformers does, measured in the same comparison.", _latency("eager_decode_tok_s"), _plain, "more"),
     Figure("ttft_s", "TTFT", "ms", "Time to first token: from the prompt's token ids to the first new id on the "
            "host, the device synchronized. Loading, tokenizing and the warm-up are outside.",
            _latency("ttft_s"), _milliseconds, "less", "ttft_s"),
@@ -121,6 +140,8 @@ FIGURES: tuple[Figure, ...] = (
            _latency("adapter_switch_s"), _milliseconds, "less", ratio=False),
     Figure("resident_bytes", "resident", "MB", "Everything the variant holds on its device after the warm-up.",
            _memory("resident_bytes"), _megabytes, "less"),
+    Figure("shared_bytes", "of it shared", "MB", "Of what is resident: tensors that a variant loaded earlier holds too, bit "
+           "for bit the same and one storage for both.", _memory("shared_bytes"), _megabytes, ratio=False),
     Figure("weight_bytes", "weights", "MB", "Parameters and persistent buffers, each storage once, without quant state.",
            _memory("weight_bytes"), _megabytes, "less"),
     Figure("quant_state_bytes", "quant state", "MB", "What unpacking the weights needs: absmax, codebooks, nested "
@@ -165,10 +186,11 @@ BY_KEY = {figure.key: figure for figure in FIGURES}
 # What a first look needs; those that no column has are left out of a table.
 KEY = ("decode_tok_s", "ttft_s", "resident_bytes", "bits_per_weight", "prompt_kl_mean", "prompt_agreement",
        "adapter_drift", "text_kl_mean", "text_top1")  # fmt: skip
-LATENCY = ("load_s", "prepare_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "itl_p50_s", "itl_p90_s", "itl_p99_s",
+LATENCY = ("load_s", "prepare_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "floor_share", "eager_decode_tok_s",
+           "itl_p50_s", "itl_p90_s", "itl_p99_s",
            "total_s", "adapter_load_s", "adapter_switch_s", "joules_per_token")  # fmt: skip
 MEMORY = ("loaded_weight_bytes", "loaded_quant_state_bytes", "weight_bytes", "quant_state_bytes", "adapter_bytes",
-          "resident_bytes", "kv_cache_bytes", "run_peak_bytes", "load_peak_bytes", "footprint_bytes")  # fmt: skip
+          "resident_bytes", "shared_bytes", "kv_cache_bytes", "run_peak_bytes", "load_peak_bytes", "footprint_bytes")  # fmt: skip
 
 
 def present(comparison: Comparison, keys: tuple[str, ...]) -> list[Figure]:

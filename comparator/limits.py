@@ -75,11 +75,12 @@ class Limits:
                 "MAX_NEW_TOKENS",
                 "Ask for a shorter answer.",
             )
-        total = columns * settings.max_new_tokens * max(1, settings.repeats)
+        runs = max(1, settings.repeats) * (2 if settings.decode == "both" else 1)  # eager too
+        total = columns * settings.max_new_tokens * runs
         if self.max_tokens_per_comparison is not None and total > self.max_tokens_per_comparison:
             raise _over(
                 f"tokens in one comparison ({columns} columns × {settings.max_new_tokens} new tokens × "
-                f"{max(1, settings.repeats)} runs)",
+                f"{runs} runs)",
                 total,
                 self.max_tokens_per_comparison,
                 "MAX_TOKENS_PER_COMPARISON",

@@ -6,13 +6,18 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from comparator.adapters import wardrobe
 from comparator.generate import Run, interruptible, stream
 from comparator.messages import Generation, Loaded, Prompt
-from comparator.metrics import energy, latency, memory
+from comparator.metrics import bandwidth, energy, latency, memory
 from comparator.pool import Slot, warm_up
-from comparator.types import Adapter, GenerationSettings, ModelInfo, Stopped
+from comparator.types import Adapter, GenerationSettings, Latency, ModelInfo, Stopped
+
+if TYPE_CHECKING:
+    from comparator.adapters.attach import Fitted
 
 
 def run_once(
@@ -34,24 +39,62 @@ def run_once(
     plan = slot.decoder.plan(list(prompt.token_ids), settings, adapter, fitted)
     if plan.prepare_s is not None:
         prepare_s = (prepare_s or 0.0) + plan.prepare_s
+    floor = _floor_tok_s(slot, fitted)
     held = (slot.memory.resident_bytes or 0) + (fitted.bytes if fitted else 0) + plan.held_bytes
     run = Run()
     with memory.track(slot.device) as peak, energy.metered(slot.device) as used:
         for item in stream(slot.model, list(prompt.token_ids), settings, cancel, run, plan.recorded):
             emit(item)
+    figures = replace(
+        latency.from_timestamps(run.start_s, run.times_s, len(prompt.token_ids)), floor_tok_s=floor
+    )
+    notes = plan.notes
+    if floor and figures.decode_tok_s and figures.decode_tok_s > floor:
+        notes = (*notes, above_floor(figures.decode_tok_s, floor))
+    if settings.decode == "both" and plan.recorded is not None and run.finish_reason != "stopped":
+        figures = _eager_too(slot, prompt, settings, cancel, figures)
     return Generation(
         text="",
         token_ids=tuple(run.token_ids),
         finish_reason=run.finish_reason,
-        latency=latency.from_timestamps(run.start_s, run.times_s, len(prompt.token_ids)),
+        latency=figures,
         prepare_s=prepare_s,
         # What this variant holds plus how far this run rose above it: other residents do not count.
         run_peak_bytes=held + (peak.above_bytes or 0),
         kv_cache_bytes=run.kv_cache_bytes,
         decode_path=run.decode_path,
         joules_per_token=used.per_token(run.times_s),
-        notes=plan.notes,
+        notes=notes,
     )
+
+
+def above_floor(tok_s: float, floor_tok_s: float) -> str:
+    return (
+        f"{tok_s:.0f} tok/s is above the bandwidth floor of {floor_tok_s:.0f}: work was dropped, or the weights fit the "
+        "GPU's cache. Not a result."
+    )
+
+
+def _eager_too(
+    slot: Slot, prompt: Prompt, settings: GenerationSettings, cancel: threading.Event, figures: Latency
+) -> Latency:
+    """The same once more without the recording: what Python and its launches cost. Nothing of it is shown as text.
+    Where Stop ends it, the figures stay as they are."""
+    run = Run()
+    for _ in stream(slot.model, list(prompt.token_ids), settings, cancel, run, None):
+        pass
+    if run.finish_reason == "stopped":
+        return figures
+    eager = latency.from_timestamps(run.start_s, run.times_s, len(prompt.token_ids))
+    return replace(figures, eager_decode_tok_s=eager.decode_tok_s)
+
+
+def _floor_tok_s(slot: Slot, fitted: Fitted | None) -> float | None:
+    """None on a CPU, and where the weights lie on several devices."""
+    if slot.spread or not slot.device.startswith("cuda"):
+        return None
+    read = bandwidth.step_bytes(slot.model, slot.rows) + (fitted.bytes if fitted else 0)
+    return bandwidth.floor_tok_s(slot.device, read)
 
 
 def _warm_for(slot: Slot, ids: list[int], cancel: threading.Event, warmed: set[int]) -> float | None:

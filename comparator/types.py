@@ -96,7 +96,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.0
     seed: int = 0
     repeats: int = 1
-    decode: str = "auto"
+    decode: str = "auto"  # auto | both (auto, and eager too) | eager | graph | compiled
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,12 @@ class Latency:
     runs: tuple[RunFigures, ...] = ()
     adapter_load_s: float | None = (
         None  # reading the adapter and fitting it to the resident base; None: it was there
+    )
+    eager_decode_tok_s: float | None = (
+        None  # the same prompt decoded eagerly as well, where `decode` is “both”
+    )
+    floor_tok_s: float | None = (
+        None  # what reading the weights once a token allows, at a copy's bandwidth here
     )
     adapter_switch_s: float | None = None  # putting a fitted adapter on and taking it off again
 

@@ -61,6 +61,8 @@ def duration_s(request: Request, parameters: int | None = None) -> int:
     billions = (parameters if parameters is not None else 10**9) / 1e9
     settings: GenerationSettings = request.settings
     tokens = settings.max_new_tokens * max(1, settings.repeats)
+    if settings.decode == "both":
+        tokens *= 2
     if request.fidelity != "none":
         tokens += settings.max_new_tokens  # the reference's answer is scored token by token
     column_s = _LOAD_S_PER_B * billions + tokens * (_TOKEN_S + _TOKEN_S_PER_B * billions)

@@ -115,7 +115,9 @@ def test_bytes_are_held_once_and_unloading_one_hurts_no_other(pool, checkpoint):
 
 
 def test_only_the_checkpoint_itself_is_lent(pool, checkpoint, tmp_path):
-    load(pool, checkpoint, "fp32")  # not the dtype of the file: bf16 from fp32 would be the same, fp16 not always
+    load(
+        pool, checkpoint, "fp32"
+    )  # not the dtype of the file: bf16 from fp32 would be the same, fp16 not always
     slots = pool.slots.values()
     assert sharing.lent(checkpoint, slots, "cpu") is None
     load(pool, checkpoint, "bf16")
@@ -162,3 +164,30 @@ def test_every_architecture_loads_beside_its_own_full_precision(kind, tmp_path):
     assert tensors(beside.model) == expected
     assert answer(beside, (5, 6, 7, 8)) == tokens
     pool.unload()
+
+
+def test_a_base_that_was_written_into_takes_all_that_share_it_along(pool, checkpoint):
+    nf4, bf16, fp16 = (load(pool, checkpoint, n) for n in ("nf4", "bf16", "fp16"))
+    assert pool.unload_altered(nf4) == "nf4 and bf16 were"
+    assert list(pool.slots.values()) == [fp16], "another dtype shares nothing and stays"
+
+
+def test_the_page_says_what_is_held_together(pool, checkpoint):
+    from dataclasses import replace
+
+    import sample
+
+    from comparator.ui.components import memory
+
+    slots = [load(pool, checkpoint, n) for n in ("bf16", "nf4")]
+    comparison = sample.comparison()
+    assert memory.together(replace(comparison, cells=comparison.cells[:1])) == "", "nothing is shared there"
+    cells = tuple(replace(comparison.cells[0], variant=s.variant.notation, memory=s.memory) for s in slots)
+    said = memory.together(replace(comparison, cells=cells))
+    assert "The 2 variants hold" in said and "57" in said, said
+    one_with_adapter = replace(
+        cells[1], adapter="pirate", memory=replace(slots[1].memory, adapter_bytes=10**6,
+                                                   resident_bytes=slots[1].memory.resident_bytes + 10**6)
+    )  # fmt: skip
+    again = memory.together(replace(comparison, cells=(*cells, one_with_adapter)))
+    assert again == said, "a base counts once, whatever it wears"

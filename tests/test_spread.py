@@ -65,3 +65,48 @@ def test_a_part_without_a_place_is_refused(model):
     with pytest.raises(Problem) as caught:
         spread.check_placed(model, "bf16")
     assert "model.layers.1" in caught.value.problem
+
+
+GB = 10**9
+
+
+def test_a_variant_for_one_gpu_is_never_spread():
+    rooms = {0: 80 * GB, 1: 48 * GB}
+    assert spread.automatic(70 * GB, GB, rooms) is None, "it fits the larger one"
+    assert spread.automatic(140 * GB, GB, {}) is None and spread.automatic(140 * GB, GB, {0: 80 * GB}) is None
+    assert spread.automatic(140 * GB, GB, rooms) is None, (
+        "all together cannot hold it either: refused, not spread"
+    )
+
+
+def test_what_fits_no_single_gpu_takes_several():
+    assert spread.automatic(100 * GB, GB, {1: 48 * GB, 0: 80 * GB}) == {0: 79 * GB, 1: 47 * GB}
+    eight = spread.automatic(500 * GB, GB, {n: 80 * GB for n in range(8)})
+    assert len(eight) == 8 and sum(eight.values()) >= 500 * GB
+
+
+def test_limits_leave_alone_what_others_hold():
+    free = memory.device_total_and_free("cpu")[1]
+    limited = spread.within_free({"cpu": 10**18}, GB)
+    assert abs(limited["cpu"] - (free - GB)) < 0.5 * GB
+    assert spread.within_free({"cpu": 10}, 10**18) == {"cpu": 0}
+
+
+def test_the_limits_are_what_accelerate_places_by(tmp_path):
+    """Two GPUs of this size, as accelerate sees them: every layer finds a place, none on both."""
+    from accelerate import infer_auto_device_map, init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = tiny_models.save(tmp_path / "tiny", "llama", num_hidden_layers=8)
+    needed = memory.unique_bytes(memory.held_tensors(model))
+    limits = spread.automatic(needed, 0, {0: int(needed * 0.7), 1: int(needed * 0.7)})
+    with init_empty_weights():
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "tiny"))
+    placed = infer_auto_device_map(empty, max_memory=limits, no_split_module_classes=empty._no_split_modules)
+    assert set(placed.values()) == {0, 1}, placed
+
+
+def test_a_column_on_several_devices_names_them():
+    assert spread.note({("cpu", 1): 10**6}) is None
+    said = spread.note({("cuda:0", 1): 3 * 10**9, ("cuda:1", 2): 10**9, ("cuda:0", 3): 10**9})
+    assert "cuda:0 (4,000 MB), cuda:1 (1,000 MB)" in said

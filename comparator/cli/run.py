@@ -105,7 +105,8 @@ def run(
     decode: Annotated[
         str,
         typer.Option(
-            help="auto (a CUDA graph on a GPU), eager (plain Python), graph, or compiled (slow to prepare).",
+            help="auto (a CUDA graph on a GPU), both (auto, and eager too: what Python costs), eager (plain Python), "
+            "graph, or compiled (slow to prepare).",
             rich_help_panel=DECODING,
         ),
     ] = "auto",

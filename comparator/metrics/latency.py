@@ -65,6 +65,7 @@ def median_of(runs: Sequence[Latency]) -> Latency:
         prefill_tok_s=median("prefill_tok_s"),
         decode_tok_s=middle,
         total_s=median("total_s"),
+        eager_decode_tok_s=median("eager_decode_tok_s"),
         runs=tuple(run for r in runs for run in r.runs),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from comparator import devices, plots, words
-from comparator.figures import reference_of
+from comparator.figures import floor_share, python_s, reference_of
 from comparator.types import CellResult, Comparison
 from comparator.ui.markup import code, compared, esc, note, sized, swatch, table
 from comparator.ui.page import Page, picture
@@ -23,6 +23,22 @@ HEADS = (
     ("p99, ms", "99 of 100 gaps are shorter"),
     ("Total, s", "from the prompt to the last token"),
     ("Decoding", "how the loop ran, and what multiplied"),
+)
+
+
+# Shown where at least one column has them: (head, the figure, its factor to the shown unit).
+EXTRAS = (
+    (
+        ("Of the floor, %", "decode rate over what reading the weights once a token allows on this GPU"),
+        floor_share,
+        100,
+    ),
+    (
+        ("Eager, tok/s", "the same answer decoded step by step from Python, as plain transformers does"),
+        lambda cell: cell.latency.eager_decode_tok_s,
+        1,
+    ),
+    (("Python costs, ms", "a token, decoded eagerly, takes so much longer"), python_s, 1e3),
 )
 
 
@@ -65,11 +81,15 @@ def explained(comparison: Comparison) -> str:
 
 def figures_table(comparison: Comparison) -> str:
     named = plots.comparison_colours(comparison)
-    rows = [_row(cell, reference_of(comparison, cell), named[cell.variant]) for cell in comparison.cells]
-    return table(HEADS, rows, caption="Latency by column", numeric=range(1, 10), name="latency")
+    more = [extra for extra in EXTRAS if any(extra[1](cell) is not None for cell in comparison.cells)]
+    rows = [
+        _row(cell, reference_of(comparison, cell), named[cell.variant], more) for cell in comparison.cells
+    ]
+    heads = (*HEADS[:6], *(head for head, _, _ in more), *HEADS[6:])
+    return table(heads, rows, caption="Latency by column", numeric=range(1, 10 + len(more)), name="latency")
 
 
-def _row(cell: CellResult, reference: CellResult | None, colour: str) -> list[str]:
+def _row(cell: CellResult, reference: CellResult | None, colour: str, more: list) -> list[str]:
     mine, theirs = cell.latency, reference.latency if reference else None
     mark = devices.mark(cell, reference)
 
@@ -97,9 +117,14 @@ def _row(cell: CellResult, reference: CellResult | None, colour: str) -> list[st
         ms("ttft_s"),
         rate("prefill_tok_s"),
         rate("decode_tok_s") + esc(spread),
+        *(_extra(get(cell), factor) for _, get, factor in more),
         ms("itl_p50_s"),
         ms("itl_p90_s"),
         ms("itl_p99_s"),
         sized(words.figure(mine.total_s), mine.total_s),
         esc(path),
     ]
+
+
+def _extra(value: float | None, factor: float) -> str:
+    return sized(words.figure(None if value is None else value * factor), value)

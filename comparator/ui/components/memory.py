@@ -17,6 +17,7 @@ HEADS = (
     ("Quant state", "scales, codebooks, zeros: what turns packed values back into numbers"),
     ("Both", "weights and quant state together"),
     ("Resident", "everything the variant holds on its device after the warm-up"),
+    ("Shared", "of what is resident: held by a variant loaded earlier too, one storage for both"),
     ("KV cache", "keys and values of prompt and answer at the end of the run"),
     ("Peak, loading", "the highest use while it loaded"),
     ("Peak, running", "the highest use while it answered"),
@@ -48,13 +49,31 @@ def show(shown: Shown):
 def explained(comparison: Comparison) -> str:
     sources = words.join(sorted({c.memory.peak_source for c in comparison.cells if c.memory.peak_source}))
     text = "All figures in MB (10⁶ bytes), after the warm-up: what actually runs. The diamond is the peak while running"
-    return text + (f", read from the {sources}." if sources else ".")
+    text += f", read from the {sources}." if sources else "."
+    return " ".join(filter(None, (text, together(comparison))))
+
+
+def together(comparison: Comparison) -> str:
+    """What all bases of the comparison hold when they are resident together; "" where they share nothing."""
+    bases = {
+        cell.variant: cell.memory
+        for cell in comparison.cells
+        if cell.memory.resident_bytes is not None and not (cell.adapter or "").endswith(":merged")
+    }
+    shared = sum(m.shared_bytes or 0 for m in bases.values())
+    if not shared:
+        return ""
+    alone = sum(m.resident_bytes - (m.adapter_bytes or 0) for m in bases.values())
+    return (
+        f"The {len(bases)} variants hold {words.megabytes(alone - shared)} together, {words.megabytes(shared)} less than "
+        "each alone: what they leave unquantized alike (embeddings, head, norms) is one storage for all of them."
+    )
 
 
 def figures_table(comparison: Comparison) -> str:
     named = plots.comparison_colours(comparison)
     rows = [_row(cell, reference_of(comparison, cell), named[cell.variant]) for cell in comparison.cells]
-    return table(HEADS, rows, caption="Memory by column, MB", numeric=range(1, 9), name="memory")
+    return table(HEADS, rows, caption="Memory by column, MB", numeric=range(1, 10), name="memory")
 
 
 def _row(cell: CellResult, reference: CellResult | None, colour: str) -> list[str]:
@@ -80,6 +99,7 @@ def _row(cell: CellResult, reference: CellResult | None, colour: str) -> list[st
             key=both,
         ),
         beside("resident_bytes"),
+        plain(mine.shared_bytes),
         plain(mine.kv_cache_bytes),
         plain(mine.load_peak_bytes),
         beside("run_peak_bytes"),

@@ -32,7 +32,8 @@ def render(state: EngineState | None) -> str:
         return cluster.desk(state)
     models: dict[str, list[str]] = {}
     for held in state.residents if state else ():
-        line = f"<li>{code(held.variant)}<span>{esc(words.megabytes(held.bytes))}</span></li>"
+        with_others = f", {words.megabytes(held.shared_bytes)} shared" if held.shared_bytes else ""
+        line = f"<li>{code(held.variant)}<span>{esc(words.megabytes(held.bytes) + with_others)}</span></li>"
         models.setdefault(held.model, []).append(line)
     return "".join(
         f'<p class="facts">{esc(name)}</p><ul class="residents">{"".join(lines)}</ul>'

@@ -53,7 +53,14 @@ def build(page: Page) -> None:
             label="Chat template",
         )
         page.fields["decode"] = gr.Radio(
-            [("fastest", "auto"), ("eager, as plain transformers", "eager")], value="auto", label="Decoding"
+            [
+                ("fastest", "auto"),
+                ("fastest, and eager too", "both"),
+                ("eager, as plain transformers", "eager"),
+            ],
+            value="auto",
+            label="Decoding",
+            info="On a GPU the fastest is a CUDA graph a token; eager too shows what Python costs each variant.",
         )
         page.fields["max_memory"] = gr.Textbox(
             "",
