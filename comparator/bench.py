@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from comparator import bench_batch
 from comparator.types import Environment, GenerationSettings, Problem, Variant
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Options:
     pairs: int = 3
     ttft_tokens: int = 0
     seed: int = 0
+    batch: int = 1
 
 
 @dataclass
@@ -164,6 +166,14 @@ def _measure(row: Row, slot: Slot, options: Options, told: Told) -> None:
     row.footprint_bytes, row.peak_source = slot.memory.footprint_bytes, slot.memory.peak_source
     row.step_bytes = bandwidth.step_bytes(slot.model, slot.rows)
     row.floor_tok_s = bandwidth.floor_tok_s(slot.device, row.step_bytes)
+    if options.batch > 1:
+        if row.floor_tok_s:
+            row.floor_tok_s *= options.batch  # a step reads the weights once for all sequences
+        with endless(slot.model):
+            bench_batch.measure(row, slot, options, told)
+        for timed in row.paths:
+            _against_floor(timed, row)
+        return
     ids = prompt_ids(slot.model, options.prompt_tokens, options.seed)
     with endless(slot.model):
         plans = {}
@@ -311,6 +321,15 @@ def our_run(slot: Slot, ids: list[int], count: int, recorded: Any) -> Any:
 def stock_run(model: Any, ids: list[int], count: int) -> tuple[float, list[float], list[int]]:
     """transformers' own `generate`, greedy, streamed: (start, time of each token, token ids)."""
     import torch
+
+    given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    start, times, tokens = stock_batch(model, given, count)
+    return start, times, tokens[0]
+
+
+def stock_batch(model: Any, given: Any, count: int) -> tuple[float, list[float], list[list[int]]]:
+    """The same for `given` (batch, tokens); token ids (batch, count)."""
+    import torch
     from transformers.generation.streamers import BaseStreamer
 
     class Stamps(BaseStreamer):
@@ -324,7 +343,6 @@ def stock_run(model: Any, ids: list[int], count: int) -> tuple[float, list[float
             pass
 
     stamps = Stamps()
-    given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
     if given.device.type == "cuda":
         torch.cuda.synchronize(given.device)
     start = time.perf_counter()
@@ -333,7 +351,7 @@ def stock_run(model: Any, ids: list[int], count: int) -> tuple[float, list[float
             given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, streamer=stamps,
             pad_token_id=0, temperature=None, top_p=None, top_k=None,
         )  # fmt: skip
-    return start, stamps.times[1:], out[0, len(ids) :].tolist()  # the first `put` is the prompt
+    return start, stamps.times[1:], out[:, given.shape[1] :].tolist()  # the first `put` is the prompt
 
 
 def first_token(slot: Slot, options: Options) -> dict[str, float]:

@@ -39,7 +39,7 @@ def _remarks(report: Report) -> Iterator[str]:
     options = report.options
     yield (
         f"{report.model}, {report.parameters / 1e9:.2f} B parameters; prompt {options.prompt_tokens}, "
-        f"{options.new_tokens} new tokens, batch 1, greedy, median of {options.pairs} alternating pairs. MB is 10^6 bytes."
+        f"{options.new_tokens} new tokens, batch {options.batch}, greedy, median of {options.pairs} alternating pairs. MB is 10^6 bytes."
     )
     shown = report.environment
     packages = ", ".join(f"{k} {v}" for k, v in shown.packages.items())

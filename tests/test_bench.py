@@ -42,6 +42,45 @@ def test_a_report_holds_what_was_measured(tiny):
     assert "| nf4 | stock generate |" in text and "batch 1, greedy" in text
 
 
+def test_a_batch_is_measured_whole(tiny):
+    options = Options(decode=("eager",), prompt_tokens=24, new_tokens=8, pairs=2, batch=3)
+    *_, report = bench.run(str(tiny / "full"), [resolve("bf16"), resolve("nf4")], options)
+    for row in report.rows:
+        assert row.error is None and row.ttft is None
+        (eager,) = row.paths
+        assert eager.error is None and eager.check == "3 of 3 sequences equal generate's"
+        assert len(eager.runs) == 2 and eager.decode_tok_s > 0 and eager.ttft_s > 0 and eager.ratio > 0
+    assert "batch 3, greedy" in bench_table.table(report)
+
+
+@pytest.mark.parametrize("notation", ["fp32", "bf16"])
+def test_a_batch_on_fixed_addresses_gives_the_eager_tokens(tiny, notation):
+    """The recorded step is called here instead of replayed: all but the capture."""
+    import threading
+
+    import torch
+
+    from comparator import bench_batch
+    from comparator.pool import Pool
+    from comparator.settings import Settings
+    from comparator.sources import open_checkpoint
+
+    pool, checkpoint = Pool(Settings()), open_checkpoint(str(tiny / "full"), settings=Settings())
+    slot, _ = pool.load(checkpoint, resolve(notation), None, True, set(), lambda *_: None, threading.Event())
+    given = torch.tensor([bench.prompt_ids(slot.model, 20, n) for n in range(4)])
+    with bench.endless(slot.model):
+        expected = bench_batch._eager(slot.model, given, 10)[2]
+        recorded, said = bench_batch.record(slot.model, given, 10, compiled=False)
+        assert recorded.fixed.batch == 4 and "of 36 tokens equal" in said
+        for turn in range(2):  # the second run must not see the first one's cache
+            start, times, tokens = bench_batch.replayed(slot.model, recorded, given, 10)
+            assert len(times) == 10 and times == sorted(times) and start < times[0]
+            if notation == "fp32":
+                assert tokens == expected, f"run {turn}: token, position or cache of the batched step is off"
+            assert len({tuple(s[n] for s in tokens) for n in range(4)}) == 4, "the sequences became one"
+    pool.unload()
+
+
 def test_a_graph_that_is_asked_for_and_not_there_is_an_error(tiny):
     import torch
 

@@ -82,6 +82,28 @@ def test_stop_during_the_eager_run_keeps_what_was_measured(slot, recorded, monke
     assert result.latency.decode_tok_s > 0 and result.latency.eager_decode_tok_s is None
 
 
+def test_memory_is_flat_over_100_runs(slot):
+    from comparator.metrics import memory
+
+    def held() -> int:
+        memory.give_back()
+        if slot.device.startswith("cuda"):
+            import torch
+
+            return torch.cuda.memory_allocated(slot.device)
+        return memory.resident_set()
+
+    for _ in range(20):  # what libraries set up in the first runs
+        run(slot, "auto")
+    after_20 = held()
+    for _ in range(80):
+        run(slot, "auto")
+    grown = held() - after_20
+    assert grown < 8e6, (
+        f"80 more runs left {grown / 1e6:.1f} MB behind: does a run keep its cache or its logits?"
+    )
+
+
 def test_a_figure_above_the_floor_is_called_no_result(slot, monkeypatch):
     assert run(slot, "auto")[0].latency.floor_tok_s is None, "a CPU has no floor"
     monkeypatch.setattr(running, "_floor_tok_s", lambda *_: 1e-3)

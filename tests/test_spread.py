@@ -81,7 +81,7 @@ def test_a_variant_for_one_gpu_is_never_spread():
 
 def test_what_fits_no_single_gpu_takes_several():
     assert spread.automatic(100 * GB, GB, {1: 48 * GB, 0: 80 * GB}) == {0: 79 * GB, 1: 47 * GB}
-    eight = spread.automatic(500 * GB, GB, {n: 80 * GB for n in range(8)})
+    eight = spread.automatic(500 * GB, GB, dict.fromkeys(range(8), 80 * GB))
     assert len(eight) == 8 and sum(eight.values()) >= 500 * GB
 
 

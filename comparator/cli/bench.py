@@ -39,6 +39,9 @@ def bench(
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
     new_tokens: Annotated[int, typer.Option(min=2)] = 128,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Sequences at once; rates are of all of them together.")
+    ] = 1,
     pairs: Annotated[int, typer.Option(min=1, help="Alternating runs of stock generate and each path.")] = 3,
     ttft: Annotated[
         int, typer.Option(min=0, help="Also the time to first token at this prompt length, beside a bare forward.")
@@ -79,7 +82,7 @@ def bench(
             if model:
                 raise Problem("--shapes and --model are both given.", "Give one of them.")
             model, variants = _shapes(shapes, variants, keep, made, told)
-        options = benches.Options(_paths(decode), prompt_tokens, new_tokens, pairs, ttft)
+        options = benches.Options(_paths(decode), prompt_tokens, new_tokens, pairs, ttft, batch=batch)
         report = None
         for report in benches.run(model or _default_model(), variants, options, told):
             _write(output, report.to_dict())  # after each variant: what is measured is kept whatever comes

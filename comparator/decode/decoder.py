@@ -202,10 +202,9 @@ def record(
     """Prefill, warm the step up, record it, and compare it with eager decoding on this prompt."""
     import torch
 
-    from comparator.decode import int8, opaque
+    from comparator.decode import int8
     from comparator.generate import Stepper, decoding
 
-    cuda = fixed.device.type == "cuda"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         begin_decoding = stack.enter_context(decoding(model))
@@ -214,9 +213,20 @@ def record(
         begin_decoding()
         notes = stack.enter_context(int8.capturable(model))
         fixed.fill(stepper.cache, stepper.length, int(first.argmax(-1)), first.shape[-1])
-        step = None
+        recorded = capture(model, fixed, compiled, greedy)
+    check = compare(model, recorded, prompt_ids)
+    return recorded, notes, check
+
+
+def capture(model: Any, fixed: Fixed, compiled: bool, greedy: bool) -> Recorded:
+    """Warm the step on a filled `fixed` up and record it, inside `decoding` and inference mode."""
+    import torch
+
+    from comparator.decode import opaque
+
+    cuda, step = fixed.device.type == "cuda", None
+    with opaque.opaque_kernels(model) if compiled else contextlib.nullcontext():
         if compiled:
-            stack.enter_context(opaque.opaque_kernels(model))
             step = _compiled(fixed)
         recorded = Recorded(fixed, "compiled-cuda-graph" if compiled else "cuda-graph", greedy, step)
         side = torch.cuda.Stream(fixed.device) if cuda else None
@@ -233,8 +243,7 @@ def record(
         if step is not None:
             recorded.kept.append(step)
         gc.collect()
-    check = compare(model, recorded, prompt_ids)
-    return recorded, notes, check
+    return recorded
 
 
 def _compiled(fixed: Fixed) -> Any:

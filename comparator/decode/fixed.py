@@ -20,27 +20,29 @@ def bucket(tokens: int) -> int:
 
 
 class Fixed:
-    """State of one sequence (batch 1) of at most `capacity` tokens.
+    """State of `batch` sequences of one length, of at most `capacity` tokens each.
 
-    `token`, `position`: (1, 1) int64, what the next step is fed. `chosen`: () int64, what the last step chose, or −1
-    where its logits held no finite maximum. `logits`: (1, vocabulary) float32 of the last step.
+    `token`: (batch, 1) int64, what the next step is fed; `position`: (1, 1) int64, where. `chosen`: (batch,) int64,
+    what the last step chose, or −1 where its logits held no finite maximum. `logits`: (batch, vocabulary) float32 of
+    the last step.
     """
 
-    def __init__(self, model: Any, capacity: int):
+    def __init__(self, model: Any, capacity: int, batch: int = 1):
         import torch
 
-        self.model, self.capacity = model, capacity
+        self.model, self.capacity, self.batch = model, capacity, batch
         self.device = input_device(model)
-        self.token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        self.token = torch.zeros((batch, 1), dtype=torch.long, device=self.device)
         self.position = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        self.chosen = torch.zeros((), dtype=torch.long, device=self.device)
+        self.chosen = torch.zeros(batch, dtype=torch.long, device=self.device)
         self.slots = torch.arange(capacity, device=self.device)
         self.logits: Any = None
         self.cache: Any = None
         self._additive = model.config._attn_implementation == "eager"
 
-    def fill(self, prompt_cache: Any, length: int, token: int, vocabulary: int) -> None:
-        """Take over the keys and values of a prefilled prompt, and the token that comes after it."""
+    def fill(self, prompt_cache: Any, length: int, token: Any, vocabulary: int) -> None:
+        """Take over the keys and values of a prefilled prompt, and the token that comes after it: an int, or a tensor
+        (batch,)."""
         import torch
 
         if self.cache is None:
@@ -51,13 +53,16 @@ class Fixed:
             # Masked slots are multiplied by 0, and 0 × NaN is NaN: an earlier run that overflowed must not stay.
             layer.values[:, :, length:].zero_()
             layer.keys[:, :, length:].zero_()
-        self.token.fill_(token)
+        if isinstance(token, int):
+            self.token.fill_(token)
+        else:
+            self.token.copy_(token.view(-1, 1))
         self.position.fill_(length)
         if self.logits is None:
-            self.logits = torch.zeros((1, vocabulary), dtype=torch.float32, device=self.device)
+            self.logits = torch.zeros((self.batch, vocabulary), dtype=torch.float32, device=self.device)
 
     def forward(self) -> Any:
-        """Logits (1, vocabulary) of the step, in the model's dtype."""
+        """Logits (batch, vocabulary) of the step, in the model's dtype."""
         import torch
 
         mask = (self.slots <= self.position).view(1, 1, 1, -1)
@@ -75,11 +80,11 @@ class Fixed:
         return outputs.logits[:, -1]
 
     def choose(self, scores: Any) -> None:
-        """The best of `scores` (1, vocabulary) becomes the next token; the host learns of it through `chosen`."""
+        """The best of `scores` (batch, vocabulary) becomes the next token; the host learns of it through `chosen`."""
         import torch
 
-        top, token = scores[0].max(dim=-1)
-        self.token.copy_(token.view(1, 1))
+        top, token = scores.max(dim=-1)
+        self.token.copy_(token.view(-1, 1))
         self.chosen.copy_(torch.where(torch.isfinite(top), token, -1))
 
     @property

@@ -73,7 +73,7 @@ class Recorded:
         self.fixed.fill(stepper.cache, stepper.length, token, logits.shape[-1])
         stepper.push(token)
         stepper.release()
-        line = _Line(self, stepper, choose, settings)
+        line = Line(self, stepper, choose, settings)
         line.launch(1)
         yield token, first_s
         for step in range(1, count):
@@ -82,19 +82,25 @@ class Recorded:
             yield line.read(step), time.perf_counter()
 
 
-class _Line:
-    """Steps on their way: launched ahead, read in order."""
+class Line:
+    """Steps on their way: launched ahead, read in order. Without `stepper` and `choose` what is recorded chooses."""
 
-    def __init__(self, recorded: Recorded, stepper: Stepper, choose: Chooser, settings: GenerationSettings):
+    def __init__(
+        self,
+        recorded: Recorded,
+        stepper: Stepper | None = None,
+        choose: Chooser | None = None,
+        settings: GenerationSettings | None = None,
+    ):
         import torch
 
         self.recorded, self.fixed = recorded, recorded.fixed
         self.stepper, self.choose, self.settings = stepper, choose, settings
         cuda = self.fixed.device.type == "cuda"
-        self.host = torch.zeros(_SLOTS, dtype=torch.long, pin_memory=cuda)
+        self.host = torch.zeros((_SLOTS, self.fixed.batch), dtype=torch.long, pin_memory=cuda)
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)] if cuda else None
         self.noise: list[Any] = []
-        if settings.temperature > 0:
+        if choose is not None and settings.temperature > 0:
             size = self.fixed.logits.shape[-1]
             self.noise = [torch.zeros(size, pin_memory=cuda) for _ in range(_SLOTS)]
 
@@ -108,17 +114,22 @@ class _Line:
         self.recorded.replay()
         if not self.recorded.greedy:
             self.fixed.choose(self.choose.scores(self.stepper.ids, self.fixed.logits, noise))
-        if self.choose.processors:
+        if self.choose is not None and self.choose.processors:
             self.stepper.push_from(self.fixed.token)  # what a repetition penalty looks at, on the device
         self.host[slot].copy_(self.fixed.chosen, non_blocking=True)
         if self.events:
             self.events[slot].record()
 
     def read(self, step: int) -> int:
+        """The token of that step, of the first sequence."""
+        return self.read_all(step)[0]
+
+    def read_all(self, step: int) -> list[int]:
+        """One token a sequence. Waits for the device."""
         slot = step % _SLOTS
         if self.events:
             self.events[slot].synchronize()
-        token = int(self.host[slot])
-        if token < 0:
+        tokens = self.host[slot].tolist()
+        if min(tokens) < 0:
             raise overflowed(step)
-        return token
+        return tokens
