@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -176,7 +177,7 @@ def _evaluation(eval_text: str | Path | None, context: int, stride: int | None) 
         return EvalSettings(context=context, stride=stride)
     if eval_text == WIKITEXT:
         return EvalSettings(name=WIKITEXT, context=context, stride=stride)
-    path = Path(eval_text).expanduser()
+    path = Path(os.path.expanduser(eval_text))
     return EvalSettings(read_text(path, "evaluation text"), path.name, context, stride)
 
 

@@ -25,7 +25,7 @@ FORMATS = (".json", ".csv", ".layers.csv", ".md", ".html")
 
 def write(comparison: Comparison, path: Path | str) -> Path:
     """Write the report whose kind the file's name says, whole or not at all. Raises `Problem`."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     write_text(path, render(comparison, path.name))
     return path
 
@@ -61,7 +61,7 @@ def _umask() -> int:
 
 def check_name(path: Path | str, endings: tuple[str, ...] = FORMATS) -> Path:
     """A path that a report can go to, told before anything is measured. Raises `Problem`."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.name.lower().endswith(endings):
         raise Problem(
             f"“{path.name}” does not say which kind of report it shall be.",

@@ -6,6 +6,7 @@ Knows nothing of torch or peft. Pickles are refused by name, because they can ru
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def _local(text: str, revision: str | None, settings: Settings) -> AdapterFiles:
             "Files and folders of the server cannot be opened here, because this is a public installation.",
             "Name a Hub repo (user/name) or a built-in adapter, or run the app on your own machine.",
         )
-    path = Path(text).expanduser().absolute()
+    path = Path(os.path.expanduser(text)).absolute()
     if path.is_file() and path.name in (CONFIG, WEIGHTS):
         path = path.parent
     if path.is_file():

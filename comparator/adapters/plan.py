@@ -6,6 +6,7 @@ a copy of its own because it writes into the base's weights (`:merged`, and a fe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def same_twice(cells: Iterable[Cell], settings: Settings | None = None) -> str |
             place = source.lower()
         else:
             # A Hub repo is no path here, and resolving one changes nothing about which is which.
-            place = str(Path(source).expanduser().resolve())
+            place = str(Path(os.path.expanduser(source)).resolve())
         key = (cell.variant.notation, place, adapter.revision, adapter.scale, adapter.merged)
         if key in seen:
             return cell.label

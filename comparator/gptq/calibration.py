@@ -72,7 +72,7 @@ def keep(source: str | Path | Iterable[str], cache_dir: Path) -> str:
     if isinstance(source, (str, Path)):
         if str(source) in FROM_HUB:
             return str(source)
-        documents = read_file(Path(source).expanduser())
+        documents = read_file(Path(os.path.expanduser(source)))
     else:
         documents = _cleaned(source, "The calibration text")
     name = fingerprint(documents)

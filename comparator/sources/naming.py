@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -30,7 +31,7 @@ class Name:
 
     @property
     def path(self) -> Path:
-        return Path(self.text).expanduser().absolute()
+        return Path(os.path.expanduser(self.text)).absolute()
 
 
 def parse(given: str, settings: Settings) -> Name:

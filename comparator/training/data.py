@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _local(text: str, data: DataSource, settings: Settings) -> list[dict[str, An
             "Files of the server cannot be opened here, because this is a public installation.",
             "Upload the file.",
         )
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if not path.is_file():
         raise Problem(
             f"{data.title} is a folder." if path.is_dir() else f"There is no file {data.title}.",

@@ -11,6 +11,7 @@ The torch work happens on the engine's thread and under its turns, so training a
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -192,7 +193,7 @@ class Trainings:
     def _place(self, request: TrainRequest) -> tuple[str, Path]:
         """The adapter's name and folder. Raises `Problem` where it is taken."""
         if request.output:
-            target = Path(request.output).expanduser().absolute()
+            target = Path(os.path.expanduser(request.output)).absolute()
             check.output(target)
             return request.name or target.name, target
         taken = {*builtin_adapters(), *trained_names(self.settings), *store.names(self._work)}
@@ -268,7 +269,7 @@ class Trainings:
     def _folder(self, name: str) -> Path:
         if name in trained_names(self.settings):
             return trained_folder(self.settings) / name
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not self.settings.public and (path / folder.RECORD).is_file():
             return path.absolute()
         known = ", ".join(trained_names(self.settings)) or "none yet"

@@ -59,7 +59,7 @@ def machines(builtin) -> Iterator[Machines]:
         machines.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared(machines):
     """One engine for the tests that do no harm to it."""
     yield from _engine(machines)

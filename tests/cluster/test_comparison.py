@@ -73,7 +73,9 @@ def test_the_same_tokens_as_in_one_process(here, there):
     for ours, theirs in zip(here.cells, there.cells, strict=True):
         assert ours.token_ids == theirs.token_ids, f"{ours.label}: the actor computes something else"
         assert ours.text == theirs.text and ours.finish_reason == theirs.finish_reason
-        assert ours.kernel == theirs.kernel and ours.notes == theirs.notes
+        assert ours.kernel == theirs.kernel
+        # In one process nf4 is made from the resident bf16, and says so; an actor has nobody to borrow from.
+        assert tuple(n for n in ours.notes if "which was in memory" not in n) == theirs.notes
         assert len(theirs.latency.itl_s) == len(theirs.token_ids) - 1, "each token keeps its own time"
         assert ours.memory.weight_bytes == theirs.memory.weight_bytes
         assert [r.name for r in ours.layers] == [r.name for r in theirs.layers]

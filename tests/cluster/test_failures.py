@@ -48,6 +48,13 @@ def request(model: str, *variants: str, new: int = 60, **changes) -> Request:
     )
 
 
+OTHERS: set[int] = set()  # actors of other tests' engines that were there before
+
+
+def ours() -> set[int]:
+    return set(ray_actors.actors()) - OTHERS
+
+
 def run(request: Request, engine):
     return list(compare(request, engine=engine))[-1].comparison
 
@@ -104,6 +111,7 @@ def check_contained(engine: ClusterEngine, model: str, document, kind: type) -> 
 @pytest.fixture(scope="module")
 def settled(machines, model):
     """One engine, whose fp32 column is resident."""
+    OTHERS.update(ray_actors.actors())
     engine = ClusterEngine(Settings(ray_address=machines.address, max_new_tokens=512))
     try:
         assert run(request(model, "fp32"), engine).ok
@@ -127,7 +135,7 @@ def test_an_actor_that_is_killed_fails_its_column_alone(settled, model, kind, me
 
 def test_the_next_run_gets_a_fresh_actor(settled, model):
     assert run(request(model), settled).ok
-    assert len(ray_actors.actors()) == 3, "a clerk and two columns; what was killed or failed must leave none"
+    assert len(ours()) == 3, "a clerk and two columns; what was killed or failed must leave none"
 
 
 def test_a_node_that_is_lost_fails_its_column_alone(settled, machines, model):
@@ -169,7 +177,7 @@ def test_versions_that_differ_are_refused_by_name(settled, machines, model, tmp_
 
 def test_a_driver_that_is_killed_is_replaced_and_takes_its_actors_along(settled, model):
     wanted, killed = request(model, "fp32", "bf16", new=400, fidelity="none"), False
-    before = set(ray_actors.actors())
+    before = ours()
     for event in compare(wanted, engine=settled):
         if isinstance(event, Generating) and not killed:
             settled._line.process.kill()
@@ -177,9 +185,7 @@ def test_a_driver_that_is_killed_is_replaced_and_takes_its_actors_along(settled,
     failed = [c for c in event.comparison.cells if c.status == "failed"]
     assert failed and "lost" in failed[0].error.problem and "Run again" in failed[0].error.advice
     assert run(request(model, "bf16"), settled).ok, "the next run connects anew"
-    assert ray_actors.wait_until(lambda: not before & set(ray_actors.actors())), (
-        "actors outlived their driver"
-    )
+    assert ray_actors.wait_until(lambda: not before & ours()), "actors outlived their driver"
 
 
 # ---------------------------------------------------------------- minutes
@@ -191,7 +197,7 @@ def test_an_actor_that_is_killed_at_any_moment(settled, model, kind, message, af
     document = killed_at(settled, request(model, new=120), kind, message, after_s)
     check_contained(settled, model, document, kind)
     assert run(request(model), settled).ok
-    assert len(ray_actors.actors()) == 3, "an actor was left over"
+    assert len(ours()) == 3, "an actor was left over"
 
 
 @pytest.mark.slow
@@ -209,10 +215,10 @@ def test_actors_end_with_the_app_however_it_ends(machines, model):
     )  # fmt: skip
     try:
         assert app.stdout.readline().strip() == "ready"
-        ours = set(ray_actors.actors()) - before
-        assert len(ours) == 2
+        appeared = set(ray_actors.actors()) - before
+        assert len(appeared) == 2
         app.kill()
-        assert ray_actors.wait_until(lambda: not ours & set(ray_actors.actors()), 30), (
+        assert ray_actors.wait_until(lambda: not appeared & set(ray_actors.actors()), 30), (
             "kill -9 left actors behind"
         )
     finally:

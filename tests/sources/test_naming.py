@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from comparator.settings import Settings
@@ -63,6 +63,7 @@ def test_what_is_no_name_is_a_problem(name: str, tmp_path, monkeypatch) -> None:
     assert caught.value.problem and caught.value.advice
 
 
+@example("~nobody-of-this-name")  # a home directory that nobody has
 @given(st.text(max_size=60))
 def test_any_text_gives_a_name_or_a_problem(name: str) -> None:
     for public in (False, True):

@@ -263,7 +263,8 @@ def test_bad_notation_is_refused_as_it_is_typed(visitor):
     visitor.page.click('#custom button:has-text("Custom variant")')
     box = visitor.page.locator("#custom-notation textarea, #custom-notation input")
     before = visitor.page.locator(".pick").count()
-    box.fill("nf4:dqq")
+    box.fill("")
+    box.press_sequentially("nf4:dqq")  # as a person types
     visitor.page.wait_for_function(
         "() => /Did you mean dq/.test(document.querySelector('#custom-verdict').innerText)"
     )
