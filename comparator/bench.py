@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from comparator import bench_batch
+from comparator.metrics import kernels
 from comparator.types import Environment, GenerationSettings, Problem, Variant
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Options:
     ttft_tokens: int = 0
     seed: int = 0
     batch: int = 1
+    profile: bool = False
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Timed:
     check: str = ""
     notes: tuple[str, ...] = ()
     error: str | None = None
+    profile: kernels.StepProfile | None = None
 
 
 @dataclass
@@ -185,6 +188,9 @@ def _measure(row: Row, slot: Slot, options: Options, told: Told) -> None:
         row.stock = Timed("stock generate")
         _check(row, slot, ids, plans, options)
         _alternate(row, slot, ids, plans, options, told)
+        if options.profile:
+            told(f"{row.variant}: profiling")
+            _profile(row, slot, ids, plans)
         if options.ttft_tokens:
             told(f"{row.variant}: time to first token at {options.ttft_tokens}")
             row.ttft = first_token(slot, options)
@@ -200,8 +206,8 @@ def _prepare(slot: Slot, ids: list[int], path: str, options: Options) -> tuple[T
     warm_up(slot.model, ids)
     plan = slot.decoder.plan(ids, settings)
     timed = Timed(path, prepare_s=time.perf_counter() - start, notes=plan.notes)
-    if path != "eager" and plan.recorded is None:
-        timed.error = " ".join(plan.notes)
+    if path != "eager" and not plan.path.startswith({"graph": "cuda", "compiled": "compiled"}[path]):
+        timed.error = " ".join(plan.notes)  # what it fell back to is another path, not this one
     timed.path = plan.path if plan.recorded else path
     return timed, plan
 
@@ -222,7 +228,7 @@ def _check(row: Row, slot: Slot, ids: list[int], plans: dict[str, Any], options:
             continue
         check = compare(slot.model, plan.recorded, ids, options.new_tokens)
         timed.check = check.in_words()
-        if (wrong := check.wrong(slot.model)) is not None:
+        if (wrong := check.wrong) is not None:
             timed.error = f"Not timed: {wrong}."
 
 
@@ -270,6 +276,34 @@ def _note(timed, start, times, peak, used, held, slot, ttfts, joules) -> None:
     )
     if (each := used.per_token(times)) is not None:
         joules.setdefault(timed.path, []).append(each)
+
+
+def _profile(row: Row, slot: Slot, ids: list[int], plans: dict[str, Any]) -> None:
+    """Kernel by kernel, a step of each path that was timed."""
+    import torch
+
+    from comparator.generate import Stepper, decoding
+
+    steps = 8
+    for timed, plan in zip(row.paths, plans.values(), strict=True):
+        if timed.error is not None:
+            continue
+        with torch.inference_mode(), decoding(slot.model) as begin_decoding:
+            stepper = Stepper(slot.model, ids, 2 * steps + 3)
+            token = int(stepper.next_logits().argmax(-1))
+            begin_decoding()
+            stepper.push(token)
+            if plan.recorded is None:
+
+                def step(stepper=stepper):
+                    stepper.push(int(stepper.next_logits().argmax(-1)))
+
+            elif plan.recorded.fixed.capacity < len(ids) + 2 * steps + 2:
+                continue
+            else:
+                plan.recorded.fixed.fill(stepper.cache, len(ids), token, plan.recorded.fixed.logits.shape[-1])
+                step = plan.recorded.replay
+            timed.profile = kernels.profile(step, slot.device, steps)
 
 
 def _against_floor(timed: Timed, row: Row) -> None:

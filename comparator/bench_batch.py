@@ -72,7 +72,8 @@ def record(model: Any, given: Any, count: int, compiled: bool) -> tuple[Any, str
     """(the recorded step for this batch, how far its logits are from the eager ones). Raises `NotCapturable`."""
     import torch
 
-    from comparator.decode.decoder import NotCapturable, capture, tolerance
+    from comparator.decode import fused
+    from comparator.decode.decoder import NotCapturable, capture, explained
     from comparator.decode.fixed import Fixed, bucket, refusal
     from comparator.generate import decoding
 
@@ -85,7 +86,7 @@ def record(model: Any, given: Any, count: int, compiled: bool) -> tuple[Any, str
         cache, logits = _prefill(model, given)
         begin_decoding()
         fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
-        recorded = capture(model, fixed, compiled, greedy=True)
+        recorded = capture(model, fixed, compiled, True, fused.find(model, fixed))
         cache, logits = _prefill(model, given)
         fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
         furthest, same, steps = 0.0, 0, min(CHECKED, count - 1)
@@ -96,9 +97,11 @@ def record(model: Any, given: Any, count: int, compiled: bool) -> tuple[Any, str
             apart = (fixed.logits - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)
             furthest = max(furthest, float(apart.max()))
             same += int((fixed.logits.argmax(-1) == expected.argmax(-1)).sum())
-    if not furthest <= tolerance(model):
+        limit, _ = explained(model, fixed, furthest)
+    if not furthest <= limit:
         raise NotCapturable(
-            f"the recorded step's logits are {furthest:.0%} from the eager ones, more than rounding explains"
+            f"the recorded step's logits are {furthest:.0%} from the eager ones, more than the {limit:.0%} that rounding "
+            "explains"
         )
     return recorded, f"logits within {furthest:.1%} of eager, {same} of {steps * batch} tokens equal"
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from comparator.bench import Report
 
+SHOWN = 14  # kernels a profile lists
+
 
 def table(report: Report) -> str:
     """The report as a Markdown table, a line a path, with what was measured where below it."""
@@ -31,8 +33,36 @@ def table(report: Report) -> str:
                 _f(timed.run_peak_bytes, ",.0f", 1e-6),
                 _f(timed.joules_per_token, ".2f"),
             ))  # fmt: skip
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n"
-    return text + "".join(f"- {line}\n" for line in _remarks(report))
+    text = _lines(lines) + "\n" + "".join(f"- {line}\n" for line in _remarks(report))
+    return text + "".join(f"\n{part}" for part in _profiles(report))
+
+
+def _lines(rows: list[tuple[str, ...]]) -> str:
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
+
+
+def _profiles(report: Report) -> Iterator[str]:
+    """A table a path that was profiled: its costliest kernels, and the rest in one line."""
+    for row in report.rows:
+        for timed in row.paths:
+            if (found := timed.profile) is None:
+                continue
+            lines = [("kernel", "calls a step", "µs each", "ms a step", "% of the step"), ("---",) * 5]
+            shown, rest = found.kernels[:SHOWN], found.kernels[SHOWN:]
+            entries = [(k.name.replace("|", "\\|"), k.calls, k.seconds) for k in shown]
+            if rest:
+                entries.append(
+                    (f"{len(rest)} more", sum(k.calls for k in rest), sum(k.seconds for k in rest))
+                )
+            for name, calls, seconds in entries:
+                each = format(seconds / calls * 1e6, ".1f") if calls else "–"
+                share = format(100 * seconds / found.step_s, ".1f")
+                lines.append((name, f"{calls:g}", each, format(seconds * 1e3, ".3f"), share))
+            idle = max(0.0, found.step_s - found.busy_s)
+            yield (
+                f"{row.variant}, {timed.path}: a step takes {found.step_s * 1e3:.2f} ms, of which kernels run "
+                f"{found.busy_s * 1e3:.2f} ms; {idle * 1e3:.2f} ms lie between them.\n\n{_lines(lines)}"
+            )
 
 
 def _remarks(report: Report) -> Iterator[str]:

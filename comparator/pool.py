@@ -100,6 +100,7 @@ class Pool:
             raise Problem("This variant is no longer loaded.", "Run again: it loads once more.")
         slot = self.slots[handle]
         slot.last_used = time.monotonic()
+        spread.work_on(slot.device)
         return slot
 
     def find(
@@ -179,6 +180,7 @@ class Pool:
         from comparator.adapters import attach, wardrobe
 
         device, apart = placement.device, plan is not None or placement.max_memory is not None
+        spread.work_on(device)
         told(0.0, f"importing {backend.name}")
         backend.silence()
         import_quietly(*backend.requires)  # neither load time nor load peak
@@ -194,6 +196,7 @@ class Pool:
                 loaded.model = attach.merge(loaded.model, backend, plan)
                 loaded.notes.append(wardrobe.merge_note(plan, loaded))
         spread.check_placed(loaded.model, variant.notation)
+        spread.follow(loaded.model)
         load_s = time.perf_counter() - start - loaded.extra.get("not_load_s", 0.0)
         if not apart and sharing.share(loaded.model, self.slots.values(), device):
             memory.give_back()

@@ -98,6 +98,34 @@ def check_placed(model: Any, notation: str) -> None:
         )
 
 
+def work_on(device: str) -> None:
+    """Make this GPU torch's current one: what names no device (a stream, an event, a Triton kernel) goes there."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(device)
+
+
+def follow(model: Any) -> None:
+    """Where there are several GPUs, let each forward pass work on the GPU that the model lies on, layer by layer where
+    it is spread: two models that take turns, one on each, change it every time."""
+    if len(gpu_bytes()) < 2:
+        return
+    import torch
+
+    from comparator.generate import decoder_layers
+
+    def here(module: Any, *_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            work_on(module.comparator_device)
+
+    for module in (model, *decoder_layers(model)):
+        devices = [str(p.device) for p in module.parameters() if p.device.type == "cuda"]
+        if devices:
+            module.comparator_device = devices[0]
+            module.register_forward_pre_hook(here)
+
+
 def real(module: Any, name: str, tensor: Any) -> Any:
     """The tensor itself. accelerate leaves a placeholder where it moves a weight to the GPU at each use."""
     if tensor.device.type != "meta":

@@ -123,6 +123,61 @@ def test_a_step_that_drops_work_is_caught():
     assert check.distance > tolerance(model), "the check would have let a step without its MLP pass"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_rounding_explains_is_measured_on_the_model(dtype):
+    import torch
+
+    from comparator.decode.decoder import MOST, compare, explained, one_rounding, tolerance
+
+    model = tiny("Llama").to(getattr(torch, dtype))
+    recorded, _, check = recorded_for(model)
+    position = int(recorded.fixed.position)
+    with torch.inference_mode():
+        rounding = one_rounding(model, recorded.fixed)
+        far, asked = explained(model, recorded.fixed, 10.0)
+    epsilon = torch.finfo(model.dtype).eps
+    assert epsilon / 50 < rounding < epsilon * 50, "the noise is not that of one rounding"
+    assert asked == rounding and tolerance(model) <= far <= MOST
+    assert int(recorded.fixed.position) == position and not any(m._forward_hooks for m in model.modules())
+    assert check.wrong is None
+    forward = recorded.forward
+
+    def dropped():
+        for layer in model.model.layers:
+            layer.mlp.forward = lambda x: x * 0
+        try:
+            return forward()
+        finally:
+            for layer in model.model.layers:
+                del layer.mlp.forward
+
+    recorded.forward = dropped
+    assert "rounding explains" in compare(model, recorded, PROMPT).wrong
+
+
+def test_what_cannot_be_compiled_is_recorded_as_it_is(monkeypatch):
+    """Asked for a compiled step that cannot be had, the column takes the plain graph, and says so."""
+    from comparator.decode import Decoder, decoder
+
+    model = tiny("Llama")
+    made = Decoder(model, "cpu")
+    made.device = "cuda:0"  # what decides is the device's name; on a CPU “recording” is calling the step
+
+    def refuses(_):
+        raise RuntimeError("the compiler gave up")
+
+    monkeypatch.setattr(decoder, "_compiled", refuses)
+    plan = made.plan(PROMPT, replace(GREEDY, decode="compiled"))
+    assert plan.path == "cuda-graph" and "Not compiled" in plan.notes[0] and "gave up" in plan.notes[0]
+    assert plan.prepare_s > 0 and made.plan(PROMPT, replace(GREEDY, decode="compiled")).prepare_s is None
+    assert not any("ompiled" in n for n in made.plan(PROMPT, GREEDY).notes), "auto did not ask for a compiler"
+    monkeypatch.setattr(decoder, "_compiled", lambda fixed: fixed.forward)
+    made.forget()
+    assert made.plan(PROMPT, GREEDY).path == "cuda-graph"
+    assert made.plan(PROMPT, replace(GREEDY, decode="compiled")).path == "compiled-cuda-graph"
+    assert made.plan(PROMPT, GREEDY).path == "compiled-cuda-graph", "what was compiled before is paid for"
+
+
 @pytest.mark.parametrize(
     ("name", "word"),
     [("Mamba", "cache"), ("Bloom", "positions"), ("Mistral", "window"), ("Gemma2", "window")],
@@ -209,7 +264,7 @@ def test_a_whole_int8_model_decodes_on_fixed_addresses():
     assert check.layers is not None and check.layers < 1e-6, (
         "the one-row form is not the layer's own arithmetic"
     )
-    assert check.distance < 0.05 and check.wrong(model) is None
+    assert check.distance < 0.05 and check.wrong is None
     for module in model.modules():
         assert "forward" not in vars(module), "the layer's own forward must be back after recording"
 

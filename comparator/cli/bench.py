@@ -46,6 +46,9 @@ def bench(
     ttft: Annotated[
         int, typer.Option(min=0, help="Also the time to first token at this prompt length, beside a bare forward.")
     ] = 0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also what each path's step spends its time on, kernel by kernel.")
+    ] = False,
     keep: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the shapes here and leave them there.")
     ] = None,
@@ -82,7 +85,9 @@ def bench(
             if model:
                 raise Problem("--shapes and --model are both given.", "Give one of them.")
             model, variants = _shapes(shapes, variants, keep, made, told)
-        options = benches.Options(_paths(decode), prompt_tokens, new_tokens, pairs, ttft, batch=batch)
+        options = benches.Options(
+            _paths(decode), prompt_tokens, new_tokens, pairs, ttft, batch=batch, profile=profile
+        )
         report = None
         for report in benches.run(model or _default_model(), variants, options, told):
             _write(output, report.to_dict())  # after each variant: what is measured is kept whatever comes

@@ -6,6 +6,7 @@ itself chose. On a CPU the "recording" just calls the step, which is how the log
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,11 +21,18 @@ _SLOTS = 4  # tokens on their way to the host; two would do
 class Recorded:
     """A recorded step on `fixed`. `greedy`: the choice of the token is part of the recording.
 
-    `record(step)` returns what replays it. `path` is what the document calls it.
+    `path` is what the document calls it; `inside` opens what the step is run in.
     """
 
-    def __init__(self, fixed: Fixed, path: str, greedy: bool, step: Callable[[], Any] | None = None):
-        self.fixed, self.path, self.greedy = fixed, path, greedy
+    def __init__(
+        self,
+        fixed: Fixed,
+        path: str,
+        greedy: bool,
+        step: Callable[[], Any] | None = None,
+        inside: Callable[[], Any] = contextlib.nullcontext,
+    ):
+        self.fixed, self.path, self.greedy, self.inside = fixed, path, greedy, inside
         self.forward = step or fixed.forward
         self.replay: Callable[[], None] = self.step
         self.kept: list[Any] = []  # what must live as long as the recording
@@ -32,7 +40,8 @@ class Recorded:
         self._cuda = fixed.device.type == "cuda"
 
     def step(self) -> None:
-        self.fixed.logits.copy_(self.forward())
+        with self.inside():
+            self.fixed.logits.copy_(self.forward())
         if self.greedy:
             self.fixed.choose(self.fixed.logits)
         self.fixed.position.add_(1)

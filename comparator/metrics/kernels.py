@@ -1,0 +1,71 @@
+"""Where a step's time goes on the device, kernel by kernel, as torch's profiler records it. Knows nothing of models.
+
+On a CPU the same for PyTorch's operations. The step itself is timed without the profiler, which costs time of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel's share of a step. `calls` and `seconds` are per step; `name` is the profiler's, shortened."""
+
+    name: str
+    calls: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """`step_s`: one step without the profiler. `kernels`: the costliest first."""
+
+    step_s: float
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def busy_s(self) -> float:
+        """All kernels of a step together; what lacks to `step_s` is the time between them."""
+        return sum(k.seconds for k in self.kernels)
+
+
+def profile(step: Callable[[], object], device: str, steps: int = 8) -> StepProfile:
+    """Run `step` 2 + 2 · `steps` times: to warm up, timed, and recorded."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    cuda = device.startswith("cuda")
+    wait = (lambda: torch.cuda.synchronize(device)) if cuda else (lambda: None)
+    step(), step(), wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait()
+    step_s = (time.perf_counter() - start) / steps
+    activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as recorded:
+        for _ in range(steps):
+            step()
+        wait()
+    sums: dict[str, list[float]] = {}
+    for event in recorded.key_averages():
+        micros = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if micros > 0 and not event.key.startswith(("cuda", "ProfilerStep", "Activity Buffer")):
+            found = sums.setdefault(short(event.key), [0.0, 0.0])
+            found[0] += event.count / steps
+            found[1] += micros * 1e-6 / steps
+    kernels = (Kernel(name, calls, seconds) for name, (calls, seconds) in sums.items())
+    return StepProfile(step_s, tuple(sorted(kernels, key=lambda k: -k.seconds)))
+
+
+def short(name: str) -> str:
+    """A kernel's name without its return type, arguments and most of its template: what a person tells it by."""
+    name = re.sub(r"^void\s+|\(anonymous namespace\)::|at::native::|at::cuda::", "", name)
+    bare = name.split("(")[0] if not name.startswith("(") else name
+    head, _, template = bare.partition("<")
+    inner = ", ".join(re.findall(r"\b[A-Z]\w*(?:Functor|Op|Ops)\w*|\w*(?:copy|fill|cat)\w*", template)[:2])
+    return (f"{head}<{inner}>" if inner else head)[:70]

@@ -1,0 +1,187 @@
+"""The fused kernels: plain torch against transformers' own code; on a GPU, the kernels against plain torch."""
+
+from __future__ import annotations
+
+import pytest
+from test_decode import FULL, recorded_for
+from test_generate import PROMPT, tiny
+
+SHAPES = [(1, 9, 3, 64), (2, 4, 4, 80), (1, 32, 8, 128), (1, 8, 1, 256), (3, 6, 2, 16)]
+
+
+def filled(model, tokens=24):
+    """A fixed step after the prompt, as recording finds it, with what decoding needs around it."""
+    import torch
+
+    from comparator.decode.fixed import Fixed, bucket
+    from comparator.generate import Stepper
+
+    fixed = Fixed(model, bucket(len(PROMPT) + tokens))
+    with torch.inference_mode():
+        stepper = Stepper(model, PROMPT, 2)
+        first = stepper.next_logits()
+        fixed.fill(stepper.cache, stepper.length, int(first.argmax(-1)), first.shape[-1])
+    return fixed
+
+
+def found_in(model):
+    import torch
+
+    from comparator.decode import fused
+
+    with torch.inference_mode():
+        return fused.find(model, filled(model))
+
+
+def test_the_norm_is_transformers_to_the_bit():
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from comparator.decode import fused_plain
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        norm = LlamaRMSNorm(96, eps=1e-5).to(dtype)
+        torch.nn.init.normal_(norm.weight)
+        x = torch.randn(1, 3, 96).to(dtype) * 7
+        assert torch.equal(fused_plain.rms_norm(x, norm.weight, 1e-5), norm(x))
+
+
+def test_the_rotation_is_transformers_to_the_bit():
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    from comparator.decode import fused_plain
+
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k = torch.randn(2, 4, 1, 32).to(dtype), torch.randn(2, 2, 1, 32).to(dtype)
+        cos, sin = torch.randn(1, 1, 32).to(dtype), torch.randn(1, 1, 32).to(dtype)
+        for ours, own in zip(
+            fused_plain.rotate(q, k, cos, sin), apply_rotary_pos_emb(q, k, cos, sin), strict=True
+        ):
+            assert torch.equal(ours, own)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_is_pytorchs(shape):
+    import torch
+
+    from comparator.decode import fused_plain
+
+    batch, heads, key_heads, size = shape
+    query = torch.randn(batch, heads, 1, size)
+    keys, values = torch.randn(2, batch, key_heads, 256, size)
+    for last in (0, 5, 255):
+        got = fused_plain.attend(query, keys, values, torch.tensor([[last]]), 0.3)
+        seen = (t[:, :, : last + 1].repeat_interleave(heads // key_heads, 1) for t in (keys, values))
+        own = torch.nn.functional.scaled_dot_product_attention(query, *seen, scale=0.3).transpose(1, 2)
+        assert torch.allclose(got, own, atol=1e-5), (
+            "slots after the position took part, or heads were mixed up"
+        )
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_what_is_fused_of_each_architecture(name):
+    fused = found_in(tiny(name))
+    other_norm = ("Gemma", "Phi", "GPTNeoX", "GPT2")  # (1 + weight), or a layer norm
+    assert bool(fused.norms) == (name not in other_norm)
+    assert bool(fused.rotations) == (name not in ("GPTNeoX", "GPT2"))
+    assert len(fused.attentions) == 1
+
+
+def test_what_is_not_the_same_is_not_fused(monkeypatch):
+    """A kernel that is a little wrong (here: one that forgets epsilon's place) has to be seen on the way in."""
+    from comparator.decode import fused_plain
+
+    own = fused_plain.rms_norm
+    monkeypatch.setattr(fused_plain, "rms_norm", lambda x, weight, epsilon: own(x, weight, epsilon) * 1.01)
+    monkeypatch.setattr(fused_plain, "rotate", lambda q, k, cos, sin: (k, q))
+    fused = found_in(tiny("Llama"))
+    assert not fused.norms and not fused.rotations and fused.attentions
+    assert "attention runs as" in fused.notes(False)[0]
+
+
+def test_everything_is_put_back():
+    from transformers.models.llama import modeling_llama
+
+    from comparator.decode import fused
+
+    model = tiny("Llama")
+    table = modeling_llama.ALL_ATTENTION_FUNCTIONS
+    before = modeling_llama.apply_rotary_pos_emb, table["sdpa"], dict(table._local_mapping)
+    found = found_in(model)
+    with fused.applied(found, filled(model)):
+        assert table["sdpa"] is not before[1] and "forward" in vars(model.model.norm)
+    assert (modeling_llama.apply_rotary_pos_emb, table["sdpa"], table._local_mapping) == before
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_the_column_says_so():
+    _, notes, _ = recorded_for(tiny("Llama"))
+    assert any("norms, the rotary embedding and attention run as fused kernels" in n for n in notes)
+    _, notes, _ = recorded_for(tiny("GPT2"))
+    assert any("attention runs as fused kernels" in n for n in notes)
+
+
+# ---------------------------------------------------------------- on a GPU
+
+
+@pytest.fixture(params=["float32", "float16", "bfloat16"])
+def dtype(request):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)
+    return getattr(torch, request.param)
+
+
+def apart(one, other):
+    from comparator.decode.fused import _distance
+
+    return _distance(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 576), (9, 64), (1, 4096), (2, 14336), (3, 100)])
+def test_norm_kernel(dtype, shape):
+    import torch
+
+    from comparator.decode import fused, fused_kernels, fused_plain
+
+    x, weight = torch.randn(shape, device="cuda").to(dtype), torch.randn(shape[1], device="cuda").to(dtype)
+    got, own = fused_kernels.launch_rms_norm(x, weight, 1e-5), fused_plain.rms_norm(x, weight, 1e-5)
+    assert apart(got, own) < (fused.LIMIT_32 if dtype == torch.float32 else fused.LIMIT)["norm"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rotation_kernel(dtype, shape):
+    import torch
+
+    from comparator.decode import fused_kernels, fused_plain
+
+    batch, heads, key_heads, size = shape
+    q = torch.randn(batch, 1, heads, size, device="cuda").to(dtype).transpose(1, 2)
+    k = torch.randn(batch, 1, key_heads, size, device="cuda").to(dtype).transpose(1, 2)
+    cos, sin = torch.randn(2, 1, 1, size, device="cuda").to(dtype)
+    own = fused_plain.rotate(q, k, cos, sin)
+    assert apart(fused_kernels.launch_rotate(q, k, cos, sin), own) < 1e-6, (
+        "rounded elsewhere than eager rounds"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("capacity", "last"), [(256, 0), (256, 255), (512, 300), (1024, 64), (8192, 5000)])
+def test_attention_kernel(dtype, shape, capacity, last):
+    import torch
+
+    from comparator.decode import fused, fused_kernels, fused_plain
+
+    batch, heads, key_heads, size = shape
+    query = torch.randn(batch, heads, 1, size, device="cuda").to(dtype)
+    keys, values = torch.randn(2, batch, key_heads, capacity, size, device="cuda").to(dtype)
+    position = torch.full((1, 1), last, device="cuda")
+    got = fused_kernels.launch_attend(query, keys, values, position, size**-0.5)
+    own = fused_plain.attend(query, keys, values, position, size**-0.5)
+    assert apart(got, own) < (fused.LIMIT_32 if dtype == torch.float32 else fused.LIMIT)["attention"]
