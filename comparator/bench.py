@@ -6,7 +6,6 @@ before anything is timed, and a figure above the bandwidth floor is an error, ne
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import threading
 import time
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from comparator import bench_batch
+from comparator.bench_runs import endless, first_token, our_run, prompt_ids, stock_run
 from comparator.metrics import kernels
 from comparator.types import Environment, GenerationSettings, Problem, Variant
 
@@ -193,7 +193,7 @@ def _measure(row: Row, slot: Slot, options: Options, told: Told) -> None:
             _profile(row, slot, ids, plans)
         if options.ttft_tokens:
             told(f"{row.variant}: time to first token at {options.ttft_tokens}")
-            row.ttft = first_token(slot, options)
+            row.ttft = first_token(slot, options.ttft_tokens, options.seed + 1, max(5, options.pairs))
     for timed in row.paths:
         _against_floor(timed, row)
 
@@ -214,7 +214,7 @@ def _prepare(slot: Slot, ids: list[int], path: str, options: Options) -> tuple[T
 
 def _check(row: Row, slot: Slot, ids: list[int], plans: dict[str, Any], options: Options) -> None:
     """Greedy tokens of the whole run, before anything is timed: eager against stock, recorded against eager."""
-    from comparator.decode.decoder import compare
+    from comparator.decode.check import compare
 
     stock = stock_run(slot.model, ids, options.new_tokens)[2]
     eager = our_run(slot, ids, options.new_tokens, None).token_ids
@@ -316,112 +316,3 @@ def _against_floor(timed: Timed, row: Row) -> None:
             "the weights fit the cache. Not a result."
         )
         timed.decode_tok_s = timed.ratio = timed.floor_share = None
-
-
-# ---------------------------------------------------------------- single runs
-
-
-def prompt_ids(model: Any, count: int, seed: int) -> list[int]:
-    """Random token ids, the same for every variant of a model."""
-    import numpy as np
-
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    return np.random.default_rng(seed).integers(3, vocabulary, count).tolist()
-
-
-@contextlib.contextmanager
-def endless(model: Any) -> Iterator[None]:
-    """Inside, no token ends the text, so that every run has the same length."""
-    places = [model.generation_config, model.config, model.config.get_text_config(decoder=True)]
-    before = [(p, p.eos_token_id) for p in places if hasattr(p, "eos_token_id")]
-    for place, _ in before:
-        place.eos_token_id = None
-    try:
-        yield
-    finally:
-        for place, value in before:
-            place.eos_token_id = value
-
-
-def our_run(slot: Slot, ids: list[int], count: int, recorded: Any) -> Any:
-    from comparator.generate import Run, stream
-
-    made, settings = Run(), GenerationSettings(max_new_tokens=count)
-    for _ in stream(slot.model, ids, settings, threading.Event(), made, recorded):
-        pass
-    return made
-
-
-def stock_run(model: Any, ids: list[int], count: int) -> tuple[float, list[float], list[int]]:
-    """transformers' own `generate`, greedy, streamed: (start, time of each token, token ids)."""
-    import torch
-
-    given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
-    start, times, tokens = stock_batch(model, given, count)
-    return start, times, tokens[0]
-
-
-def stock_batch(model: Any, given: Any, count: int) -> tuple[float, list[float], list[list[int]]]:
-    """The same for `given` (batch, tokens); token ids (batch, count)."""
-    import torch
-    from transformers.generation.streamers import BaseStreamer
-
-    class Stamps(BaseStreamer):
-        def __init__(self):
-            self.times: list[float] = []
-
-        def put(self, value):
-            self.times.append(time.perf_counter())
-
-        def end(self):
-            pass
-
-    stamps = Stamps()
-    if given.device.type == "cuda":
-        torch.cuda.synchronize(given.device)
-    start = time.perf_counter()
-    with torch.inference_mode():
-        out = model.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, streamer=stamps,
-            pad_token_id=0, temperature=None, top_p=None, top_k=None,
-        )  # fmt: skip
-    return start, stamps.times[1:], out[:, given.shape[1] :].tolist()  # the first `put` is the prompt
-
-
-def first_token(slot: Slot, options: Options) -> dict[str, float]:
-    """TTFT of our loop beside a bare forward pass over the same prompt, alternating; medians in seconds."""
-    import torch
-
-    model = slot.model
-    ids = prompt_ids(model, options.ttft_tokens, options.seed + 1)
-    given = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
-    extra = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-
-    def bare() -> float:
-        _wait(given)
-        start = time.perf_counter()
-        with torch.inference_mode():
-            model(input_ids=given, use_cache=True, **extra)
-        _wait(given)
-        return time.perf_counter() - start
-
-    def ours() -> float:
-        _wait(given)
-        made = our_run(slot, ids, 1, None)
-        return made.times_s[0] - made.start_s
-
-    bare(), ours()
-    pairs = [(bare(), ours()) for _ in range(max(5, options.pairs))]
-    return {
-        "prompt_tokens": options.ttft_tokens,
-        "bare_forward_s": statistics.median(b for b, _ in pairs),
-        "ttft_s": statistics.median(o for _, o in pairs),
-        "ratio": statistics.median(o / b for b, o in pairs),
-    }
-
-
-def _wait(tensor: Any) -> None:
-    if tensor.device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(tensor.device)

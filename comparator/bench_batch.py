@@ -24,7 +24,8 @@ def measure(row: Row, slot: Slot, options: Options, told: Told) -> None:
     """Fill `row.stock` and `row.paths`. Called with a model that no token ends."""
     import torch
 
-    from comparator.bench import Timed, prompt_ids
+    from comparator.bench import Timed
+    from comparator.bench_runs import prompt_ids
 
     model = slot.model
     device = model.get_input_embeddings().weight.device
@@ -73,7 +74,8 @@ def record(model: Any, given: Any, count: int, compiled: bool) -> tuple[Any, str
     import torch
 
     from comparator.decode import fused
-    from comparator.decode.decoder import NotCapturable, capture, explained
+    from comparator.decode.check import explained
+    from comparator.decode.decoder import NotCapturable, capture
     from comparator.decode.fixed import Fixed, bucket, refusal
     from comparator.generate import decoding
 
@@ -153,7 +155,7 @@ def _eager(model: Any, given: Any, count: int) -> Ran:
 
 
 def _stock(model: Any, given: Any, count: int) -> Ran:
-    from comparator.bench import stock_batch
+    from comparator.bench_runs import stock_batch
 
     start, times, tokens = stock_batch(model, given, count)
     return start, times, [list(step) for step in zip(*tokens, strict=True)]

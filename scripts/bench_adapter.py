@@ -27,7 +27,7 @@ def measure(pool, checkpoint, notation: str, wish: str, new: int, prompt: int, p
     from comparator.adapters import attach, wardrobe
     from comparator.backends import backend_for, resolve
     from comparator.backends.base import Placement
-    from comparator.bench import endless, our_run, prompt_ids, stock_run
+    from comparator.bench_runs import endless, our_run, prompt_ids, stock_run
     from comparator.notation import parse_adapter
     from comparator.types import GenerationSettings
 

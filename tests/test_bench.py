@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from comparator import bench, bench_table, shapes
+from comparator import bench, bench_runs, bench_table, shapes
 from comparator.backends import resolve
 from comparator.bench import Options, Row, Timed
 from comparator.types import Problem
@@ -67,8 +67,8 @@ def test_a_batch_on_fixed_addresses_gives_the_eager_tokens(tiny, notation):
 
     pool, checkpoint = Pool(Settings()), open_checkpoint(str(tiny / "full"), settings=Settings())
     slot, _ = pool.load(checkpoint, resolve(notation), None, True, set(), lambda *_: None, threading.Event())
-    given = torch.tensor([bench.prompt_ids(slot.model, 20, n) for n in range(4)])
-    with bench.endless(slot.model):
+    given = torch.tensor([bench_runs.prompt_ids(slot.model, 20, n) for n in range(4)])
+    with bench_runs.endless(slot.model):
         expected = bench_batch._eager(slot.model, given, 10)[2]
         recorded, said = bench_batch.record(slot.model, given, 10, compiled=False)
         assert recorded.fixed.batch == 4 and "of 36 tokens equal" in said

@@ -103,7 +103,7 @@ def test_overflow_is_named_not_decoded():
 
 def test_a_step_that_drops_work_is_caught():
     """What torch.compile did to the ExLlamaV2 kernel: layers that compute nothing."""
-    from comparator.decode.decoder import compare, tolerance
+    from comparator.decode.check import compare, tolerance
 
     model = tiny("Llama")
     recorded, _, _ = recorded_for(model)
@@ -127,7 +127,7 @@ def test_a_step_that_drops_work_is_caught():
 def test_what_rounding_explains_is_measured_on_the_model(dtype):
     import torch
 
-    from comparator.decode.decoder import MOST, compare, explained, one_rounding, tolerance
+    from comparator.decode.check import MOST, compare, explained, one_rounding, tolerance
 
     model = tiny("Llama").to(getattr(torch, dtype))
     recorded, _, check = recorded_for(model)

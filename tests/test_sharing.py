@@ -43,7 +43,7 @@ def tensors(model) -> dict[str, object]:
 
 
 def answer(slot, ids=(1, 4093, 314, 260, 3575, 282, 4649, 47), count=8):
-    from comparator.bench import our_run
+    from comparator.bench_runs import our_run
 
     return our_run(slot, list(ids), count, None).token_ids
 

@@ -220,7 +220,7 @@ def _watched_attention(table: Any, fixed: Fixed, seen: _Seen) -> Callable:
 
     def attention(module, query, key, value, attention_mask, **kwargs):
         given = own(module, query, key, value, attention_mask, **kwargs)
-        seen.note("attention", table, lambda: _attended(query, key, value, kwargs, fixed), given[0])
+        seen.note("attention", table, lambda: _attended(query, key, value, kwargs, fixed, _attend), given[0])
         return given
 
     return attention
@@ -283,16 +283,18 @@ def _rotated(q: Any, k: Any, cos: Any, sin: Any, args: tuple, kwargs: dict) -> t
 
 
 def _attention(own: Callable, fixed: Fixed) -> Callable:
+    operation = _operation()  # a compiler is handed the operation itself
+
     def attention(module, query, key, value, attention_mask, **kwargs):
         try:
-            return _attended(query, key, value, kwargs, fixed), None
+            return _attended(query, key, value, kwargs, fixed, operation), None
         except _NoKernel:
             return own(module, query, key, value, attention_mask, **kwargs)
 
     return attention
 
 
-def _attended(query: Any, key: Any, value: Any, kwargs: dict, fixed: Fixed) -> Any:
+def _attended(query: Any, key: Any, value: Any, kwargs: dict, fixed: Fixed, operation: Callable) -> Any:
     size = query.shape[-1]
     if (
         query.shape[2] != 1
@@ -307,7 +309,7 @@ def _attended(query: Any, key: Any, value: Any, kwargs: dict, fixed: Fixed) -> A
         raise _NoKernel
     scaling = kwargs.get("scaling")
     scaling = size**-0.5 if scaling is None else float(scaling)
-    return _operation()(query, key, value, fixed.position, scaling)
+    return operation(query, key, value, fixed.position, scaling)
 
 
 @cache

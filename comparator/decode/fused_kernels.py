@@ -1,6 +1,5 @@
 """Triton kernels for `fused.py`. Imported only where a CUDA device (and so Triton) is; knows pointers alone."""
 
-import torch
 import triton
 import triton.language as tl
 
@@ -149,8 +148,8 @@ _SHORTEST_CHUNK, _MOST_CHUNKS = 64, 64
 
 
 def launch_rms_norm(x, weight, epsilon):
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     x, size = x.contiguous(), x.shape[-1]
+    out = x.new_empty(x.shape)
     block = triton.next_power_of_2(size)
     warps = min(8, max(1, block // 512))
     rms_norm[(x.numel() // size,)](x, weight, out, epsilon, SIZE=size, BLOCK=block, num_warps=warps)
@@ -160,7 +159,7 @@ def launch_rms_norm(x, weight, epsilon):
 def launch_rotate(q, k, cos, sin):
     batch, heads, _, size = q.shape
     key_heads = k.shape[1]
-    q_out, k_out = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k))
+    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     cos, sin = cos.contiguous(), sin.contiguous()
     table = cos.stride(0) if cos.shape[0] > 1 else 0
     rotate[(heads + key_heads, batch)](
@@ -171,15 +170,17 @@ def launch_rotate(q, k, cos, sin):
 
 
 def launch_attend(query, keys, values, position, scaling):
+    import torch
+
     batch, heads, _, size = query.shape
     key_heads, capacity = keys.shape[1:3]
     group, width = heads // key_heads, max(16, triton.next_power_of_2(size))
     splits, chunk = _chunks(batch * key_heads, capacity)
-    out = torch.empty((batch, 1, heads, size), dtype=query.dtype, device=query.device)
+    out = query.new_empty((batch, 1, heads, size))
     partial = weights = out
     if splits > 1:
-        partial = torch.empty((batch * heads, splits, size), dtype=torch.float32, device=query.device)
-        weights = torch.empty((batch * heads, splits, 2), dtype=torch.float32, device=query.device)
+        partial = query.new_empty((batch * heads, splits, size), dtype=torch.float32)
+        weights = query.new_empty((batch * heads, splits, 2), dtype=torch.float32)
     exact = query.dtype == torch.float32
     attend[(batch * key_heads, splits)](
         query, keys, values, position, partial, weights, out, scaling, query.stride(0), query.stride(1),

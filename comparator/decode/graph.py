@@ -36,6 +36,7 @@ class Recorded:
         self.forward = step or fixed.forward
         self.replay: Callable[[], None] = self.step
         self.kept: list[Any] = []  # what must live as long as the recording
+        self.notes: tuple[str, ...] = ()  # what of the step is not the library's own
         self.graph_bytes = 0  # intermediates and workspaces that the graph holds between replays
         self._cuda = fixed.device.type == "cuda"
 
