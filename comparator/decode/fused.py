@@ -22,8 +22,12 @@ from comparator import words
 if TYPE_CHECKING:
     from comparator.decode.fixed import Fixed
 
-# ‖kernel − own‖ / ‖own‖ that rounding explains. A norm or a rotation differs where a sum in another order tips a
-# value over to the next one; attention rounds the softmax before the last product, as every fused kernel of it does.
+# Up to this many slots the library's attention is taken: a norm and a rotation give eager's bits, attention in another
+# order does not. Beyond, it would cost more than everything else that lies between the multiplications: it reads the
+# padding, and works through the cache with one program a head.
+EXACT_SLOTS = 1024
+# ‖kernel − own‖ / ‖own‖ that rounding explains. A norm differs where a sum in another order tips a value over to the
+# next one; attention rounds the softmax before the last product, as every fused kernel of it does.
 LIMIT = {"norm": 0.002, "rotation": 0.002, "attention": 0.01}
 LIMIT_32 = {"norm": 1e-5, "rotation": 1e-5, "attention": 1e-4}
 WORDS = {"norm": "norms", "rotation": "the rotary embedding", "attention": "attention"}
@@ -40,10 +44,9 @@ class Fused:
     rotations: tuple[Any, ...] = ()
     attentions: tuple[Any, ...] = ()
 
-    def notes(self, compiled: bool) -> tuple[str, ...]:
+    @property
+    def notes(self) -> tuple[str, ...]:
         """For the column."""
-        if compiled:
-            return self.for_compiler().notes(False)
         found = {"norm": self.norms, "rotation": self.rotations, "attention": self.attentions}
         names = [WORDS[kind] for kind, places in found.items() if places]
         if not names:
@@ -53,9 +56,11 @@ class Fused:
             "fused kernels of this project; what multiplies the weights is the library's own.",
         )
 
-    def for_compiler(self) -> Fused:
-        """What torch.compile cannot do better: it fuses norms and rotations with their neighbours."""
-        return Fused(attentions=self.attentions)
+    def of(self, capacity: int, compiled: bool) -> Fused:
+        """What a step takes. torch.compile fuses norms and rotations with their neighbours, and rounds anew anyway."""
+        if compiled:
+            return Fused(attentions=self.attentions)
+        return self if capacity > EXACT_SLOTS else Fused(self.norms, self.rotations)
 
 
 class _Seen:

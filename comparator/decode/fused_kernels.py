@@ -6,14 +6,20 @@ import triton.language as tl
 
 @triton.jit
 def rounded(x, like):
-    """float32 → the nearest value of the dtype `like`, still float32. By hand for bf16: a compiler may take a way there
-    and back for nothing."""
+    """float32 → the nearest value of the dtype `like`, still float32. By hand: the compiler takes a conversion there and
+    back for nothing, and then eager's bits are lost."""
+    if like == tl.float32:
+        return x
+    bits = x.to(tl.int32, bitcast=True)
     if like == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
         even = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
         return tl.where(x == x, even.to(tl.float32, bitcast=True), x)
     else:
-        return x.to(like).to(tl.float32)
+        even = (bits + 0xFFF + ((bits >> 13) & 1)) & -0x2000
+        near = tl.where(x == x, even.to(tl.float32, bitcast=True), x)
+        near = tl.where(tl.abs(near) > 65504.0, near * float("inf"), near)
+        # Below the smallest normal fp16 the steps are 2^-24 wide, as float32's are next to 0.75.
+        return tl.where(tl.abs(x) < 6.103515625e-05, (x + 0.75) - 0.75, near)
 
 
 @triton.jit

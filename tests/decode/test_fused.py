@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_decode import FULL, recorded_for
+from test_decode import FULL, GREEDY, recorded_for, tokens
 from test_generate import PROMPT, tiny
 
 SHAPES = [(1, 9, 3, 64), (2, 4, 4, 80), (1, 32, 8, 128), (1, 8, 1, 256), (3, 6, 2, 16)]
@@ -97,7 +97,7 @@ def test_what_is_not_the_same_is_not_fused(monkeypatch):
     monkeypatch.setattr(fused_plain, "rotate", lambda q, k, cos, sin: (k, q))
     fused = found_in(tiny("Llama"))
     assert not fused.norms and not fused.rotations and fused.attentions
-    assert "attention runs as" in fused.notes(False)[0]
+    assert "attention runs as" in fused.notes[0]
 
 
 def test_everything_is_put_back():
@@ -115,11 +115,36 @@ def test_everything_is_put_back():
     assert not any("forward" in vars(m) for m in model.modules())
 
 
-def test_the_column_says_so():
-    _, notes, _ = recorded_for(tiny("Llama"))
-    assert any("norms, the rotary embedding and attention run as fused kernels" in n for n in notes)
+def test_attention_stays_the_librarys_where_the_cache_is_short():
+    """With the norm and the rotation alone a recorded step gives eager's bits; attention in another order does not."""
+    from comparator.decode.fused import EXACT_SLOTS, Fused
+
+    whole = Fused(("norm",), ("rotation",), ("attention",))
+    assert whole.of(EXACT_SLOTS, compiled=False) == Fused(("norm",), ("rotation",))
+    assert whole.of(EXACT_SLOTS + 1, compiled=False) == whole
+    assert whole.of(256, compiled=True) == Fused(attentions=("attention",))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_column_says_so(dtype):
+    import torch
+
+    _, notes, check = recorded_for(tiny("Llama").to(getattr(torch, dtype)))
+    assert any("norms and the rotary embedding run as fused kernels" in n for n in notes)
+    assert check.first_difference is None
     _, notes, _ = recorded_for(tiny("GPT2"))
-    assert any("attention runs as fused kernels" in n for n in notes)
+    assert not notes, "nothing of GPT-2 is fused at this length"
+
+
+def test_a_long_cache_decodes_the_eager_tokens_too(monkeypatch):
+    """The whole step with attention as well, which short prompts do not take."""
+    from comparator.decode import fused
+
+    monkeypatch.setattr(fused, "EXACT_SLOTS", 0)
+    for name in FULL:
+        recorded, notes, check = recorded_for(tiny(name))
+        assert any("attention" in n for n in notes) and check.distance < 1e-4, name
+        assert tokens(tiny(name), GREEDY, recorded)[0] == tokens(tiny(name), GREEDY)[0]
 
 
 # ---------------------------------------------------------------- on a GPU
