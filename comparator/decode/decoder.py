@@ -196,12 +196,12 @@ def capture(model: Any, fixed: Fixed, compiled: bool, greedy: bool, found: fused
 
     cuda, step = fixed.device.type == "cuda", None
     found = found.of(fixed.capacity, compiled)
-    with opaque.opaque_kernels(model) if compiled else contextlib.nullcontext(()) as said:
+    with opaque.opaque_kernels(model) if compiled else contextlib.nullcontext():
         if compiled:
             step = _compiled(fixed)
         path = "compiled-cuda-graph" if compiled else "cuda-graph"
         recorded = Recorded(fixed, path, greedy, step, lambda: fused.applied(found, fixed))
-        recorded.notes = (*said, *found.notes)
+        recorded.notes = found.notes
         side = torch.cuda.Stream(fixed.device) if cuda else None
         if side:
             side.wait_stream(torch.cuda.current_stream(fixed.device))

@@ -1,7 +1,7 @@
 """What lies between a step's multiplications, fused: RMSNorm, the rotary embedding, and one token's attention.
 
 transformers writes a norm as eight small kernels and a rotary embedding as ten, and attention over a padded cache reads
-the padding too. While a step is recorded those three become one kernel each (attention: two); what multiplies the
+the padding too. While a step is recorded a norm takes three, a rotation one and attention two; what multiplies the
 weights stays the library's own, and so do eager decoding and prefill.
 
 Nothing is taken for granted: `find` runs one step on the library's own path with each kernel beside it, on the real
@@ -22,12 +22,12 @@ from comparator import words
 if TYPE_CHECKING:
     from comparator.decode.fixed import Fixed
 
-# Up to this many slots the library's attention is taken: a norm and a rotation give eager's bits, attention in another
+# Up to this many slots the library's attention is taken: norms and rotations give eager's bits, attention in another
 # order does not. Beyond, it would cost more than everything else that lies between the multiplications: it reads the
 # padding, and works through the cache with one program a head.
 EXACT_SLOTS = 1024
-# ‖kernel − own‖ / ‖own‖ that rounding explains. A norm differs where a sum in another order tips a value over to the
-# next one; attention rounds the softmax before the last product, as every fused kernel of it does.
+# ‖kernel − own‖ / ‖own‖ that rounding explains. A norm and a rotation are 0 where eager rounds as transformers' Llama
+# does; attention rounds the softmax before the last product, as every fused kernel of it does.
 LIMIT = {"norm": 0.002, "rotation": 0.002, "attention": 0.01}
 LIMIT_32 = {"norm": 1e-5, "rotation": 1e-5, "attention": 1e-4}
 WORDS = {"norm": "norms", "rotation": "the rotary embedding", "attention": "attention"}

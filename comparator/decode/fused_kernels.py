@@ -23,17 +23,24 @@ def rounded(x, like):
 
 
 @triton.jit
-def rms_norm(x, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """A row a program: out = weight · round(x / √(mean x² + eps)), rounded where transformers rounds."""
-    at = tl.arange(0, BLOCK)
+def squares(x, out, count, BLOCK: tl.constexpr):
+    """x² in float32."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    wide = tl.load(x + at, mask=at < count, other=0.0).to(tl.float32)
+    tl.store(out + at, wide * wide, mask=at < count)
+
+
+@triton.jit
+def normalize(x, weight, variance, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """A part of a row a program: weight · round(x / √(variance + eps)), rounded where transformers rounds."""
+    row = tl.program_id(0)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < SIZE
-    row = tl.program_id(0) * SIZE
-    values = tl.load(x + row + at, mask=inside, other=0.0)
-    wide = values.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / SIZE + eps)
-    scales = tl.load(weight + at, mask=inside, other=0.0)
-    result = scales.to(tl.float32) * rounded(wide * scale, values.dtype)
-    tl.store(out + row + at, result.to(values.dtype), mask=inside)
+    values = tl.load(x + row * SIZE + at, mask=inside, other=0.0)
+    scale = tl.rsqrt(tl.load(variance + row) + eps)
+    scales = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    result = scales * rounded(values.to(tl.float32) * scale, values.dtype)
+    tl.store(out + row * SIZE + at, result.to(values.dtype), mask=inside)
 
 
 @triton.jit
@@ -154,11 +161,16 @@ _SHORTEST_CHUNK, _MOST_CHUNKS = 64, 64
 
 
 def launch_rms_norm(x, weight, epsilon):
+    import torch
+
     x, size = x.contiguous(), x.shape[-1]
-    out = x.new_empty(x.shape)
-    block = triton.next_power_of_2(size)
-    warps = min(8, max(1, block // 512))
-    rms_norm[(x.numel() // size,)](x, weight, out, epsilon, SIZE=size, BLOCK=block, num_warps=warps)
+    rows, block = x.numel() // size, min(1024, triton.next_power_of_2(size))
+    squared, out = x.new_empty(x.shape, dtype=torch.float32), x.new_empty(x.shape)
+    squares[(triton.cdiv(x.numel(), 1024),)](x, squared, x.numel(), BLOCK=1024, num_warps=4)
+    # The mean is PyTorch's own: summed in another order it would tip a value over now and then, and eager's bits with it.
+    variance = squared.mean(-1)
+    grid = (rows, triton.cdiv(size, block))
+    normalize[grid](x, weight, variance, out, epsilon, SIZE=size, BLOCK=block, num_warps=4)
     return out
 
 

@@ -60,7 +60,9 @@ class Recorded:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.fixed.device)
         # Other threads (the page asking for free memory, say) may go on using CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        # torch keeps one stream to capture on, of the GPU that came first; a step on another one needs its own.
+        stream = torch.cuda.Stream(self.fixed.device)
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.step()
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()

@@ -2,8 +2,7 @@
 
 ExLlamaV2's kernel writes into a buffer without saying so; torch.compile then takes the call for one without effect
 and drops it: 753 tok/s on an H100 whose memory allows 641. Wrapped as an operation that returns a new tensor,
-the call stays. gptqmodel's TorchLinear is plain torch, and the compiler is shown its formula instead. Used only while
-compiling; eager and plain-graph decoding see the library's own module.
+the call stays. Used only while compiling; eager and plain-graph decoding see the library's own module.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import itertools
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
-
-from comparator.gptq import written_out
 
 _originals: dict[int, Any] = {}
 _numbers = itertools.count(1)
@@ -29,26 +26,22 @@ def is_opaque(module: Any) -> bool:
 
 
 @contextlib.contextmanager
-def opaque_kernels(model: Any) -> Iterator[tuple[str, ...]]:
-    """Inside, each such module's forward is one opaque operation, or its formula. Yields notes for the column."""
+def opaque_kernels(model: Any) -> Iterator[None]:
+    """Inside, each such module's forward is one opaque operation."""
     wrapped = [m for m in model.modules() if is_opaque(m)]
     operation = _operation() if wrapped else None
-    before, notes = {}, set()
+    before = {}
     for module in wrapped:
         number = next(_numbers)
         _originals[number] = module.forward
         before[module] = (number, module.__dict__.get("forward"))
-        formula = written_out.row if written_out.applies(module) else None
-        notes |= {written_out.NOTE} if formula else set()
 
-        def forward(x, module=module, number=number, formula=formula, **_):
-            if formula and x.numel() == x.shape[-1]:
-                return formula(module, x)
-            return operation(x, number, module.out_features)
+        def forward(x, number=number, size=module.out_features, **_):
+            return operation(x, number, size)
 
         module.forward = forward
     try:
-        yield tuple(notes)
+        yield
     finally:
         for module, (number, own) in before.items():
             _originals.pop(number, None)
