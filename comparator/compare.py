@@ -92,9 +92,16 @@ class _Comparing:
         self.facts: ModelFacts | None = None
         self.environment = Environment()
         self.text_ids: tuple[int, ...] = ()
+        self.at = 0  # the column that is being worked on, from 1
+
+    def doing(self) -> str:
+        """What is being done, for those who wait. They may be strangers: neither prompt nor adapter is named."""
+        if not self.at:
+            return "a comparison is beginning"
+        return f"a comparison is running, column {self.at} of {len(self.columns)}"
 
     def events(self) -> Iterator[Event]:
-        ticket = self.engine.turns.enter()
+        ticket = self.engine.turns.enter(self.doing)
         try:
             for ahead in self.engine.turns.wait(ticket, self.cancel):
                 yield Queued(ahead, self.engine.turns.doing)
@@ -182,6 +189,7 @@ class _Comparing:
         """The events of a column that is still alive; its failure is its own."""
         if not column.alive or self.cancel.is_set():
             return
+        self.at = next(n for n, known in enumerate(self.columns, 1) if known is column)
         try:
             yield from events
         except Stopped:

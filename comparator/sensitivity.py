@@ -58,7 +58,8 @@ def measure(
     cancel, given = cancel or threading.Event(), text or EvalSettings()
     check(variant, reference, by, tokens)
     evaluation.check(given)
-    ticket, cell = engine.turns.enter(), Cell(variant)
+    ticket = engine.turns.enter(lambda: f"the sensitivity of {variant.notation} is being measured")
+    cell = Cell(variant)
     try:
         for ahead in engine.turns.wait(ticket, cancel):
             yield Scoring(cell, None, f"{ahead} ahead")

@@ -172,7 +172,9 @@ def test_two_at_once_are_served_in_order(engine):
     for thread in others:
         thread.join(120)
     for name in ("one", "two"):
-        assert any(isinstance(e, Queued) for e in results[name]), "a visitor who waits must be told"
+        told = [e.doing for e in results[name] if isinstance(e, Queued)]
+        assert told and all("a comparison is" in t for t in told), "a visitor who waits must be told for whom"
+        assert any("column 1 of 1" in t for t in told) and not any("Say" in t for t in told), told
         assert results[name][-1].comparison.prompt.text == f"Say {name}."
         assert results[name][-1].comparison.ok
 

@@ -52,8 +52,8 @@ class Fused:
         if not names:
             return ()
         return (
-            f"Between the multiplications, {words.join(names)} {'runs' if names == [WORDS['attention']] else 'run'} as "
-            "fused kernels of this project; what multiplies the weights is the library's own.",
+            f"Between the multiplications, fused kernels of this project compute {words.join(names)}; what multiplies the "
+            "weights is the library's own.",
         )
 
     def of(self, capacity: int, compiled: bool) -> Fused:
@@ -70,10 +70,11 @@ class _Seen:
         self._known: dict[str, dict[int, tuple[Any, float]]] = {kind: {} for kind in LIMIT}
 
     def note(self, kind: str, place: Any, kernel: Callable[[], Any], own: Any) -> Any:
-        """Remember how far `kernel()` is from what the library gave; returns the latter."""
+        """Remember how far `kernel()` is from what the library gave; returns the latter. A kernel that fails, on a card
+        that its compiler does not know, say, is not used: the column does without it."""
         try:
             apart = _distance(kernel(), own)
-        except _NoKernel:
+        except Exception:
             apart = float("inf")
         known = self._known[kind]
         known[id(place)] = place, max(known.get(id(place), (place, 0.0))[1], apart)

@@ -97,7 +97,18 @@ def test_what_is_not_the_same_is_not_fused(monkeypatch):
     monkeypatch.setattr(fused_plain, "rotate", lambda q, k, cos, sin: (k, q))
     fused = found_in(tiny("Llama"))
     assert not fused.norms and not fused.rotations and fused.attentions
-    assert "attention runs as" in fused.notes[0]
+    assert "compute attention;" in fused.notes[0]
+
+
+def test_a_kernel_that_fails_is_done_without(monkeypatch):
+    from comparator.decode import fused_plain
+
+    def broken(*_):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(fused_plain, "rms_norm", broken)
+    _, notes, check = recorded_for(tiny("Llama"))
+    assert check.first_difference is None and "compute the rotary embedding;" in notes[0]
 
 
 def test_everything_is_put_back():
@@ -130,7 +141,7 @@ def test_the_column_says_so(dtype):
     import torch
 
     _, notes, check = recorded_for(tiny("Llama").to(getattr(torch, dtype)))
-    assert any("norms and the rotary embedding run as fused kernels" in n for n in notes)
+    assert any("compute norms and the rotary embedding;" in n for n in notes)
     assert check.first_difference is None
     _, notes, _ = recorded_for(tiny("GPT2"))
     assert not notes, "nothing of GPT-2 is fused at this length"

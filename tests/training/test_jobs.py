@@ -36,8 +36,9 @@ from comparator.training.types import (
     Trained,
     TrainRequest,
     TrainSettings,
+    Waiting,
 )
-from comparator.types import Adapter, Done, Problem, Queued
+from comparator.types import Adapter, Done, Generating, Problem, Queued
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = TrainSettings(
@@ -195,6 +196,21 @@ def test_stop_keeps_what_was_trained_and_a_comparison_waits_meanwhile(trainings,
     assert any("a training is running, step" in q and "of 500" in q for q in queued), queued
     assert queued[-1] == "done stopped", "the comparison did not wait for the training's end"
     assert "stopped" in trained_names(trainings.settings)
+
+
+def test_a_training_that_waits_for_a_comparison_says_so(trainings, engine, tiny):
+    comparing = comparator.compare("Hi", ["bf16", "nf4"], max_new_tokens=8, fidelity="none")
+    next(e for e in comparing if isinstance(e, Generating))  # it has the device, and is kept there
+    job = trainings.start(
+        TrainRequest(
+            DataSource("pirate"), "bf16", model=tiny, settings=replace(QUICK, max_steps=1), name="behind"
+        )
+    )
+    told = next(e for e in trainings.events(job) if isinstance(e, Waiting))
+    assert told.behind == "a comparison is running, column 1 of 2"
+    assert trainings.snapshot(job).message == "waiting: a comparison is running, column 1 of 2"
+    list(comparing)
+    assert [type(e) for e in trainings.events(job)][-1] is Trained
 
 
 @pytest.mark.slow
