@@ -268,6 +268,7 @@ def test_bad_notation_is_refused_as_it_is_typed(visitor):
     visitor.page.wait_for_function(
         "() => /Did you mean dq/.test(document.querySelector('#custom-verdict').innerText)"
     )
+    assert box.input_value() == "nf4:dqq", "the form wrote over what was typed"
     visitor.page.click("#custom-add")
     time.sleep(0.5)
     assert visitor.page.locator(".pick").count() == before, "a wrong notation was added"

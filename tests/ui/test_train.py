@@ -12,8 +12,8 @@ pytestmark = pytest.mark.browser
 NAME = "sailor"  # no other test knows an adapter of this name
 # More steps than anybody waits for: a second visitor finds it at work however fast the machine is, and ends it.
 LONG = {
-    "max-steps": 2000, "accumulation": 1, "learning-rate": 0.002, "eval-every": 6, "sample-every": 6,
-    "sample-tokens": 8,
+    "max-steps": 2000, "batch-size": 2, "accumulation": 1, "learning-rate": 0.002, "eval-every": 4,
+    "sample-every": 4, "sample-tokens": 8,
 }  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_the_whole_path(visit, tmp_path):
     ).json_value()
     assert "a training is running, step" in waited or "the training of" in waited, waited
     page.wait_for_function(
-        "() => Number(/Step ([0-9,]+) of/.exec(document.querySelector('#train-progress').innerText)?.[1]) >= 12",
+        "() => Number(/Step ([0-9,]+) of/.exec(document.querySelector('#train-progress').innerText)?.[1]) >= 8",
         timeout=120_000,
     )
     page.click("#train-stop")
@@ -101,7 +101,7 @@ def test_the_whole_path(visit, tmp_path):
     page.wait_for_selector("#trained-compare", timeout=30_000)
     assert not text(page, "#training").strip(), "the line above stays when nothing is trained any more"
     losses = page.locator('[data-table="loss"] tbody tr')
-    assert losses.count() >= 12, "the table behind the curve lacks steps"
+    assert losses.count() >= 8, "the table behind the curve lacks steps"
     curve = page.evaluate(
         "() => [...document.querySelectorAll('#tabs .js-plotly-plot')].map((p) => p.data.map((d) => d.name))"
     )

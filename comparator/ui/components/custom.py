@@ -61,7 +61,8 @@ def build(page: Page) -> None:
         except Problem as problem:
             return gr.skip(), _refused(problem)
 
-    method.change(switch, inputs=[method, *inputs], outputs=[*groups, notation, verdict], **PRIVATE)
+    # .input here too: .change comes once when the form is first opened, and would write over what is typed by then.
+    method.input(switch, inputs=[method, *inputs], outputs=[*groups, notation, verdict], **PRIVATE)
     for field in inputs:
         # .input, not .change: only what a person types, so that the form never answers itself
         field.input(
