@@ -263,7 +263,11 @@ def test_bad_notation_is_refused_as_it_is_typed(visitor):
     visitor.page.click('#custom button:has-text("Custom variant")')
     box = visitor.page.locator("#custom-notation textarea, #custom-notation input")
     before = visitor.page.locator(".pick").count()
-    box.fill("")
+    for _ in range(20):  # what a script types into a form that is still being laid out is lost
+        box.fill("")
+        if not box.input_value():
+            break
+        time.sleep(0.1)
     box.press_sequentially("nf4:dqq")  # as a person types
     visitor.page.wait_for_function(
         "() => /Did you mean dq/.test(document.querySelector('#custom-verdict').innerText)"

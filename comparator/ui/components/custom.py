@@ -61,10 +61,9 @@ def build(page: Page) -> None:
         except Problem as problem:
             return gr.skip(), _refused(problem)
 
-    # .input here too: .change comes once when the form is first opened, and would write over what is typed by then.
+    # .input, not .change: only what a person chooses or types, so that the form never answers itself
     method.input(switch, inputs=[method, *inputs], outputs=[*groups, notation, verdict], **PRIVATE)
     for field in inputs:
-        # .input, not .change: only what a person types, so that the form never answers itself
         field.input(
             write,
             inputs=[method, *inputs],
