@@ -209,7 +209,17 @@ def _build(model: Any, plan: Plan) -> Any:
             f"It was trained on {facts.base_model}." if facts.base_model else "Is it made for this model?",
         ) from error
     _check_result(wrapped, result, facts)
+    if facts.peft_type == "IA3":
+        _keep_dtype(wrapped)
     return wrapped.eval().requires_grad_(False)
+
+
+def _keep_dtype(wrapped: Any) -> None:
+    """peft's IA³ gives fp32 on bitsandbytes' layers whatever it is fed, and attention refuses keys and values of another
+    dtype than the queries': what such a layer gives goes back to the dtype of its input."""
+    for module in wrapped.modules():
+        if hasattr(module, "ia3_l") and type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            module.register_forward_hook(lambda _, inputs, output: output.to(inputs[0].dtype))
 
 
 def _check_result(wrapped: Any, result: Any, facts: Any) -> None:

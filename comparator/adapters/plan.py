@@ -20,6 +20,9 @@ from comparator.sources import Checkpoint
 from comparator.sources.checkpoint import Progress
 from comparator.types import Adapter, Cell, Problem, Variant
 
+# What peft 0.21 has no layer for, or one that fails at the first forward, by method.
+NO_PACKED = {"nf4": ("LOHA", "LOKR"), "fp4": ("LOHA", "LOKR"), "gptq": ("LOHA", "LOKR", "IA3")}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -69,6 +72,13 @@ def plan(
         private = "it is merged into the weights"
     elif private:
         notes.append(f"This adapter has a base of its own in memory, because {private}.")
+    if facts.peft_type in NO_PACKED.get(variant.method, ()):
+        packed = "GPTQ" if variant.method == "gptq" else "4-bit"
+        raise Problem(
+            f"{facts.source} is {facts.kind}, and peft has no {facts.kind} for {packed} layers: it would take the packed "
+            "bytes for the weights.",
+            "Use bf16 or int8 for this adapter, or a LoRA, which every variant takes.",
+        )
     if variant.method == "gptq" and facts.config.get("use_dora"):
         raise Problem(
             f"{facts.source} is {facts.kind}, and peft has no DoRA for GPTQ layers: DoRA needs the norm of the "
