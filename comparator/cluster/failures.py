@@ -45,10 +45,15 @@ def unreachable(address: str, why: str) -> Problem:
             f"The Ray cluster at {address} runs other versions than this machine: {_one_line(why)}",
             "Install the same Python and the same ray on both; requirements-ray.txt names the release.",
         )
+    if "authentication token" in low or "unauthenticated" in low:
+        return Problem(
+            f"The Ray cluster at {address} asks for a token, and this machine has none or another.",
+            "Copy ~/.ray/auth_token from the machine where the cluster was started to the same place here.",
+        )
     return Problem(
         f"No Ray cluster can be reached at {address}: {_one_line(why)}",
-        "Start one (ray start --head), check the address and the firewall, or unset COMPARATOR_RAY_ADDRESS to run on "
-        "this machine alone.",
+        "Start one (ray start --head), check the address and the firewall, copy ~/.ray/auth_token here if ray start said "
+        "that it asks for a token, or unset COMPARATOR_RAY_ADDRESS to run on this machine alone.",
     )
 
 

@@ -11,7 +11,8 @@ import os
 import pickle
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from comparator.cluster import failures
@@ -27,6 +28,9 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # After so long without the head Ray ends this process, which the app takes for the cluster's end.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+    if has_token(os.environ):
+        # `ray start` asks everybody for a token as soon as the machine has one; `ray.init` gives it only when told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
@@ -38,6 +42,20 @@ def connect(address: str) -> None:
         ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="quant-comparator")
     except Exception as error:  # ConnectionError, RuntimeError, ValueError: Ray has no type of its own for it
         raise failures.unreachable(address, str(error)) from None
+
+
+def has_token(environ: Mapping[str, str]) -> bool:
+    """Whether Ray would find a token here. One that the cluster does not ask for does no harm."""
+    if environ.get("RAY_AUTH_TOKEN"):
+        return True
+    place = (
+        environ.get("RAY_AUTH_TOKEN_PATH")
+        or Path(environ.get("HOME", "~")).expanduser() / ".ray" / "auth_token"
+    )
+    try:
+        return bool(Path(place).read_text(encoding="utf-8").strip())
+    except (OSError, ValueError):
+        return False
 
 
 def through_client() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -235,6 +236,60 @@ def test_nobody_at_the_address_is_told(monkeypatch):
     assert engine.state().problem.problem == refused.value.problem, "the head line must say it too"
 
 
+def begin_head(port: int) -> list[int]:
+    """`ray start --head` as people use it; the ids of what it started."""
+    import psutil
+
+    before = set(psutil.pids())
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", "--num-cpus=1",
+               "--object-store-memory=100000000", "--memory=4000000000", "--include-dashboard=false",
+               "--disable-usage-stats", "--node-name=solo"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    names = ("gcs_server", "raylet")
+    return [p.pid for p in psutil.process_iter(["name"]) if p.pid not in before and p.info["name"] in names]
+
+
+def end_all(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_token_that_is_there_is_given(tmp_path):
+    from comparator.cluster.rays import has_token
+
+    home = {"HOME": str(tmp_path)}
+    assert not has_token(home) and has_token(home | {"RAY_AUTH_TOKEN": "x"})
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret\n")
+    assert has_token(home) and not has_token(home | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")})
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_a_token(model, tmp_path, monkeypatch):
+    """As Ray 2.59 starts it on a machine that has a token: with the token's file it works, without it is said."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("a" * 64)
+    settings = Settings(ray_address="127.0.0.1:6412")
+    pids = begin_head(6412)
+    try:
+        engine = ClusterEngine(settings)
+        assert run(request(model, "fp32"), engine).ok, "the token was not given"
+        engine.close()
+        monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+        stranger = ClusterEngine(settings)
+        with pytest.raises(Problem) as refused:
+            stranger.encode(model, "Hi", None, None)
+        assert "auth_token" in refused.value.advice
+        stranger.close()
+    finally:
+        end_all(pids)
+
+
 @pytest.mark.slow
 def test_room_is_made_within_the_budget_of_a_node(machines, model):
     """Each node may hold one of the three; the one used longest ago goes, and is loaded again when it is needed."""
@@ -273,40 +328,19 @@ def test_ten_visitors_are_served_in_turn(settled, model):
 @pytest.mark.slow
 def test_a_head_that_is_lost_is_told_and_found_again(model):
     """`ray start` as people use it, on a port of its own. Ray gives a driver up after 20 s without the head."""
-    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
-    start = [*ray_command, "start", "--head", "--port=6411", "--num-cpus=1", "--object-store-memory=100000000",
-             "--memory=4000000000", "--include-dashboard=false", "--disable-usage-stats", "--node-name=solo"]  # fmt: skip
-
-    def begin() -> list[int]:
-        import psutil
-
-        before = set(psutil.pids())
-        subprocess.run(start, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        names = ("gcs_server", "raylet")
-        return [
-            p.pid for p in psutil.process_iter(["name"]) if p.pid not in before and p.info["name"] in names
-        ]
-
-    def end(pids: list[int]) -> None:
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-
-    pids = begin()
+    pids = begin_head(6411)
     engine = ClusterEngine(Settings(ray_address="127.0.0.1:6411"))
     try:
         assert run(request(model, "fp32"), engine).ok
-        end(pids)
+        end_all(pids)
         began = time.monotonic()
         with pytest.raises(Problem):
             document = run(request(model, "fp32", "bf16"), engine)
             failed = next(c for c in document.cells if c.status == "failed")
             raise Problem(failed.error.problem, failed.error.advice)
         assert time.monotonic() - began < 120, "nobody waits that long for a head that is gone"
-        pids = begin()
+        pids = begin_head(6411)
         assert run(request(model, "fp32"), engine).ok, "when the head is back the app connects anew"
     finally:
         engine.close()
-        end(pids)
+        end_all(pids)
