@@ -208,7 +208,7 @@ def _prepare(slot: Slot, ids: list[int], path: str, options: Options) -> tuple[T
     timed = Timed(path, prepare_s=time.perf_counter() - start, notes=plan.notes)
     if path != "eager" and not plan.path.startswith({"graph": "cuda", "compiled": "compiled"}[path]):
         timed.error = " ".join(plan.notes)  # what it fell back to is another path, not this one
-    timed.path = plan.path if plan.recorded else path
+    timed.path = path if timed.error else plan.path
     return timed, plan
 
 
@@ -225,6 +225,8 @@ def _check(row: Row, slot: Slot, ids: list[int], plans: dict[str, Any], options:
                 timed.check += f"; this kernel does not repeat its own rounding (generate's second run: {_same(again, stock)})"
             elif timed.error is None and eager != stock:
                 timed.error = f"Eager tokens are not stock generate's: {timed.check}."
+            continue
+        if timed.error is not None:  # what it fell back to is another row's
             continue
         check = compare(slot.model, plan.recorded, ids, options.new_tokens)
         timed.check = check.in_words()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -40,6 +41,33 @@ def test_a_report_holds_what_was_measured(tiny):
     assert json.loads(json.dumps(report.to_dict()))["rows"][1]["variant"] == "nf4"
     text = bench_table.table(report)
     assert "| nf4 | stock generate |" in text and "batch 1, greedy" in text
+
+
+def test_a_step_is_told_kernel_by_kernel(tiny):
+    *_, report = bench.run(str(tiny / "full"), [resolve("bf16")], replace(TINY, ttft_tokens=0, profile=True))
+    (eager,) = report.rows[0].paths
+    found = eager.profile
+    assert 0 < found.busy_s < 3 * found.step_s and found.kernels == tuple(
+        sorted(found.kernels, key=lambda k: -k.seconds)
+    )
+    products = next(k for k in found.kernels if k.name in ("aten::mm", "aten::addmm", "aten::linear"))
+    assert products.calls == 15, (
+        "two layers of seven products, and the head: steps were lost or counted twice"
+    )
+    text = bench_table.table(report)
+    assert f"| {products.name} | 15 |" in text and "lie between them" in text
+
+
+def test_kernel_names_are_what_a_person_tells_them_by():
+    from comparator.metrics.kernels import short
+
+    add = (
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>, "
+        "std::array<char*, 3ul> >(int, at::native::CUDAFunctor_add<c10::BFloat16>, std::array<char*, 3ul>)"
+    )
+    assert short(add) == "vectorized_elementwise_kernel<CUDAFunctor_add>"
+    assert short("void gemm_4bit_simt<__nv_bfloat16, 1, 2>(float const*)") == "gemm_4bit_simt"
+    assert short("triton_red_fused_mm_t_1") == "triton_red_fused_mm_t_1"
 
 
 def test_a_batch_is_measured_whole(tiny):
@@ -89,7 +117,26 @@ def test_a_graph_that_is_asked_for_and_not_there_is_an_error(tiny):
     options = Options(decode=("graph",), prompt_tokens=8, new_tokens=4, pairs=1)
     *_, report = bench.run(str(tiny / "full"), [resolve("bf16")], options)
     (timed,) = report.rows[0].paths
-    assert "CUDA" in timed.error and timed.decode_tok_s is None
+    assert "CUDA" in timed.error and timed.decode_tok_s is None and timed.path == "graph"
+
+
+def test_a_compiled_step_that_is_refused_is_an_error_and_not_the_graphs_figure(tiny, monkeypatch):
+    """The column itself falls back to the plain recording; a bench must not print that one's speed as compiled."""
+    from comparator.decode import Decoder, decoder
+    from comparator.pool import Slot
+
+    def cannot(fixed):
+        raise RuntimeError("the compiler gave up")
+
+    monkeypatch.setattr(decoder, "_compiled", cannot)
+    made: dict[int, Decoder] = {}
+    on_card = property(lambda slot: made.setdefault(id(slot), Decoder(slot.model, "cuda:0")))
+    monkeypatch.setattr(Slot, "decoder", on_card)  # on a CPU “recording” is calling the step
+    options = Options(decode=("graph", "compiled"), prompt_tokens=8, new_tokens=4, pairs=1)
+    *_, report = bench.run(str(tiny / "full"), [resolve("fp32")], options)
+    graph, compiled = report.rows[0].paths
+    assert (graph.path, graph.error) == ("cuda-graph", None) and graph.decode_tok_s > 0
+    assert compiled.path == "compiled" and "gave up" in compiled.error and compiled.decode_tok_s is None
 
 
 def test_one_variants_trouble_is_its_row_alone(tiny):
