@@ -141,21 +141,26 @@ def test_the_next_run_gets_a_fresh_actor(settled, model):
 
 def test_a_node_that_is_lost_fails_its_column_alone(settled, machines, model):
     third = machines.add("gamma")
+
+    def usable() -> list[str]:
+        settled._one("refresh")
+        return [n.name for n in settled.state().nodes if not n.refused]
+
+    assert ray_actors.wait_until(lambda: "gamma" in usable(), 60), f"the new node was not found: {usable()}"
     wanted = request(model, "fp32", "bf16", "fp16", new=500, parallel=True, fidelity="none")
     hosts, gone = {}, None
     for event in compare(wanted, engine=settled):
         if isinstance(event, Generating) and gone is None:
             hosts = {r.variant: r.node for r in settled.state().residents}
-            gone = next(v for v, node in hosts.items() if node == "gamma")
+            gone = next((v for v, node in hosts.items() if node == "gamma"), None)
+            assert gone, f"with three free nodes no column went to the new one: {hosts}"
             machines.lose(third)
     status = {c.variant: c.status for c in event.comparison.cells}
     assert status.pop(gone) == "failed", f"{gone} was on the node that went: {hosts}"
     assert set(status.values()) == {"ok"}
     failed = event.comparison.cell(gone)
     assert "gamma" in failed.error.problem and failed.error.advice
-    assert ray_actors.wait_until(
-        lambda: "gamma" not in [n.name for n in (settled._one("refresh"), settled.state())[1].nodes]
-    )
+    assert ray_actors.wait_until(lambda: "gamma" not in usable())
     assert run(request(model, gone, fidelity="none"), settled).ok, "the next run has to find another place"
 
 
