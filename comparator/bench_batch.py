@@ -73,7 +73,6 @@ def record(model: Any, given: Any, count: int, compiled: bool) -> tuple[Any, str
     """(the recorded step for this batch, how far its logits are from the eager ones). Raises `NotCapturable`."""
     import torch
 
-    from comparator.decode import fused
     from comparator.decode.check import explained
     from comparator.decode.decoder import NotCapturable, capture
     from comparator.decode.fixed import Fixed, bucket, refusal
@@ -88,7 +87,7 @@ def record(model: Any, given: Any, count: int, compiled: bool) -> tuple[Any, str
         cache, logits = _prefill(model, given)
         begin_decoding()
         fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
-        recorded = capture(model, fixed, compiled, True, fused.find(model, fixed))
+        recorded = capture(model, fixed, compiled, True)
         cache, logits = _prefill(model, given)
         fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
         furthest, same, steps = 0.0, 0, min(CHECKED, count - 1)

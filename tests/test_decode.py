@@ -28,6 +28,21 @@ def recorded_for(model, settings=GREEDY, compiled=False):
     return record(model, fixed, PROMPT, compiled, is_plain(model, settings))
 
 
+def filled(model, tokens=24):
+    """A fixed step after the prompt, as recording finds it, with what decoding needs around it."""
+    import torch
+
+    from comparator.decode.fixed import Fixed, bucket
+    from comparator.generate import Stepper
+
+    fixed = Fixed(model, bucket(len(PROMPT) + tokens))
+    with torch.inference_mode():
+        stepper = Stepper(model, PROMPT, 2)
+        first = stepper.next_logits()
+        fixed.fill(stepper.cache, stepper.length, int(first.argmax(-1)), first.shape[-1])
+    return fixed
+
+
 @pytest.mark.parametrize("name", FULL)
 @pytest.mark.parametrize(
     "settings",

@@ -14,7 +14,7 @@ from typing import Any
 
 from comparator.backends import loading
 from comparator.backends.base import Backend, LoadedModel, Logical, Method, Option, Placement, Progress
-from comparator.gptq import calibration, kernels, made, ready, shapes, streams
+from comparator.gptq import calibration, kernels, made, order, ready, shapes, streams
 from comparator.gptq.kernels import Packed
 from comparator.gptq.layer import Recipe
 from comparator.notation import sort_options
@@ -226,6 +226,7 @@ class Gptq(Backend):
     def _kernel(self, variant: Variant, packed: Packed, placement: Placement) -> kernels.Kernel:
         if placement.device.startswith("cuda"):
             streams.patch(_cache_dir())  # before it is asked what is compiled already
+            order.patch()
         spread = bool(placement.max_memory and "cpu" in placement.max_memory)
         spread = spread and placement.device.startswith("cuda")
         return kernels.choose(self.values(variant)["kernel"], packed, placement.device, spread)

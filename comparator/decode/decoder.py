@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from comparator.decode import fused
+from comparator.decode import abreast, fused
 from comparator.decode.check import Check, compare
 from comparator.decode.fixed import Fixed, bucket, refusal
 from comparator.decode.graph import Recorded
@@ -181,27 +181,29 @@ def record(
         begin_decoding()
         notes = stack.enter_context(int8.capturable(model))
         fixed.fill(stepper.cache, stepper.length, int(first.argmax(-1)), first.shape[-1])
-        found = fused.find(model, fixed)
-        recorded = capture(model, fixed, compiled, greedy, found)
+        recorded = capture(model, fixed, compiled, greedy)
     check = compare(model, recorded, prompt_ids)
     return recorded, notes + recorded.notes, check
 
 
-def capture(model: Any, fixed: Fixed, compiled: bool, greedy: bool, found: fused.Fused) -> Recorded:
-    """Warm the step on a filled `fixed` up and record it with what was `found` to fuse, inside `decoding` and
-    inference mode."""
+def capture(model: Any, fixed: Fixed, compiled: bool, greedy: bool) -> Recorded:
+    """See what of the step of a filled `fixed` can be fused and what can run side by side, warm it up and record it;
+    inside `decoding` and inference mode."""
     import torch
 
     from comparator.decode import opaque
 
     cuda, step = fixed.device.type == "cuda", None
-    found = found.of(fixed.capacity, compiled)
-    with opaque.opaque_kernels(model) if compiled else contextlib.nullcontext():
+    found = fused.find(model, fixed).of(fixed.capacity, compiled, fused.repeats(model))
+    groups = abreast.find(model, fixed)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(abreast.applied(groups, fixed.device))
         if compiled:
+            stack.enter_context(opaque.opaque_kernels(model))
             step = _compiled(fixed)
         path = "compiled-cuda-graph" if compiled else "cuda-graph"
         recorded = Recorded(fixed, path, greedy, step, lambda: fused.applied(found, fixed))
-        recorded.notes = found.notes
+        recorded.notes = found.notes + ((abreast.NOTE,) if groups else ())
         side = torch.cuda.Stream(fixed.device) if cuda else None
         if side:
             side.wait_stream(torch.cuda.current_stream(fixed.device))

@@ -56,11 +56,18 @@ class Fused:
             "weights is the library's own.",
         )
 
-    def of(self, capacity: int, compiled: bool) -> Fused:
-        """What a step takes. torch.compile fuses norms and rotations with their neighbours, and rounds anew anyway."""
+    def of(self, capacity: int, compiled: bool, exact: bool = True) -> Fused:
+        """What a step takes. torch.compile fuses norms and rotations with their neighbours, and rounds anew anyway.
+        `exact`: there are bits of eager decoding that a step could give (`repeats`)."""
         if compiled:
             return Fused(attentions=self.attentions)
-        return self if capacity > EXACT_SLOTS else Fused(self.norms, self.rotations)
+        return self if capacity > EXACT_SLOTS or not exact else Fused(self.norms, self.rotations)
+
+
+def repeats(model: Any) -> bool:
+    """Whether eager decoding gives the same bits each time. ExLlamaV2 adds with atomic operations in fp16, in whatever
+    order its blocks come: then there are no bits to keep."""
+    return not any(type(m).__name__ == "ExllamaV2Linear" for m in model.modules())
 
 
 class _Seen:

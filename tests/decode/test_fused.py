@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from test_decode import FULL, GREEDY, recorded_for, tokens
-from test_generate import PROMPT, tiny
+from test_decode import FULL, GREEDY, filled, recorded_for, tokens
+from test_generate import tiny
 
 SHAPES = [(1, 9, 3, 64), (2, 4, 4, 80), (1, 32, 8, 128), (1, 8, 1, 256), (3, 6, 2, 16)]
-
-
-def filled(model, tokens=24):
-    """A fixed step after the prompt, as recording finds it, with what decoding needs around it."""
-    import torch
-
-    from comparator.decode.fixed import Fixed, bucket
-    from comparator.generate import Stepper
-
-    fixed = Fixed(model, bucket(len(PROMPT) + tokens))
-    with torch.inference_mode():
-        stepper = Stepper(model, PROMPT, 2)
-        first = stepper.next_logits()
-        fixed.fill(stepper.cache, stepper.length, int(first.argmax(-1)), first.shape[-1])
-    return fixed
 
 
 def found_in(model):
