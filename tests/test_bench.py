@@ -122,13 +122,13 @@ def test_a_graph_that_is_asked_for_and_not_there_is_an_error(tiny):
 
 def test_a_compiled_step_that_is_refused_is_an_error_and_not_the_graphs_figure(tiny, monkeypatch):
     """The column itself falls back to the plain recording; a bench must not print that one's speed as compiled."""
-    from comparator.decode import Decoder, decoder
+    from comparator.decode import Decoder, inductor
     from comparator.pool import Slot
 
     def cannot(fixed):
         raise RuntimeError("the compiler gave up")
 
-    monkeypatch.setattr(decoder, "_compiled", cannot)
+    monkeypatch.setattr(inductor, "compiled", cannot)
     made: dict[int, Decoder] = {}
     on_card = property(lambda slot: made.setdefault(id(slot), Decoder(slot.model, "cuda:0")))
     monkeypatch.setattr(Slot, "decoder", on_card)  # on a CPU “recording” is calling the step

@@ -172,7 +172,7 @@ def test_what_rounding_explains_is_measured_on_the_model(dtype):
 
 def test_what_cannot_be_compiled_is_recorded_as_it_is(monkeypatch):
     """Asked for a compiled step that cannot be had, the column takes the plain graph, and says so."""
-    from comparator.decode import Decoder, decoder
+    from comparator.decode import Decoder, inductor
 
     model = tiny("Llama")
     made = Decoder(model, "cpu")
@@ -181,12 +181,12 @@ def test_what_cannot_be_compiled_is_recorded_as_it_is(monkeypatch):
     def refuses(_):
         raise RuntimeError("the compiler gave up")
 
-    monkeypatch.setattr(decoder, "_compiled", refuses)
+    monkeypatch.setattr(inductor, "compiled", refuses)
     plan = made.plan(PROMPT, replace(GREEDY, decode="compiled"))
     assert plan.path == "cuda-graph" and "Not compiled" in plan.notes[0] and "gave up" in plan.notes[0]
     assert plan.prepare_s > 0 and made.plan(PROMPT, replace(GREEDY, decode="compiled")).prepare_s is None
     assert not any("ompiled" in n for n in made.plan(PROMPT, GREEDY).notes), "auto did not ask for a compiler"
-    monkeypatch.setattr(decoder, "_compiled", lambda fixed: fixed.forward)
+    monkeypatch.setattr(inductor, "compiled", lambda fixed: fixed.forward)
     made.forget()
     assert made.plan(PROMPT, GREEDY).path == "cuda-graph"
     assert made.plan(PROMPT, replace(GREEDY, decode="compiled")).path == "compiled-cuda-graph"
@@ -471,3 +471,19 @@ def test_the_librarys_source_is_still_what_is_changed(tmp_path):
             assert source.endswith(".cpp") or "getCurrentCUDAStream" in text
     finally:
         extension.sources = before
+
+
+@pytest.mark.parametrize("size", [512, 320, 384, 77])
+def test_the_best_logit_is_the_first_of_equals(size):
+    import torch
+
+    from comparator.decode.fixed import best
+
+    scores = torch.randn(3, size)
+    scores[0, [5, size - 3]] = 9.0
+    scores[1, [size // 2, size - 1]] = float("inf")
+    scores[2, 7] = float("nan")
+    top, place = best(scores)
+    assert place.tolist()[:2] == [5, size // 2]
+    assert top[0] == 9 and top[1] == float("inf") and top[2].isnan()
+    torch.testing.assert_close(place[:2], scores[:2].argmax(-1))

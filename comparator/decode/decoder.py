@@ -191,7 +191,7 @@ def capture(model: Any, fixed: Fixed, compiled: bool, greedy: bool) -> Recorded:
     inside `decoding` and inference mode."""
     import torch
 
-    from comparator.decode import opaque
+    from comparator.decode import inductor, opaque
 
     cuda, step = fixed.device.type == "cuda", None
     found = fused.find(model, fixed).of(fixed.capacity, compiled, fused.repeats(model))
@@ -200,7 +200,7 @@ def capture(model: Any, fixed: Fixed, compiled: bool, greedy: bool) -> Recorded:
         stack.enter_context(abreast.applied(groups, fixed.device))
         if compiled:
             stack.enter_context(opaque.opaque_kernels(model))
-            step = _compiled(fixed)
+            step = inductor.compiled(fixed)
         path = "compiled-cuda-graph" if compiled else "cuda-graph"
         recorded = Recorded(fixed, path, greedy, step, lambda: fused.applied(found, fixed))
         recorded.notes = found.notes + ((abreast.NOTE,) if groups else ())
@@ -219,30 +219,6 @@ def capture(model: Any, fixed: Fixed, compiled: bool, greedy: bool) -> Recorded:
             recorded.kept.append(step)
         gc.collect()
     return recorded
-
-
-def _compiled(fixed: Fixed) -> Any:
-    import torch
-    import torch._dynamo
-    import torch._inductor.config
-
-    compiled = torch.compile(fixed.forward, dynamic=False)
-    inductor = {
-        # Round between fused operations where eager rounds, so that tokens stay the eager ones.
-        "emulate_precision_casts": True,
-        # Lets a product of one row be a fused reduction, tuned by trying: bf16 gains from it most.
-        "coordinate_descent_tuning": True,
-    }
-
-    def step() -> Any:
-        # Every model's layers share their code, and dynamo keeps a few versions of one piece of code only.
-        with (
-            torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096),
-            torch._inductor.config.patch(inductor),
-        ):
-            return compiled()
-
-    return step
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ class Fixed:
         """The best of `scores` (batch, vocabulary) becomes the next token; the host learns of it through `chosen`."""
         import torch
 
-        top, token = scores.max(dim=-1)
+        top, token = best(scores)
         self.token.copy_(token.view(-1, 1))
         self.chosen.copy_(torch.where(torch.isfinite(top), token, -1))
 
@@ -126,6 +126,18 @@ def _cache(prompt_cache: Any, capacity: int, position: Any) -> Any:
 
     with torch.inference_mode(False):
         return Cache(layers=[FixedLayer(layer) for layer in prompt_cache.layers])
+
+
+def best(scores: Any) -> tuple[Any, Any]:
+    """The largest of `scores` (batch, vocabulary) and where it is first, (batch,) each; NaN where there is one.
+
+    In two stages: to PyTorch one row is one block's work, and 128,256 logits take it 28 µs, a hundredth of a fast step.
+    """
+    batch, size = scores.shape
+    part = next((p for p in (512, 256, 128) if size % p == 0), size)
+    tops, places = scores.reshape(batch, -1, part).max(dim=-1)
+    top, which = tops.max(dim=-1)
+    return top, which * part + places.gather(-1, which.view(-1, 1)).view(-1)
 
 
 def refusal(model: Any, capacity: int) -> str | None:

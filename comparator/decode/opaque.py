@@ -21,7 +21,7 @@ def is_opaque(module: Any) -> bool:
     """Whether the module's kernel is one that torch.compile cannot be trusted with."""
     if type(module).__module__.startswith("gptqmodel"):
         return hasattr(module, "out_features") and hasattr(module, "qweight")
-    # Our own form of LLM.int8 launches a Triton kernel on device-side lists.
+    # Our own form of LLM.int8 launches a Triton kernel on device-side lists; products side by side have streams.
     return getattr(module.__dict__.get("forward"), "comparator_opaque", False)
 
 
@@ -39,6 +39,7 @@ def opaque_kernels(model: Any) -> Iterator[None]:
         def forward(x, number=number, size=module.out_features, **_):
             return operation(x, number, size)
 
+        forward.comparator_opaque = True
         module.forward = forward
     try:
         yield

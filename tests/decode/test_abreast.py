@@ -9,7 +9,7 @@ from test_generate import PROMPT, tiny
 from comparator.decode import abreast
 
 
-def packed(name: str, method: str = "nf4"):
+def packed(name: str, method: str = "nf4", device: str = "cpu"):
     """A tiny model whose linear layers but the head are bitsandbytes' own."""
     import bitsandbytes as bnb
     import torch
@@ -27,14 +27,24 @@ def packed(name: str, method: str = "nf4"):
                     )
                 made.load_state_dict(child.state_dict())
                 setattr(parent, child_name, made)
-    return model.to(model.device).eval()
+    return model.to(device).eval()  # which quantizes
+
+
+def with_adapter(model):
+    import torch
+
+    peft = pytest.importorskip("peft")
+    model.is_loaded_in_4bit = True  # what from_pretrained leaves; peft looks at it
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+    return peft.inject_adapter_in_model(config, model).eval()
 
 
 @pytest.fixture
 def llama():
     import torch
 
-    model = packed("Llama").to("cpu")
+    model = packed("Llama")
     with torch.inference_mode():
         model(torch.tensor([PROMPT]))  # bitsandbytes arranges the weights for this CPU in the first forward
     return model
@@ -145,6 +155,47 @@ def test_the_column_says_so_and_its_tokens_are_eagers(method):
     assert tokens(model, GREEDY, recorded)[0] == tokens(model, GREEDY)[0]
 
 
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_a_compiler_does_not_look_into_them(method, monkeypatch):
+    """It gets one operation for each product, and whichever it runs first runs those beside it."""
+    from comparator.decode import inductor, opaque
+
+    seen = []
+    own = inductor.compiled
+    monkeypatch.setattr(
+        inductor,
+        "compiled",
+        lambda fixed: seen.extend(m for m in fixed.model.modules() if opaque.is_opaque(m)) or own(fixed),
+    )
+    model = packed("Llama", method)
+    recorded, notes, check = recorded_for(model, compiled=True)
+    layers = model.config.num_hidden_layers
+    # LLM.int8 with its threshold is in a form of our own, which is opaque everywhere.
+    assert len(seen) == layers * {"nf4": 5, "int8": 7}[method]
+    assert abreast.NOTE in notes and check.first_difference is None
+    assert tokens(model, GREEDY, recorded)[0] == tokens(model, GREEDY)[0]
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_under_an_adapter_the_base_layers_run_side_by_side():
+    """peft calls the layer it wraps with the wrapper's own input, then adds what the adapter makes of it."""
+    import torch
+
+    model = with_adapter(packed("Llama"))
+    groups = found_in(model)
+    assert names(model, groups)[:2] == [
+        ["base_layer", "k_proj", "base_layer"],
+        ["gate_proj", "base_layer"],
+    ]
+    _, notes, check = recorded_for(model)
+    assert abreast.NOTE in notes and check.first_difference is None
+    given = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        own = model(given).logits
+        with abreast.applied(groups, torch.device("cpu")):
+            assert torch.equal(model(given).logits, own)
+
+
 def test_gptqmodels_layers_count_and_its_torch_kernel_does_not(monkeypatch):
     exllama = pytest.importorskip("gptqmodel.nn_modules.qlinear.exllamav2").ExllamaV2Linear
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
@@ -163,7 +214,7 @@ def test_gptqmodels_layers_count_and_its_torch_kernel_does_not(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("decode", ["graph", "compiled"])
-@pytest.mark.parametrize("method", ["nf4", "int8", "int8:threshold=0"])
+@pytest.mark.parametrize("method", ["nf4", "nf4 with an adapter", "int8", "int8:threshold=0"])
 def test_a_graph_with_branches_gives_the_same_bits(method, decode, monkeypatch):
     import torch
 
@@ -173,7 +224,9 @@ def test_a_graph_with_branches_gives_the_same_bits(method, decode, monkeypatch):
     from comparator.decode.decoder import capture
     from comparator.generate import decoding
 
-    model = packed("Llama", method).to("cuda")
+    model = packed("Llama", method.split()[0], "cuda")
+    if "adapter" in method:
+        model = with_adapter(model)
     rows = []
     for side_by_side in (True, False):
         if not side_by_side:
