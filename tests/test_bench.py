@@ -47,7 +47,7 @@ def test_a_step_is_told_kernel_by_kernel(tiny):
     *_, report = bench.run(str(tiny / "full"), [resolve("bf16")], replace(TINY, ttft_tokens=0, profile=True))
     (eager,) = report.rows[0].paths
     found = eager.profile
-    assert 0 < found.busy_s < 3 * found.step_s and found.kernels == tuple(
+    assert 0 < found.covered_s <= 1.001 * found.busy_s < 3 * found.step_s and found.kernels == tuple(
         sorted(found.kernels, key=lambda k: -k.seconds)
     )
     products = next(k for k in found.kernels if k.name in ("aten::mm", "aten::addmm", "aten::linear"))
@@ -56,6 +56,23 @@ def test_a_step_is_told_kernel_by_kernel(tiny):
     )
     text = bench_table.table(report)
     assert f"| {products.name} | 15 |" in text and "lie between them" in text
+
+
+def test_kernels_side_by_side_are_not_counted_twice(tiny):
+    from dataclasses import replace as changed
+
+    from comparator.metrics.kernels import Kernel, StepProfile, covered
+
+    assert covered([]) == 0
+    assert covered([(5, 6), (0, 4), (1, 3), (3.5, 4.5)]) == 5.5
+    *_, report = bench.run(str(tiny / "full"), [resolve("bf16")], replace(TINY, ttft_tokens=0))
+    (eager,) = report.rows[0].paths
+    eager.profile = StepProfile(0.003, (Kernel("product", 224, 0.0034), Kernel("head", 1, 0.0004)), 0.0028)
+    text = bench_table.table(report)
+    assert "in 2.80 ms of it kernels run (all together 3.80 ms: some run side by side); 0.20 ms lie" in text
+    assert "| product | 224 | 15.2 | 3.400 | 89.5 |" in text
+    eager.profile = changed(eager.profile, covered_s=0.0038)
+    assert "side by side" not in bench_table.table(report)
 
 
 def test_kernel_names_are_what_a_person_tells_them_by():

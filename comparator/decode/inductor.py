@@ -26,16 +26,19 @@ def compiled(fixed: Fixed) -> Callable[[], Any]:
         # Lets a product of one row be a fused reduction, tuned by trying: bf16 gains from it most.
         "coordinate_descent_tuning": True,
     }
-    if _has_opaque(fixed.model) and hasattr(config, "combo_kernels"):
-        # Small kernels that do not need each other (the rotation of q, that of k, both caches) become one.
-        wanted["combo_kernels"] = True
+    norms: Callable[[], Any] = contextlib.nullcontext
+    if _has_opaque(fixed.model):
+        norms = _one_pass_norms
+        if hasattr(config, "combo_kernels"):
+            # Small kernels that do not need each other (the rotation of q, that of k, both caches) become one.
+            wanted["combo_kernels"] = True
 
     def step() -> Any:
         # Every model's layers share their code, and dynamo keeps a few versions of one piece of code only.
         with (
             torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096),
             config.patch(wanted),
-            _one_pass_norms(),
+            norms(),
         ):
             return made()
 
@@ -43,7 +46,8 @@ def compiled(fixed: Fixed) -> Callable[[], Any]:
 
 
 def _has_opaque(model: Any) -> bool:
-    """Whether libraries' kernels multiply. Where the compiler itself does, horizontal fusion has products to spoil."""
+    """Whether libraries' kernels multiply, so that all that is left to the compiler is small. Where it multiplies itself,
+    a norm is a part of the product beside it."""
     from comparator.decode import opaque
 
     return any(opaque.is_opaque(m) for m in model.modules())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -22,14 +22,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """`step_s`: one step without the profiler. `kernels`: the costliest first."""
+    """`step_s`: one step without the profiler. `kernels`: the costliest first. `covered_s`: the part of a step in which
+    at least one kernel runs; what lacks to `step_s` is the time between them."""
 
     step_s: float
     kernels: tuple[Kernel, ...]
+    covered_s: float
 
     @property
     def busy_s(self) -> float:
-        """All kernels of a step together; what lacks to `step_s` is the time between them."""
+        """All kernels of a step together: more than `covered_s` where some run side by side."""
         return sum(k.seconds for k in self.kernels)
 
 
@@ -54,12 +56,32 @@ def profile(step: Callable[[], object], device: str, steps: int = 8) -> StepProf
     sums: dict[str, list[float]] = {}
     for event in recorded.key_averages():
         micros = event.self_device_time_total if cuda else event.self_cpu_time_total
-        if micros > 0 and not event.key.startswith(("cuda", "ProfilerStep", "Activity Buffer")):
+        if micros > 0 and _is_kernel(event.key):
             found = sums.setdefault(short(event.key), [0.0, 0.0])
             found[0] += event.count / steps
             found[1] += micros * 1e-6 / steps
     kernels = (Kernel(name, calls, seconds) for name, (calls, seconds) in sums.items())
-    return StepProfile(step_s, tuple(sorted(kernels, key=lambda k: -k.seconds)))
+    device_type = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    times = (
+        (event.time_range.start, event.time_range.end)
+        for event in recorded.events()
+        if event.device_type == device_type and _is_kernel(event.name)
+    )
+    covered_s = covered(times) * 1e-6 / steps
+    return StepProfile(step_s, tuple(sorted(kernels, key=lambda k: -k.seconds)), covered_s)
+
+
+def covered(times: Iterable[tuple[float, float]]) -> float:
+    """How much of the time lies within at least one of the (start, end)."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(times):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _is_kernel(name: str) -> bool:
+    return not name.startswith(("cuda", "ProfilerStep", "Activity Buffer"))
 
 
 def short(name: str) -> str:
