@@ -145,7 +145,8 @@ def bench(given) -> dict:
     from comparator.sources import open_checkpoint
     from comparator.training.base import device as training_device
     from comparator.training.estimate import estimate
-    from comparator.training.types import DataSource, TrainRequest, TrainSettings
+    from comparator.training.settings import TrainSettings
+    from comparator.training.types import DataSource, TrainRequest
 
     device = training_device()
     made = shapes.folder_for(given.shapes, False) if given.shapes else None
@@ -219,7 +220,8 @@ def to_the_end(given) -> dict:
     with tempfile.TemporaryDirectory(prefix="comparator-bench-") as folder:
         os.environ["COMPARATOR_DATA_DIR"] = folder
         from comparator.training.jobs import get_trainings
-        from comparator.training.types import DataSource, TrainRequest, TrainSettings
+        from comparator.training.settings import TrainSettings
+        from comparator.training.types import DataSource, TrainRequest
 
         trainings = get_trainings()
         settings = TrainSettings(learning_rate=2e-3, epochs=given.epochs, batch_size=4, accumulation=1)

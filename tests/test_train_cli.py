@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 pytest.importorskip("trl", reason="training needs trl")
 
 from comparator.cli import app
-from comparator.training.types import SETTINGS
+from comparator.training.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.training.types import SETTINGS
+from comparator.training.settings import SETTINGS
 from comparator.types import Problem
 
 _BY_NAME = {s.name: s for s in SETTINGS}

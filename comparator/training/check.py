@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from comparator.training.types import SETTINGS, TrainRequest, TrainSettings
+from comparator.training.settings import SETTINGS, TrainSettings
+from comparator.training.types import TrainRequest
 from comparator.types import Problem
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)

@@ -13,7 +13,8 @@ from typing import Any
 from comparator.backends import backend_for
 from comparator.sources import Checkpoint
 from comparator.training import targets
-from comparator.training.types import Estimate, TrainSettings
+from comparator.training.settings import TrainSettings
+from comparator.training.types import Estimate
 from comparator.types import ErrorInfo, Variant
 
 # Bytes an optimizer keeps for each trainable parameter, in the parameter's own dtype or in 8 bits.

@@ -26,6 +26,7 @@ from comparator.adapters.find import trained_folder, trained_names
 from comparator.settings import Settings
 from comparator.training import base, check, data, estimate, folder, store, targets, tokens
 from comparator.training.job import Job
+from comparator.training.settings import TrainSettings
 from comparator.training.types import (
     DataPreview,
     DataSource,
@@ -35,7 +36,6 @@ from comparator.training.types import (
     TrainingResult,
     TrainingState,
     TrainRequest,
-    TrainSettings,
 )
 from comparator.types import Problem
 

@@ -15,15 +15,9 @@ from comparator.sources import open_checkpoint
 from comparator.training import base as bases
 from comparator.training import folder, targets
 from comparator.training.estimate import RESERVE_BYTES, checkpointing_for, estimate, optimizer_for
+from comparator.training.settings import TrainSettings
 from comparator.training.tokens import Encoded
-from comparator.training.types import (
-    Estimate,
-    Preparing,
-    Saving,
-    TrainingResult,
-    TrainRequest,
-    TrainSettings,
-)
+from comparator.training.types import Estimate, Preparing, Saving, TrainingResult, TrainRequest
 from comparator.training.watch import Halted, Watch, callback
 from comparator.types import Problem, Stopped, Variant
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from comparator import cache
 from comparator.training import folder
+from comparator.training.settings import TrainSettings
 from comparator.training.tokens import Corpus, Encoded
-from comparator.training.types import DataSource, TrainingState, TrainRequest, TrainSettings
+from comparator.training.types import DataSource, TrainingState, TrainRequest
 from comparator.types import ErrorInfo, Problem
 
 _RUN, _SAMPLES = "run.json", "samples.jsonl"

@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from comparator.sources import Checkpoint
-from comparator.training.types import ALL_LINEAR, Target, TrainSettings
+from comparator.training.settings import ALL_LINEAR, TrainSettings
+from comparator.training.types import Target
 from comparator.types import Problem
 
 _EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe)$")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from comparator.training.data import Data
-from comparator.training.types import DataPreview, Piece, SamplePreview, TokenStatistics, TrainSettings
+from comparator.training.settings import TrainSettings
+from comparator.training.types import DataPreview, Piece, SamplePreview, TokenStatistics
 from comparator.types import Problem
 
 MASKED = -100

@@ -7,15 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comparator.backends import resolve
-from comparator.training.types import (
-    ALL_LINEAR,
-    FORMS,
-    SETTINGS,
-    DataSource,
-    Setting,
-    TrainRequest,
-    TrainSettings,
-)
+from comparator.training.settings import ALL_LINEAR, SETTINGS, Setting, TrainSettings
+from comparator.training.types import FORMS, DataSource, TrainRequest
 from comparator.types import Problem
 
 FIRST = (

@@ -119,6 +119,23 @@ def test_attention_stays_the_librarys_where_the_cache_is_short():
     assert whole.of(EXACT_SLOTS, compiled=False) == Fused(("norm",), ("rotation",))
     assert whole.of(EXACT_SLOTS + 1, compiled=False) == whole
     assert whole.of(256, compiled=True) == Fused(attentions=("attention",))
+    assert whole.of(256, compiled=False, exact=False) == whole, (
+        "eager repeats no bits, so there are none to keep"
+    )
+
+
+def test_exllama_repeats_no_bits():
+    import torch
+
+    from comparator.decode.fused import repeats
+
+    model = tiny("Llama")
+    assert repeats(model)
+    exllama = pytest.importorskip("gptqmodel.nn_modules.qlinear.exllamav2").ExllamaV2Linear
+    layer = exllama.__new__(exllama)  # there is no GPU to make one for
+    torch.nn.Module.__init__(layer)
+    model.model.layers[1].mlp.up_proj = layer
+    assert not repeats(model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

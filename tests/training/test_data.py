@@ -9,7 +9,8 @@ import pytest
 import tiny_models
 
 from comparator.training import data, targets, tokens
-from comparator.training.types import DataSource, TrainSettings
+from comparator.training.settings import TrainSettings
+from comparator.training.types import DataSource
 from comparator.types import Problem
 
 GIVEN = TrainSettings(max_length=128)

@@ -25,6 +25,7 @@ from comparator.adapters import describe, open_adapter, trained_names
 from comparator.engine import Engine
 from comparator.settings import Settings
 from comparator.training.jobs import Trainings
+from comparator.training.settings import TrainSettings
 from comparator.training.types import (
     Cancelled,
     DataSource,
@@ -35,7 +36,6 @@ from comparator.training.types import (
     Step,
     Trained,
     TrainRequest,
-    TrainSettings,
     Waiting,
 )
 from comparator.types import Adapter, Done, Generating, Problem, Queued

@@ -7,8 +7,8 @@ from dataclasses import replace
 import gradio as gr
 import pytest
 
+from comparator.training.settings import SETTINGS, TrainSettings
 from comparator.training.types import (
-    SETTINGS,
     DataSource,
     Estimate,
     EvalRow,
@@ -20,7 +20,6 @@ from comparator.training.types import (
     TrainingResult,
     TrainingState,
     TrainRequest,
-    TrainSettings,
 )
 from comparator.types import ErrorInfo, Problem
 from comparator.ui.components import train_after, train_data, train_results, train_run, train_watch, variants

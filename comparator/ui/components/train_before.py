@@ -1,6 +1,6 @@
 """The Train tab, before a run: base, data and settings, and what comes of them as one types.
 
-Lays the fields out from `training.types.SETTINGS`, shows the data as the model will see it and what a run would take.
+Lays the fields out from `training.settings.SETTINGS`, shows the data as the model will see it and what a run would take.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import gradio as gr
 from comparator import plots_training
 from comparator.backends import methods, presets, resolve
 from comparator.training import jobs
-from comparator.training.types import ALL_LINEAR, FORMS, SETTINGS, DataPreview, Setting
+from comparator.training.settings import ALL_LINEAR, SETTINGS, Setting
+from comparator.training.types import FORMS, DataPreview
 from comparator.types import Problem
 from comparator.ui import train_form
 from comparator.ui.components import train_data
