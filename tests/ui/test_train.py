@@ -123,6 +123,8 @@ def test_the_whole_path(visit, tmp_path):
     # On what was held back, with it and without.
     for box in page.locator("#trained-on input").all():
         box.set_checked(box.get_attribute("name") == "bf16")
+    ticked = page.locator("#trained-on input:checked").evaluate_all("(boxes) => boxes.map((b) => b.name)")
+    assert ticked == ["bf16"], f"the page ticked others again: {ticked}"
     page.click("#trained-evaluate")
     until(page, "#trained-told", "Done: 1 variant")
     assert "better" in text(page, '[data-table="evaluation"] tbody'), "the adapter does not help on bf16"

@@ -197,4 +197,10 @@ def test_compare_now_ticks_the_base_and_makes_room():
     assert value["on"] == ["bf16", "nf4:dq"] and left == ["int8", "nf4"], (
         "two columns a variant, four at most"
     )
-    assert isinstance(train_after.variants_of(None, picked), gr.CheckboxGroup)
+    boxes, laid = train_after.boxes_of(None, picked, None)
+    assert isinstance(boxes, gr.CheckboxGroup) and boxes.value == laid[1]
+    again, same = train_after.boxes_of(None, picked, laid)
+    assert not isinstance(again, gr.CheckboxGroup), "what a visitor has ticked since is thrown away"
+    assert same == laid
+    other, _ = train_after.boxes_of(None, {**picked, "on": picked["on"][:1]}, laid)
+    assert isinstance(other, gr.CheckboxGroup), "the list on the left has other ticks now"

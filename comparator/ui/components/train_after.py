@@ -98,9 +98,10 @@ def build(page: Page) -> After:
     file = gr.DownloadButton("Download", visible="hidden", elem_id="train-file")
     folder = Path(tempfile.mkdtemp(prefix="quant-comparator-"))  # mode 700: nobody else's
     after = After(nothing, whole, chosen, about, measured, pictures, bars)
+    laid = gr.State(None)  # the boxes as the list gave them last
 
-    def show(name: str, picked: Any):
-        return *shown(name, picked), variants_of(name, picked)
+    def show(name: str, picked: Any, before: Any):
+        return *shown(name, picked), *boxes_of(name, picked, before)
 
     def make(name: str):
         try:
@@ -128,8 +129,8 @@ def build(page: Page) -> After:
 
     picked = page.fields["picked"]
     gr.on(
-        [chosen.change, picked.change], show, inputs=[chosen, picked],
-        outputs=[about, measured, pictures, bars, on], trigger_mode="always_last", **PRIVATE,
+        [chosen.change, picked.change], show, inputs=[chosen, picked, laid],
+        outputs=[about, measured, pictures, bars, on, laid], trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
     compare.click(
         compare_now, inputs=[chosen, picked, page.adapter_names], outputs=_form(page), **PRIVATE
@@ -201,12 +202,14 @@ def pictured(found: Evaluation | None, picked: Any) -> list[Any]:
     return [train_results.evaluation(found), gr.Row(visible=True), bars]
 
 
-def variants_of(name: str | None, picked: Any):
-    """The variants to evaluate on: all that are in the list, with those ticked that are ticked there, and the base."""
+def boxes_of(name: str | None, picked: Any, before: Any) -> list[Any]:
+    """(the boxes, how they are laid now). They are all the variants in the list, with those ticked that are ticked there,
+    and the base. Where that is how they were laid `before`, they stay as the visitor has ticked them since."""
     listed, on = _listed(picked)
     base = _base(name)
     names = list(dict.fromkeys([*listed, *([base] if base else [])]))
-    return gr.CheckboxGroup(choices=names, value=[n for n in names if n in on or n == base])
+    laid = [names, [n for n in names if n in on or n == base]]
+    return [gr.skip() if laid == before else gr.CheckboxGroup(choices=names, value=laid[1]), laid]
 
 
 def _listed(picked: Any) -> tuple[list[str], list[str]]:
