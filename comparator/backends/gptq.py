@@ -176,6 +176,8 @@ class Gptq(Backend):
         values, notes = self.values(variant), []
         packed = self._packed(variant, checkpoint)
         kernel = self._kernel(variant, packed, placement)
+        if kernel.name == "exllama_v2":
+            order.patch()
         if values["dtype"] == "bf16" and not loading.supports_bf16(placement.device):
             raise Problem("This GPU has no bf16.", "Leave dtype= out: gptq computes in fp16.")
         if variant.source:
@@ -226,7 +228,6 @@ class Gptq(Backend):
     def _kernel(self, variant: Variant, packed: Packed, placement: Placement) -> kernels.Kernel:
         if placement.device.startswith("cuda"):
             streams.patch(_cache_dir())  # before it is asked what is compiled already
-            order.patch()
         spread = bool(placement.max_memory and "cpu" in placement.max_memory)
         spread = spread and placement.device.startswith("cuda")
         return kernels.choose(self.values(variant)["kernel"], packed, placement.device, spread)

@@ -14,6 +14,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from comparator.decode.instead import instead
+
 if TYPE_CHECKING:
     from comparator.decode.fixed import Fixed
 
@@ -38,15 +40,16 @@ def find(model: Any, fixed: Fixed) -> Groups:
     if fixed.batch > 1 or not watched:
         return ()
     calls: dict[int, int] = {}  # by id of the module
-    groups: dict[
-        int, tuple[Any, Any, list[Any]]
-    ] = {}  # by id of the input: it, its values when first seen, modules
+    # By id of the input: it, its values when first seen, modules.
+    groups: dict[int, tuple[Any, Any, list[Any]]] = {}
 
     def see(module: Any, args: tuple, kwargs: dict) -> None:
         calls[id(module)] = calls.get(id(module), 0) + 1
         if kwargs or len(args) != 1:
             return
-        given, first, members = groups.setdefault(id(args[0]), (args[0], args[0].clone(), []))
+        if id(args[0]) not in groups:
+            groups[id(args[0])] = args[0], args[0].clone(), []
+        given, first, members = groups[id(args[0])]
         # Nobody may have written into the input between two of its readers.
         if given.shape == first.shape and torch.equal(given, first):
             members.append(module)
@@ -74,20 +77,13 @@ def is_packed(module: Any) -> bool:
 @contextlib.contextmanager
 def applied(groups: Groups, device: Any) -> Iterator[None]:
     """Inside, the first of a group to be called runs them all. A compiler does not look into them (`opaque.py`)."""
-    before = {m: m.__dict__.get("forward") for members in groups for m in members}
     streams = _streams(device) if groups else ()
-    for members in groups:
-        together = _Together(members, streams)
-        for module in members:
-            module.forward = _forward(together, module)
-    try:
+    with contextlib.ExitStack() as stack:
+        for members in groups:
+            together = _Together(members, streams)
+            for module in members:
+                stack.enter_context(instead(module, _forward(together, module)))
         yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
 
 
 def _streams(device: Any) -> tuple[Any, ...]:

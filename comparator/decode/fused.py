@@ -18,6 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from comparator import words
+from comparator.decode.instead import instead
 
 if TYPE_CHECKING:
     from comparator.decode.fixed import Fixed
@@ -103,7 +104,7 @@ def find(model: Any, fixed: Fixed) -> Fused:
     seen = _Seen()
     with contextlib.ExitStack() as stack:
         for norm in _norms(model):
-            stack.enter_context(_instead(norm, _watched_norm(norm, seen)))
+            stack.enter_context(instead(norm, _watched_norm(norm, seen)))
         for space in _spaces(model, _ROTATION):
             stack.enter_context(_global(space, _ROTATION, _watched_rotation(space, seen)))
         for table in _tables(model):
@@ -118,7 +119,7 @@ def applied(fused: Fused, fixed: Fixed) -> Iterator[None]:
     """Inside, a step of `fixed` takes the kernels."""
     with contextlib.ExitStack() as stack:
         for norm in fused.norms:
-            stack.enter_context(_instead(norm, _norm(norm)))
+            stack.enter_context(instead(norm, _norm(norm)))
         for space in fused.rotations:
             stack.enter_context(_global(space, _ROTATION, _rotation(getattr(space, _ROTATION))))
         for table in fused.attentions:
@@ -166,19 +167,6 @@ def _exact(model: Any) -> bool:
     import torch
 
     return next(p.dtype for p in model.parameters() if p.is_floating_point()) == torch.float32
-
-
-@contextlib.contextmanager
-def _instead(module: Any, forward: Callable) -> Iterator[None]:
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+from comparator.decode.instead import instead
+
 NOTE = (
     "Decoded with the outliers of LLM.int8 picked on the GPU, one kernel in place of bitsandbytes' question to the "
     "host; the same outliers and the same values, added up in another order."
@@ -39,13 +41,10 @@ def _with_outliers(model: Any) -> list[Any]:
 def capturable(model: Any) -> Iterator[tuple[str, ...]]:
     """Inside, int8 layers with a threshold take the form above. Yields notes for the column."""
     layers = _with_outliers(model)
-    for layer in layers:
-        layer.forward = _forward(layer)
-    try:
-        yield (NOTE,) if layers else ()
-    finally:
+    with contextlib.ExitStack() as stack:
         for layer in layers:
-            del layer.forward
+            stack.enter_context(instead(layer, _forward(layer)))
+        yield (NOTE,) if layers else ()
 
 
 def furthest(model: Any, step: Callable[[], Any]) -> tuple[Any, float | None]:

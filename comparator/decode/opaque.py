@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from comparator.decode.instead import instead
+
 _originals: dict[int, Any] = {}
 _numbers = itertools.count(1)
 
@@ -30,26 +32,18 @@ def opaque_kernels(model: Any) -> Iterator[None]:
     """Inside, each such module's forward is one opaque operation."""
     wrapped = [m for m in model.modules() if is_opaque(m)]
     operation = _operation() if wrapped else None
-    before = {}
-    for module in wrapped:
-        number = next(_numbers)
-        _originals[number] = module.forward
-        before[module] = (number, module.__dict__.get("forward"))
+    with contextlib.ExitStack() as stack:
+        for module in wrapped:
+            number = next(_numbers)
+            _originals[number] = module.forward
+            stack.callback(_originals.pop, number, None)
 
-        def forward(x, number=number, size=module.out_features, **_):
-            return operation(x, number, size)
+            def forward(x, number=number, size=module.out_features, **_):
+                return operation(x, number, size)
 
-        forward.comparator_opaque = True
-        module.forward = forward
-    try:
+            forward.comparator_opaque = True
+            stack.enter_context(instead(module, forward))
         yield
-    finally:
-        for module, (number, own) in before.items():
-            _originals.pop(number, None)
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
 
 
 @cache
