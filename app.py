@@ -9,17 +9,19 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
 def main() -> None:
-    from comparator.settings import get_settings
-    from comparator.types import Problem
+    from comparator.core.errors import UserError
+    from comparator.core.settings import get_settings
+    from comparator.util import error_log
 
     try:
         settings = get_settings()
-    except Problem as problem:
+    except UserError as problem:
         sys.exit(str(problem))
-    from comparator import space, zerogpu  # noqa: F401 - zerogpu before anything that imports torch
+    error_log.setup()
+    from comparator.deploy import space, zerogpu  # noqa: F401 - zerogpu before anything that imports torch
 
     space.prepare(settings)  # on a Space: the built-in model's package; elsewhere nothing
-    from comparator.engine import get_engine
+    from comparator.engines import get_engine
     from comparator.ui.build import build_ui, launch_options
 
     demo = build_ui(settings)

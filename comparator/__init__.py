@@ -12,63 +12,33 @@ Importing this is quick: torch and transformers load when a comparison starts.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from comparator.types import (
-    Adapter,
-    Cell,
-    CellResult,
-    Comparison,
-    GenerationSettings,
-    Problem,
-    Request,
-    Variant,
-)
+from comparator.core import VERSION
+from comparator.core.errors import UserError
+from comparator.core.request import GenerationSettings, Request
+from comparator.core.result import CellResult, Comparison
+from comparator.core.variant import Adapter, Cell, Variant
 
 if TYPE_CHECKING:
     from comparator.api import compare, run
     from comparator.backends import resolve
 
-__version__ = "0.1.0"
-__all__ = ["Adapter", "Cell", "CellResult", "Comparison", "GenerationSettings", "Problem", "Request", "Variant",
+__version__ = VERSION
+__all__ = ["Adapter", "Cell", "CellResult", "Comparison", "GenerationSettings", "Request", "UserError", "Variant",
            "compare", "resolve", "run"]  # fmt: skip
 
-_LAZY = {"run": "comparator.api", "resolve": "comparator.backends"}
-
-
-class _CallableModule(ModuleType):
-    """The module `comparator.compare`, which is also the function of that name."""
-
-    def __call__(self, *arguments: Any, **named: Any):
-        from comparator import api
-
-        return api.compare(*arguments, **named)
-
-
-class _Package(ModuleType):
-    """`comparator.compare` is a module and a function; whichever is asked for first, both work.
-
-    The import system sets a submodule as an attribute of its package, and so passes here.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "compare" and type(value) is ModuleType:
-            value.__class__ = _CallableModule
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+_FUNCTIONS = {"compare": "comparator.api", "run": "comparator.api", "resolve": "comparator.backends"}
+_MODULES = ("code", "document", "report", "types")  # usable as `comparator.report` without importing each
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compare":
-        return importlib.import_module("comparator.compare")
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"comparator.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,33 +1,27 @@
-"""The Python API: keywords in, events or a `Comparison` out. Knows nothing of a page or a terminal."""
+"""The Python API: keywords in, events or a `Comparison` out."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from comparator.backends import resolve
-from comparator.notation import parse_adapter
-from comparator.settings import get_settings
-from comparator.types import (
-    Adapter,
-    Cell,
-    Comparison,
-    Done,
-    EvalSettings,
-    Event,
-    GenerationSettings,
-    Problem,
-    Request,
-    Variant,
-)
+from comparator.backends import backend_for, resolve
+from comparator.core.errors import UserError
+from comparator.core.events import Done, Event
+from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
+from comparator.core.result import Comparison
+from comparator.core.settings import get_settings
+from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
 
 DEFAULT_VARIANTS = ("bf16", "int8", "nf4")
 WIKITEXT = "wikitext2"
+AUTO = "auto"
 
 
 def compare(
@@ -41,13 +35,14 @@ def compare(
 ) -> Iterator[Event]:
     """Run a comparison; yields its events, `Done(comparison)` last. `cancel.set()` stops it.
 
-    `settings` are those of `request`. Raises `Problem` for a request that is wrong in itself; a column's own
+    `settings` are those of `request`. Raises `UserError` for a request that is wrong in itself; a column's own
     trouble is a `Failed` event. Closing the iterator stops the work.
     """
-    from comparator.compare import compare as start
+    from comparator.comparison.runner import compare as start
+    from comparator.engines import get_engine
 
     asked = prompt if isinstance(prompt, Request) else request(prompt, variants, model, adapters, **settings)
-    return start(asked, cancel=cancel)
+    return start(asked, engine=get_engine(), cancel=cancel)
 
 
 def run(
@@ -72,6 +67,8 @@ def request(
     *,
     system: str | None = None,
     chat: bool | None = None,
+    template: str | None = None,
+    template_vars: Mapping[str, Any] | Iterable[str] = (),
     reference: str | Cell | None = None,
     fidelity: Literal["none", "prompt", "text"] | None = None,
     eval_text: str | Path | None = None,
@@ -88,12 +85,13 @@ def request(
     Columns are `variants` × (no adapter and each of `adapters`). `model` defaults to COMPARATOR_MODEL. `reference`
     is one of the columns, as it is called there (`"bf16"`, `"bf16 + pirate"`). `eval_text` is a file, or
     "wikitext2"; naming one sets `fidelity` to "text". `stride` is the context's length where it is not given.
+    `template` names one of the model's chat templates, `template_vars` are its variables: a mapping, or NAME=VALUE texts.
     `calibration` is what gptq columns that are made on the spot are rounded with: a file, "c4", "wikitext2" or the
     texts themselves. `parallel` runs columns on different devices of a Ray cluster at the same time.
-    `settings` are the fields of `GenerationSettings`. Raises `Problem` for what cannot be understood; ranges are checked when the comparison starts.
+    `settings` are the fields of `GenerationSettings`; `repeats` may be "auto". Raises `UserError` for what cannot be understood; ranges are checked when the comparison starts.
     """
     if fidelity not in (None, "none", "prompt", "text"):
-        raise Problem(f"There is no fidelity “{fidelity}”.", "It is none, prompt or text.")
+        raise UserError(f"There is no fidelity “{fidelity}”.", "It is none, prompt or text.")
     if calibration is not None:
         variants = [_calibrated(v, calibration) for v in _listed(variants)]
     return Request(
@@ -102,6 +100,7 @@ def request(
         prompt=_text("prompt", prompt),
         system=_text("system prompt", system) if system else None,
         chat=chat,
+        template=ChatTemplate(template, _variables(template_vars)),
         settings=_generation(settings),
         reference=reference if reference is None or isinstance(reference, Cell) else cell(reference),
         fidelity=fidelity or ("text" if eval_text else "prompt"),
@@ -112,22 +111,28 @@ def request(
     )
 
 
-def _calibrated(variant: str | Variant, calibration: Any) -> Variant:
-    from comparator.gptq.calibration import take_in
+def _variables(given: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+    pairs = (
+        [f"{name}={json.dumps(value)}" for name, value in given.items()]
+        if isinstance(given, Mapping)
+        else given
+    )
+    return parse_variables(_listed(pairs))
 
+
+def _calibrated(variant: str | Variant, calibration: Any) -> Variant:
     known = resolve(variant)
-    return take_in(known, calibration) if known.method == "gptq" and not known.source else known
+    return backend_for(known).with_calibration(known, calibration)
 
 
 def cells(
     variants: Iterable[str | Variant], adapters: Iterable[str | Adapter | None] = ()
 ) -> tuple[Cell, ...]:
     """The columns: grouped by variant, the one without an adapter first."""
-    found = [
-        None if a in (None, "none") else parse_adapter(a) if isinstance(a, str) else a
-        for a in _listed(adapters)
+    parsed = [
+        parse_adapter(a) if isinstance(a, str) else a for a in _listed(adapters) if a not in (None, "none")
     ]
-    each = [None, *(a for a in found if a is not None)]
+    each = [None, *parsed]
     return tuple(Cell(resolve(v), a) for v in _listed(variants) for a in each)
 
 
@@ -137,40 +142,52 @@ def cell(label: str) -> Cell:
     return Cell(resolve(variant), parse_adapter(adapter) if plus else None)
 
 
-def _listed(given: Any) -> list:
+def _listed(values: Any) -> list:
     """One string alone is one entry, not its letters."""
-    return [given] if isinstance(given, (str, Variant, Adapter)) else list(given)
+    return [values] if isinstance(values, (str, Variant, Adapter)) else list(values)
 
 
 def _text(what: str, text: Any) -> str:
     if not isinstance(text, str):
-        raise Problem(f"The {what} is no text but {type(text).__name__}.", "Pass a string.")
+        raise UserError(f"The {what} is no text but {type(text).__name__}.", "Pass a string.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise Problem(
+        raise UserError(
             f"The {what} holds bytes that are not UTF-8.", "Save it as UTF-8 and try again."
         ) from None
     return text
 
 
-def _generation(given: dict[str, Any]) -> GenerationSettings:
+def _generation(values: dict[str, Any]) -> GenerationSettings:
     known = [f.name for f in fields(GenerationSettings)]
-    for name in given:
+    for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             meant = f"Did you mean {near[0]}? " if near else ""
-            raise Problem(f"There is no setting “{name}”.", f"{meant}The settings are {', '.join(known)}.")
-    return GenerationSettings(**given)
+            raise UserError(f"There is no setting “{name}”.", f"{meant}The settings are {', '.join(known)}.")
+    if (repeats := values.get("repeats")) is not None:
+        values = {**values, "repeats": _repeats(repeats)}
+    return GenerationSettings(**values)
+
+
+def _repeats(value: int | str) -> int:
+    """3, "3" or "auto", which is 0."""
+    if value == AUTO:
+        return 0
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise UserError(f"repeats is “{value}”.", "It is auto, or a whole number from 1 to 100.") from None
 
 
 def _evaluation(eval_text: str | Path | None, context: int, stride: int | None) -> EvalSettings:
     stride = context if stride is None else stride
     for name, value in (("context", context), ("stride", stride)):
         if not isinstance(value, int) or value < 2 and name == "context" or value < 1:
-            raise Problem(f"{name} is {value}.", "It is a number of tokens, 512 for instance.")
+            raise UserError(f"{name} is {value}.", "It is a number of tokens, 512 for instance.")
     if stride > context:
-        raise Problem(
+        raise UserError(
             f"The stride {stride} is longer than the context {context}.", "It would skip tokens; lower it."
         )
     if eval_text is None:
@@ -182,15 +199,17 @@ def _evaluation(eval_text: str | Path | None, context: int, stride: int | None) 
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file. Raises `Problem` if it is missing, empty or not UTF-8."""
+    """A text file. Raises `UserError` if it is missing, empty or not UTF-8."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise Problem(f"{path} is not text in UTF-8.", "Save it as UTF-8, or choose another file.") from None
+        raise UserError(
+            f"{path} is not text in UTF-8.", "Save it as UTF-8, or choose another file."
+        ) from None
     except OSError as error:
-        raise Problem(
+        raise UserError(
             f"The {what} {path} cannot be read: {error.strerror or error}.", "Check the path."
         ) from None
     if not text.strip():
-        raise Problem(f"The {what} {path} is empty.", "Choose a file with text in it.")
+        raise UserError(f"The {what} {path} is empty.", "Choose a file with text in it.")
     return text

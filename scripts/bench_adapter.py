@@ -24,12 +24,12 @@ def measure(pool, checkpoint, notation: str, wish: str, new: int, prompt: int, p
     import peft
 
     from comparator import adapters
-    from comparator.adapters import attach, wardrobe
+    from comparator.adapters import attach
     from comparator.backends import backend_for, resolve
     from comparator.backends.base import Placement
-    from comparator.bench_runs import endless, our_run, prompt_ids, stock_run
-    from comparator.notation import parse_adapter
-    from comparator.types import GenerationSettings
+    from comparator.benchmark.runs import endless, our_run, prompt_ids, stock_run
+    from comparator.core.request import GenerationSettings
+    from comparator.core.variant import parse_adapter
 
     def quiet(*_):
         pass
@@ -39,7 +39,8 @@ def measure(pool, checkpoint, notation: str, wish: str, new: int, prompt: int, p
     variant = backend.complete(variant, checkpoint, quiet)
     plan = adapters.plan(adapter, checkpoint, variant)
     slot, _ = pool.load(checkpoint, variant, None, True, set(), quiet, threading.Event(), plan)
-    fitted, _ = wardrobe.fitted(slot, plan)
+    slot.attach(plan)
+    fitted = slot.fitted(adapter)
     ids = prompt_ids(slot.model, prompt, 0)
     other = backend.load(checkpoint, variant, Placement(slot.device), quiet).model
     wrapped = peft.PeftModel.from_pretrained(other, str(plan.facts.files.path)).eval()
@@ -65,7 +66,7 @@ def measure(pool, checkpoint, notation: str, wish: str, new: int, prompt: int, p
             runs["none"].append(speed(our_run(slot, ids, new, recording(None)).times_s))
     return {
         "variant": variant.notation,
-        "kernel": wardrobe.kernel(slot, plan),
+        "kernel": slot.describe(False, plan).kernel,
         "tokens_equal": list(ours) == list(theirs),
         **{f"{name}_tok_s": statistics.median(v) if v else None for name, v in runs.items()},
         "ratio": statistics.median(a / b for a, b in zip(runs["ours"], runs["peft"], strict=True)),
@@ -106,10 +107,10 @@ def main() -> None:
     import torch
     import transformers
 
-    from comparator.pool import Pool
-    from comparator.settings import get_settings
+    from comparator.core.errors import UserError
+    from comparator.core.settings import get_settings
+    from comparator.engine.pool import Pool
     from comparator.sources import open_checkpoint
-    from comparator.types import Problem
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -130,7 +131,7 @@ def main() -> None:
                     given.pairs,
                 )
             )
-        except Problem as problem:
+        except UserError as problem:
             rows.append({"variant": notation, "error": str(problem)})
         finally:
             pool.unload()

@@ -30,20 +30,20 @@ class Once:
 
 def once(engine, handle: str, prompt, settings) -> Once:
     """One run; every token's delay on the way to whoever reads."""
-    from comparator.messages import Generation
-
     late: list[float] = []
-    for item in engine.generate(handle, prompt, settings, threading.Event()):
+
+    def on_chunk(chunk) -> None:
         now = time.perf_counter()
-        if isinstance(item, Generation):
-            return Once(item.latency.decode_tok_s, late)
-        late += [now - at for at in item.times_s]
-    raise AssertionError("generate ends with a Generation")
+        late.extend(now - at for at in chunk.times_s)
+
+    run = engine.generate(handle, prompt, settings, threading.Event(), on_chunk)
+    return Once(run.latency.decode_tok_s, late)
 
 
 def loaded(engine, model: str, variant):
-    *_, last = engine.load(model, variant, threading.Event())
-    return last.handle
+    from comparator.core.messages import LoadRequest
+
+    return engine.load(LoadRequest(model, variant), threading.Event()).handle
 
 
 def share(values: list[float], part: float) -> float:
@@ -67,20 +67,20 @@ def main() -> None:
 
     from comparator.backends import resolve
     from comparator.cluster import ClusterEngine
-    from comparator.engine import Engine
-    from comparator.settings import Settings
-    from comparator.types import GenerationSettings
+    from comparator.core.request import GenerationSettings
+    from comparator.core.settings import Settings
+    from comparator.engine.local import LocalEngine
 
     head = {"num_cpus": given.threads, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     ray = Cluster(initialize_head=True, head_node_args=head)
-    here, there = Engine(Settings()), ClusterEngine(Settings(ray_address=ray.address))
+    here, there = LocalEngine(Settings()), ClusterEngine(Settings(ray_address=ray.address))
     try:
         import torch
 
         here._call(lambda: torch.set_num_threads(given.threads))
         variant, settings = resolve(given.variant), GenerationSettings(max_new_tokens=given.tokens)
         for engine in (here, there):
-            list(engine.open(given.model, threading.Event()))
+            engine.open(given.model, threading.Event())
         prompt = here.encode(given.model, "Tell me a story about a lighthouse.", None, None)
         sides = [(e, loaded(e, given.model, variant)) for e in (here, there)]
         for engine, handle in sides:

@@ -59,7 +59,7 @@ def run_on_page(url: str, variant: str, tokens: int) -> int:
 
 def newest_on_page() -> dict:
     """The only column of the comparison that the page saved last."""
-    from comparator.document import dumps
+    from comparator.core.document import dumps
     from comparator.store import open_store
 
     with open_store() as store:

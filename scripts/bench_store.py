@@ -21,17 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparator.settings import Settings
+from comparator.core.request import GenerationSettings
+from comparator.core.result import CellResult, Comparison, Environment, LayerRow, Memory, PromptInfo
+from comparator.core.settings import Settings
 from comparator.store import open_store
-from comparator.types import (
-    CellResult,
-    Comparison,
-    Environment,
-    GenerationSettings,
-    LayerRow,
-    Memory,
-    PromptInfo,
-)
 
 WORDS = (
     "the capital of France explain quantization to a child write a poem about rain in Seoul 한국의 수도는 어디 "

@@ -30,8 +30,8 @@ def quiet(*_) -> None:
 
 
 def samples(vocabulary: int, length: int, count: int):
-    """Random ids, every token learnt: speed needs no meaning."""
-    from comparator.training.tokens import Encoded
+    """Random ids, every token in the loss: speed needs no meaning."""
+    from comparator.training.tokenize import Encoded
 
     draw = random.Random(0)
     rows = []
@@ -68,12 +68,11 @@ def direct(checkpoint, variant, request, rows, work, device):
     from comparator.backends import backend_for
     from comparator.backends.base import Placement
     from comparator.training import targets
-    from comparator.training.base import trainable_variant
-    from comparator.training.estimate import checkpointing_for
-    from comparator.training.run import dataset, lora_config, sft_config
-    from comparator.training.tokens import load_tokenizer
+    from comparator.training.memory_estimate import checkpointing_for
+    from comparator.training.tokenize import load_tokenizer
+    from comparator.training.trainer import dataset, lora_config, sft_config
 
-    variant, _ = trainable_variant(variant, device)
+    variant, _ = backend_for(variant).training_variants(variant, device)[0]
     model = backend_for(variant).load(checkpoint, variant, Placement(device), quiet).model
     if variant.method not in ("fp32", "bf16", "fp16"):
         again = checkpointing_for(request.settings, device)
@@ -87,7 +86,7 @@ def direct(checkpoint, variant, request, rows, work, device):
         processing_class=load_tokenizer(checkpoint),
         peft_config=lora_config(
             request.settings,
-            targets.chosen(request.settings, targets.in_model(model), checkpoint.source),
+            targets.select(request.settings, targets.in_model(model), checkpoint.source),
             checkpoint.source,
         ),
     )
@@ -95,13 +94,13 @@ def direct(checkpoint, variant, request, rows, work, device):
 
 def ours(checkpoint, variant, request, rows, work, device):
     """What a job runs."""
-    from comparator.training import base
-    from comparator.training.estimate import checkpointing_for
-    from comparator.training.run import make_trainer
-    from comparator.training.tokens import load_tokenizer
-    from comparator.training.watch import Watch
+    from comparator.training import base_model
+    from comparator.training.callbacks import Watch
+    from comparator.training.memory_estimate import checkpointing_for
+    from comparator.training.tokenize import load_tokenizer
+    from comparator.training.trainer import make_trainer
 
-    loaded = base.load(checkpoint, variant, device, checkpointing_for(request.settings, device), quiet)
+    loaded = base_model.load(checkpoint, variant, device, checkpointing_for(request.settings, device), quiet)
     watch = Watch("bench", request, quiet, threading.Event(), device)
     tokenizer = load_tokenizer(checkpoint)
     return make_trainer(loaded, tokenizer, request, rows, (), work, device, watch, checkpoint.source)
@@ -112,7 +111,7 @@ def timed(make, checkpoint, variant, request, rows, device) -> dict:
     import torch
 
     from comparator.metrics import memory
-    from comparator.training.run import _let_go
+    from comparator.training.trainer import _release
 
     periods: list[float] = []
     work = Path(tempfile.mkdtemp(prefix="comparator-bench-"))
@@ -124,7 +123,7 @@ def timed(make, checkpoint, variant, request, rows, device) -> dict:
             trainer.add_callback(clock(periods, device))
             trainer.train()
         losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
-        _let_go(trainer)
+        _release(trainer)
         del trainer
         memory.give_back()
     finally:
@@ -138,22 +137,22 @@ def timed(make, checkpoint, variant, request, rows, device) -> dict:
 
 
 def bench(given) -> dict:
-    from comparator import shapes
     from comparator.backends import backend_for, resolve
+    from comparator.benchmark import random_models
     from comparator.metrics import memory
     from comparator.metrics.environment import read
     from comparator.sources import open_checkpoint
-    from comparator.training.base import device as training_device
-    from comparator.training.estimate import estimate
+    from comparator.training.base_model import device as training_device
+    from comparator.training.memory_estimate import estimate
     from comparator.training.settings import TrainSettings
     from comparator.training.types import DataSource, TrainRequest
 
     device = training_device()
-    made = shapes.folder_for(given.shapes, False) if given.shapes else None
+    made = random_models.folder_for(given.shapes) if given.shapes else None
     try:
         if made:
             print(f"writing random weights to {made}", file=sys.stderr, flush=True)
-            shapes.write(made / given.shapes, given.shapes)
+            random_models.write(made / given.shapes, given.shapes)
         checkpoint = open_checkpoint(str(made / given.shapes) if made else given.model)
         backend = backend_for(resolve(given.base))
         variant = backend.complete(resolve(given.base), checkpoint, quiet)
@@ -219,7 +218,7 @@ def to_the_end(given) -> dict:
 
     with tempfile.TemporaryDirectory(prefix="comparator-bench-") as folder:
         os.environ["COMPARATOR_DATA_DIR"] = folder
-        from comparator.training.jobs import get_trainings
+        from comparator.engines import get_trainings
         from comparator.training.settings import TrainSettings
         from comparator.training.types import DataSource, TrainRequest
 

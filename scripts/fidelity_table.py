@@ -10,7 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from comparator import document, verdict
+from comparator.core import document
+from comparator.fidelity import verdict
+from comparator.metrics.definitions import stored_bytes
 
 HEAD = (
     "variant", "MB", "mean KL, nats", "median", "99 %", "own noise floor", "perplexity", "ratio to the reference",
@@ -28,7 +30,7 @@ def main(path: str) -> None:
         def text(*keys: str, cell=cell) -> float:
             return verdict.figure(cell, *keys) or 0.0
 
-        size = f"{verdict.size(cell) / 1e6:.1f}"
+        size = f"{stored_bytes(cell) / 1e6:.1f}"
         floor = f"{text('floor', 'kl', 'mean'):.2g}"
         ppl = f"{text('ppl'):.2f} ± {text('ppl_se'):.2f}"
         row = [f"`{cell.variant}`", size, "0", "0", "0", floor, ppl, "1", "0", "100 %", "100 %", one.words]

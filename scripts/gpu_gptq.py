@@ -83,17 +83,17 @@ class Timed:
         self.seconds: dict[str, dict[str, float]] = {}
 
     def drain(self, events):
-        from comparator.types import Done, Failed, Loading
+        from comparator.core.events import Done, Failed, Loading
 
-        doing, since, label, told = "", time.perf_counter(), "", ""
+        doing, since, label, on_progress = "", time.perf_counter(), "", ""
         for event in events:
             now, kind = time.perf_counter(), ""
             if isinstance(event, Loading):
                 words = event.message.split()[:1]
                 kind = words[0] if words and words[0] in ("quantizing", "compiling", "writing") else ""
-                if event.message != told:
-                    told = event.message
-                    print(f"{event.cell.label}: {told}", file=sys.stderr, flush=True)
+                if event.message != on_progress:
+                    on_progress = event.message
+                    print(f"{event.cell.label}: {on_progress}", file=sys.stderr, flush=True)
             if doing:
                 column = self.seconds.setdefault(label, {})
                 column[doing] = column.get(doing, 0.0) + now - since

@@ -58,8 +58,9 @@ def batch(chosen: list[tuple[list[int], int]], pad: int):
 
 
 def train(
-    output: Path, seed: int = 7, steps: int = 32, size: int = 4, rate: float = 2e-3, say=print
-) -> list[float]:
+    output: Path, model_name: str = "smollm2-135m", seed: int = 7, steps: int = 32, size: int = 4, rate: float = 2e-3,
+    say=print,
+) -> list[float]:  # fmt: skip
     """Train and save; returns the loss of every step."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -67,7 +68,7 @@ def train(
 
     from comparator.sources import open_checkpoint
 
-    folder = str(open_checkpoint("smollm2-135m", progress=lambda _f, message: say(message)).path)
+    folder = str(open_checkpoint(model_name, progress=lambda _f, message: say(message)).path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(seed)  # LoRA's A matrices
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=32)
     given = parser.parse_args()
-    losses = train(given.output, given.seed, given.steps)
+    losses = train(given.output, seed=given.seed, steps=given.steps)
     size = (given.output / "adapter_model.safetensors").stat().st_size
     print(json.dumps({"first_loss": losses[0], "last_loss": losses[-1], "bytes": size, "steps": given.steps}))
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: where models and data are kept, the built-in model, and what CI insists on."""
+"""Shared by all tests: settings and folders, the models, which tests share a worker, and what CI insists on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ import pytest
 for _name in [n for n in os.environ if n.startswith("COMPARATOR_") or n in ("SPACE_ID", "HF_TOKEN")]:
     del os.environ[_name]
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-# A test and the app it started share two cores: OpenMP threads that spin while they wait would starve each other.
+os.environ["COMPARATOR_REPEATS"] = "1"  # tests of repeated runs ask for them
+# OpenMP reads this when torch is imported, here and in what a test starts. Threads that spin while they wait would
+# starve the other worker, the app that a test started, and whatever else the machine is doing.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 ROOT = Path(__file__).resolve().parent.parent
 _CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+_CHROMIUM_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+    "--no-first-run"
+).split()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Inherited by the workers of pytest-xdist, so that they have one core each.
+    workers = config.getoption("numprocesses", None) or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // workers))))
     # The converted built-in model (269 MB) stays between runs: converting it takes longer than most tests.
     # What tests conversion itself sets its own folder.
     config._comparator_data = tempfile.mkdtemp(prefix="comparator-test-data-")
@@ -39,7 +48,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture
 def settings_env(monkeypatch: pytest.MonkeyPatch):
     """`settings_env(max_columns=2)` sets COMPARATOR_MAX_COLUMNS for this test and drops what was read before."""
-    from comparator.settings import get_settings
+    from comparator.core.settings import get_settings
 
     def change(**variables: object) -> None:
         for name, value in variables.items():
@@ -62,10 +71,63 @@ def own_dirs(tmp_path: Path, settings_env) -> Path:
 @pytest.fixture(scope="session")
 def builtin():
     """The built-in model as a `Checkpoint`, converted at most once."""
+    from comparator.core.request import BUILTIN_MODEL
     from comparator.sources import open_checkpoint
-    from comparator.types import BUILTIN_MODEL
 
     return open_checkpoint(BUILTIN_MODEL)
+
+
+@pytest.fixture(scope="session")
+def two_layers(builtin, tmp_path_factory) -> Path:
+    """The built-in model cut to its first two layers: real weights, a quarter of the work, and no sense in its text."""
+    import tiny_models
+
+    return tiny_models.cut(builtin.path, tmp_path_factory.mktemp("models") / "two-layers")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium, one for each worker: Playwright's API cannot be started twice in one process."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        (pytest.fail if _CI else pytest.skip)("There is no Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=_CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+# ---------------------------------------------------------------- which tests run in one worker
+
+# Folders whose tests share a server, a browser or a cluster for the whole session. All others share by file.
+_TOGETHER = ("tests/ui/", "tests/cluster/")
+# What takes longest starts first, so that the workers end at about the same time.
+_LONGEST = (*_TOGETHER, "tests/training/test_registry.py", "tests/backends/gptq/test_backend.py")
+
+
+def _group(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    return next((folder for folder in _TOGETHER if path.startswith(folder)), path)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in _LONGEST])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """One worker for each group. `--dist loadgroup` of pytest-xdist 3.8 does nothing with pytest 9.2: it writes the
+    group into `item._nodeid`, which is gone."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByGroup(config, log)
 
 
 # ---------------------------------------------------------------- what CI insists on

@@ -9,21 +9,6 @@ from typing import Any
 import pytest
 
 
-def cut(source: Path, target: Path, layers: int = 2) -> Path:
-    """The model in `source` with its first layers only, as transformers saves it, tokenizer and all."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    model.model.layers = model.model.layers[:layers]
-    model.config.num_hidden_layers = layers
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[:layers]
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source).save_pretrained(target)
-    return target
-
-
 def tiny(folder: Path, family: str = "llama", **sizes: Any) -> Path:
     """A random model of two small layers."""
     import tiny_models
@@ -37,9 +22,9 @@ def quantized(source: Path, target: Path, bits: int = 4, group_size: int = 64, *
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from comparator.gptq import calibration
-    from comparator.gptq.layer import Recipe
-    from comparator.gptq.quantize import quantize
+    from comparator.backends import calibration
+    from comparator.backends.gptq.layer import Recipe
+    from comparator.backends.gptq.quantize import quantize
 
     tokenizer = AutoTokenizer.from_pretrained(source)
     samples = calibration.samples(tokenizer, calibration.texts("", Path("/nowhere")), 64)[:24]
@@ -77,7 +62,7 @@ def settings_in(folder: Path):
     """Point the process's cache at `folder` for the length of a `with`; yields nothing."""
     import contextlib
 
-    from comparator.settings import get_settings
+    from comparator.core.settings import get_settings
 
     @contextlib.contextmanager
     def inside():

@@ -137,27 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
                 return self._answer(200, {"files": files})
             case ["api", kind, user, name, "commit", _]:
-                repo, changed = hub.repos[f"{kind}/{user}/{name}"], {}
-                for line in body.splitlines():
-                    entry = json.loads(line)
-                    if entry["key"] == "file":
-                        changed[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-                    elif entry["key"] in ("deletedFile", "deletedFolder"):
-                        changed[entry["value"]["path"]] = None
-                    elif entry["key"] != "header":
-                        return self._answer(400, {"error": f"not understood here: {entry['key']}"})
-                for path, content in changed.items():
-                    if content is None:
-                        gone = [p for p in repo.files if p == path or p.startswith(path.rstrip("/") + "/")]
-                        for each in gone:
-                            del repo.files[each]
-                    else:
-                        repo.files[path] = content
-                repo.commits.append(list(changed))
-                oid = hashlib.sha1(str(len(repo.commits)).encode()).hexdigest()
-                return self._answer(
-                    200, {"commitUrl": f"{hub.url}/{user}/{name}/commit/{oid}", "commitOid": oid}
-                )
+                return self._commit(hub.repos[f"{kind}/{user}/{name}"], f"{hub.url}/{user}/{name}", body)
             case ["api", kind, user, name, "tree", _, *path]:
                 return self._tree(hub.repos[f"{kind}/{user}/{name}"], "/".join(path), query)
             case ["api", "spaces", user, name, "variables"]:
@@ -170,6 +150,26 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
                 return self._send(200, content, {"ETag": f'"{_oid(content)}"'})
         self._answer(404, {"error": f"not part of the stand-in: {self.path}"})
+
+    def _commit(self, repo: Repo, url: str, body: bytes) -> None:
+        changed: dict[str, bytes | None] = {}
+        for line in body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                changed[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] in ("deletedFile", "deletedFolder"):
+                changed[entry["value"]["path"]] = None
+            elif entry["key"] != "header":
+                return self._answer(400, {"error": f"not understood here: {entry['key']}"})
+        for path, content in changed.items():
+            if content is None:
+                for each in [p for p in repo.files if p == path or p.startswith(path.rstrip("/") + "/")]:
+                    del repo.files[each]
+            else:
+                repo.files[path] = content
+        repo.commits.append(list(changed))
+        oid = hashlib.sha1(str(len(repo.commits)).encode()).hexdigest()
+        self._answer(200, {"commitUrl": f"{url}/commit/{oid}", "commitOid": oid})
 
     def _tree(self, repo: Repo, folder: str, query: dict) -> None:
         found = sorted(p for p in repo.files if not folder or p.startswith(folder + "/"))

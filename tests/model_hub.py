@@ -88,6 +88,9 @@ class ModelHub:
                 self._send(request, self.status, {}, b"trouble", body)
             elif path == "api/models":
                 self._search(request, parse_qs(parts.query), body)
+            elif "/tree/" in path:
+                name, _, revision = path.removeprefix("api/models/").partition("/tree/")
+                self._tree(request, name, revision, body)
             elif path.startswith("api/models/"):
                 name, _, revision = path.removeprefix("api/models/").partition("/revision/")
                 self._info(request, name, revision or "main", body)
@@ -120,6 +123,11 @@ class ModelHub:
             if repo.parameters:
                 answer["safetensors"] = {"parameters": {"BF16": repo.parameters}, "total": repo.parameters}
             self._json(request, answer, body)
+
+    def _tree(self, request, name: str, revision: str, body: bool) -> None:
+        if repo := self._find(request, name, revision, body):
+            files = [{"type": "file", "path": n, "size": len(b), "oid": "0"} for n, b in repo.files.items()]
+            self._json(request, files, body)
 
     def _search(self, request, query: dict[str, list[str]], body: bool) -> None:
         wanted = query.get("search", [""])[0].lower()
@@ -161,6 +169,7 @@ class ModelHub:
             request.wfile.write(data[start : start + step])
             self.served_bytes += min(step, len(data) - start)
             if self.chunk_s and self._closing.wait(self.chunk_s):
+                request.close_connection = True
                 return
 
 

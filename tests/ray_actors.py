@@ -12,7 +12,7 @@ def actors() -> list[int]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or [])
-        if line.startswith("ray::Holder"):
+        if line.startswith("ray::EngineActor"):
             found.append(process.pid)
     return found
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from comparator.types import (
-    CellName,
+from comparator.core.request import GenerationSettings
+from comparator.core.result import (
     CellResult,
     Comparison,
     Energy,
     Environment,
     ErrorInfo,
     Fidelity,
-    GenerationSettings,
     Latency,
     LayerRow,
     LoadedLayer,
@@ -27,6 +26,7 @@ from comparator.types import (
     StateTensor,
     TopToken,
 )
+from comparator.core.variant import CellName
 
 _MODEL = ModelInfo("smollm2-135m", "0.1.2", "LlamaForCausalLM", 134515008)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from comparator import api
-from comparator.types import Adapter, Cell, EvalSettings, GenerationSettings, Problem, Request, Variant
+from comparator.core.errors import UserError
+from comparator.core.request import EvalSettings, GenerationSettings, Request
+from comparator.core.variant import Adapter, Cell, Variant
 
 
 def labels(request: Request) -> list[str]:
@@ -71,7 +73,7 @@ def test_naming_a_text_asks_for_fidelity_on_it(tmp_path):
     ],
 )
 def test_what_is_wrong_is_named(arguments, said):
-    with pytest.raises(Problem, match=said.replace("*", r"\*")) as caught:
+    with pytest.raises(UserError, match=said.replace("*", r"\*")) as caught:
         api.request(**arguments)
     assert caught.value.advice
 
@@ -80,14 +82,14 @@ def test_what_is_wrong_is_named(arguments, said):
 def test_a_text_file_that_is_none(content, said, tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    with pytest.raises(Problem, match=said):
+    with pytest.raises(UserError, match=said):
         api.read_text(path, "text")
-    with pytest.raises(Problem):
+    with pytest.raises(UserError):
         api.read_text(tmp_path, "text")
 
 
 def test_the_package_takes_a_request_too():
     import comparator
 
-    with pytest.raises(Problem, match="prompt is empty"):
+    with pytest.raises(UserError, match="prompt is empty"):
         comparator.compare(Request("smollm2-135m", (Cell(Variant("bf16")),), " "))

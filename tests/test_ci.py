@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PASSES = "import pytest\n\n@pytest.mark.browser\ndef test_page():\n    pass\n"
 SKIPPED = "import pytest\n\n@pytest.mark.browser\ndef test_page():\n    pytest.skip('no chromium')\n"
 OTHER = "def test_other():\n    pass\n"
@@ -18,25 +18,31 @@ OTHER = "def test_other():\n    pass\n"
 
 @pytest.fixture
 def run(tmp_path):
-    """`run(ci, test_a=…)`: pytest's exit code and output over these files, with this project's conftest."""
+    """`run(ci, test_a=…)`: pytest's exit code and output over these files, with this project's conftest.
+
+    In a worker, as `make test` does it: what CI insists on has to see what the workers report.
+    """
     (tmp_path / "tests").mkdir()
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
 
     def start(ci: bool, *arguments: str, **files: str) -> tuple[int, str]:
         for name, text in files.items():
-            (tmp_path / "tests" / f"{name}.py").write_text(text)
+            file = tmp_path / "tests" / f"{name}.py"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
         env = (
             {k: v for k, v in os.environ.items() if k != "CI"}
             | {"PYTHONPATH": str(ROOT)}
             | ({"CI": "true"} if ci else {})
         )
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-m", "not slow", *arguments],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120,
+            [sys.executable, "-m", "pytest", "-n", "1", "-m", "not slow", *arguments],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 
+    start.folder = tmp_path
     return start
 
 
@@ -68,6 +74,22 @@ def test_a_run_without_a_browser_test_fails_in_ci(run):
 
 def test_a_whole_run_passes(run):
     assert run(True, test_page=PASSES, test_other=OTHER)[0] == 0
+
+
+def test_tests_of_one_file_share_a_worker_and_those_of_the_page_too(run):
+    """A scheduler that scatters them starts a server, a browser and a cluster in each worker."""
+    same = (
+        "import os, pathlib, pytest\n\n@pytest.mark.browser\n@pytest.mark.parametrize('n', range(8))\ndef test_it(n):\n"
+        "    worker, file = os.environ['PYTEST_XDIST_WORKER'], pathlib.Path(__file__)\n"
+        "    place = file.parent if file.parent.name == 'ui' else file\n"
+        "    (pathlib.Path.cwd() / f'{place.stem}-{worker}').touch()\n"
+    )
+    code, output = run(
+        False, "-n", "2", **{"ui/test_a": same, "ui/test_b": same, "test_c": same, "test_d": same}
+    )
+    assert code == 0, output
+    seen = sorted(p.name.rpartition("-")[0] for p in run.folder.glob("*-gw*"))
+    assert seen == ["test_c", "test_d", "ui"], f"a group was split: {seen}"
 
 
 def test_no_test_at_all_is_a_failure(run):

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "comparator"
 
-# The layers of docs/architecture.md, from the bottom; what is in none of them only may not close a circle.
-LAYERS = (
-    {"types", "notation", "settings"},
-    {"backends", "sources"},
-    {"pool", "generate", "adapters", "layers", "metrics", "words"},
-    {"engine"},
-    {"compare", "store", "share", "report", "report_html", "plots", "code", "document", "figures"},
-    {"ui", "cli", "__main__"},
-)
 HEAVY = {
     "torch",
     "transformers",
@@ -33,9 +27,6 @@ HEAVY = {
     "gradio",
     "trl",
 }
-# Never, not even inside a function.
-TORCH_FREE = {"types", "notation", "settings", "share", "store", "report", "report_html", "plots", "document", "figures",
-              "words", "code", "api"}  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -43,7 +34,7 @@ def modules() -> list[Path]:
 
 
 def part(path: Path) -> str:
-    """`comparator/backends/bnb.py` → backends; `comparator/types.py` → types."""
+    """`comparator/backends/bnb.py` → backends; `comparator/core/result.py` → types."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -61,7 +52,7 @@ def imports(path: Path, everywhere: bool = True) -> list[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import; the others are absolute"
             base = node.module or ""
-            # `from comparator import words` imports comparator.words
+            # `from comparator import words` imports comparator.util.formatting
             found.extend(
                 (f"{base}.{a.name}" if base == "comparator" else base, node.lineno) for a in node.names
             )
@@ -72,61 +63,55 @@ def imports(path: Path, everywhere: bool = True) -> list[tuple[str, int]]:
     return found
 
 
-def graph(everywhere: bool = True) -> dict[str, dict[str, str]]:
-    """part → the other parts it imports, each with one place where it does; `everywhere`: inside functions too."""
-    found: dict[str, dict[str, str]] = {}
-    for path in modules():
-        mine = part(path)
-        for module, line in imports(path, everywhere):
-            parts = module.split(".")
-            if parts[0] != "comparator" or len(parts) < 2 or mine in ("__init__", parts[1]):
-                continue
-            if (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists():
-                found.setdefault(mine, {})[parts[1]] = f"{path.relative_to(ROOT)}:{line}"
-    return found
+def lint_imports(root: Path) -> subprocess.CompletedProcess:
+    """Run import-linter with the contracts of `root`'s pyproject.toml."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
-def test_imports_point_one_way():
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
-    wrong = [
-        f"{place}: {mine} imports {other}"
-        for mine, others in graph().items()
-        for other, place in others.items()
-        if level.get(other, 0) > level.get(mine, len(LAYERS))
+def test_every_package_imports_only_from_those_below_it():
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, f"an import points upwards:\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("comparator/core/errors.py", "import comparator.engine.local"),
+        ("comparator/metrics/latency.py", "    from comparator.reporting import ratios"),
+        ("comparator/reporting/summary.py", "    import torch"),
+        ("comparator/cli/run.py", "    import gradio"),
+    ],
+)
+def test_an_import_upwards_is_found_also_inside_a_function(tmp_path, path, line):
+    shutil.copytree(PACKAGE, tmp_path / "comparator", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    changed = tmp_path / path
+    added = f"\n\ndef added():\n{line}\n" if line.startswith(" ") else f"\n\n{line}\n"
+    changed.write_text(changed.read_text(encoding="utf-8") + added, encoding="utf-8")
+    done = lint_imports(tmp_path)
+    assert done.returncode != 0, f"{line.strip()} in {path} was not noticed:\n{done.stdout}"
+
+
+def test_the_contracts_name_every_package():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
     ]
-    assert not wrong, "an import points upwards:\n" + "\n".join(wrong)
-
-
-def test_imports_make_no_circle():
-    edges = graph(everywhere=False)
-
-    def circle(name: str, way: tuple[str, ...]) -> tuple[str, ...] | None:
-        if name in way:
-            return (*way[way.index(name) :], name)
-        return next((c for other in edges.get(name, {}) if (c := circle(other, (*way, name)))), None)
-
-    found = next((c for name in edges if (c := circle(name, ()))), None)
-    assert not found, f"a circle: {' → '.join(found)}, for one {edges[found[0]][found[1]]}"
-
-
-def test_only_the_page_knows_gradio():
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line}"
-        for path in modules()
-        for module, line in imports(path)
-        if module.split(".")[0] == "gradio" and part(path) != "ui"
-    ]
-    assert not wrong, f"gradio is imported outside comparator/ui: {wrong}"
-
-
-def test_light_modules_never_import_anything_heavy():
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
-        for path in modules()
-        for module, line in imports(path)
-        if part(path) in TORCH_FREE and module.split(".")[0] in HEAVY
-    ]
-    assert not wrong, "\n".join(wrong)
+    layers = next(c for c in contracts if c["type"] == "layers")
+    named = {name.strip() for line in layers["layers"] for name in re.split("[|:]", line)}
+    there = {
+        p.name.removesuffix(".py")
+        for p in PACKAGE.iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    assert named == there - {"__init__", "__main__"}, "a package without its place in the order of imports"
+    assert len(there) <= 27, "the package's top is a table of contents: at most 25 packages and modules in it"
 
 
 def test_heavy_libraries_load_inside_functions():
@@ -164,8 +149,9 @@ def loaded_by(code: str, **environment: str) -> set[str]:
     return set(done.stdout.split())
 
 
-QUICK = ["comparator", "comparator.engine", "comparator.compare", "comparator.__main__", "comparator.backends",
-         "comparator.sources", "comparator.report", "comparator.plots", "comparator.document"]  # fmt: skip
+QUICK = ["comparator", "comparator.api", "comparator.engines", "comparator.comparison.runner", "comparator.__main__",
+         "comparator.backends", "comparator.sources", "comparator.report", "comparator.document", "comparator.code",
+         "comparator.reporting.plots.latency", "comparator.training.registry"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", QUICK)
@@ -185,42 +171,29 @@ def test_building_the_page_does_not_import_torch():
 def test_ray_is_imported_only_where_an_address_is_set():
     """The page and a comparison in this process neither know of Ray nor wait for it; nor does the app of a cluster,
     whose driver is another process."""
-    code = "from comparator.engine import get_engine; from comparator.compare import compare; get_engine().state()"
+    code = "from comparator.engines import get_engine; from comparator.comparison.runner import compare; get_engine().state()"
     for setting in ({}, {"COMPARATOR_RAY_ADDRESS": "127.0.0.1:1"}):
         loaded = loaded_by(code, **setting)
         assert not loaded & {"ray", "torch"}, f"{setting}: {sorted(loaded & {'ray', 'torch'})} was imported"
     inside = loaded_by(
-        "import sys; from comparator.engine import get_engine; from comparator.compare import compare\n"
+        "import sys; from comparator.engines import get_engine; from comparator.comparison.runner import compare\n"
         "get_engine(); assert not [m for m in sys.modules if m.startswith('comparator.cluster')]"
     )
     assert "multiprocessing" not in inside, "the cluster's line to its driver costs every start something"
 
 
-def test_compare_is_a_module_and_a_function_whichever_comes_first():
-    for first in (
-        "import comparator; comparator.compare",
-        "import comparator.compare",
-        "from comparator.compare import compare; assert compare.__name__ == 'compare'",
-        "from comparator import compare; assert callable(compare)",
-        "import comparator.compare as c; assert callable(c) and c.checked",
-        "from comparator import run, resolve; assert resolve('nf4:dq').method == 'nf4'",
+def test_what_the_readme_documents_is_importable_under_its_name():
+    for code in (
+        "from comparator import compare, run, resolve; assert resolve('nf4:dq').method == 'nf4'",
+        "import comparator; comparator.report.write, comparator.document.loads, comparator.code.snippet",
+        "import comparator.types as t; assert t.Request is __import__('comparator').Request",
+        "from comparator.report import write; from comparator.document import loads, dumps",
+        "from comparator.code import snippet; from comparator.types import Comparison, UserError",
+        "import comparator\ntry: comparator.compare(prompt='')\n"
+        "except comparator.UserError as error: assert 'empty' in str(error), error\nelse: raise SystemExit('no error')",
+        "import comparator\ntry: comparator.nonsense\nexcept AttributeError: pass\nelse: raise SystemExit('no error')",
     ):
-        loaded_by(
-            f"{first}\n"
-            "import importlib, inspect, comparator, comparator.compare\n"
-            "from comparator.compare import compare\n"
-            "from comparator import compare as other\n"
-            "assert callable(comparator.compare) and other is comparator.compare\n"
-            "assert comparator.compare.compare is compare and inspect.isfunction(compare)\n"
-            "importlib.reload(comparator.compare)\n"
-            "assert callable(comparator.compare)\n"
-            "try: comparator.compare(prompt='')\n"
-            "except comparator.Problem as p: assert 'empty' in str(p), p\n"
-            "else: raise SystemExit('no Problem')\n"
-            "try: comparator.nonsense\n"
-            "except AttributeError: pass\n"
-            "else: raise SystemExit('no AttributeError')"
-        )
+        loaded_by(code)
 
 
 def test_modules_stay_small():
@@ -229,7 +202,6 @@ def test_modules_stay_small():
         for p in modules()
         if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400
     }
-    long = {p: n for p, n in long.items() if p.name != "types.py"}  # the nouns: one list
     assert not long, f"more than 400 lines: {long}"
 
 
@@ -242,8 +214,14 @@ def test_every_module_says_what_it_is():
     assert not silent, f"no docstring: {silent}"
 
 
-def test_the_readme_names_every_part():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").rpartition("## Layout")[2]
-    parts = {path.relative_to(PACKAGE).parts[0] for path in modules()} - {"__init__.py", "__main__.py"}
-    missing = [name for name in sorted(parts) if name.removesuffix(".py") not in tree]
-    assert not missing, f"not in the file tree at the end of README.md: {missing}"
+def test_the_readme_shows_the_package_as_it_is():
+    block = (ROOT / "README.md").read_text(encoding="utf-8").rpartition("## Layout")[2].split("```")[1]
+    inside = re.search(r"^comparator/\n((?:  .*\n)+)", block, re.M)[1]
+    lines = [line for line in inside.splitlines() if not line.startswith("   ")]
+    shown = {
+        name.rstrip("/") for line in lines for name in re.findall(r"(?<!\S)[a-z_]+(?:/|\.py)(?!\S)", line)
+    }
+    there = {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"}
+    assert shown == there, (
+        f"the tree at the end of README.md differs from the folder: {sorted(shown ^ there)}"
+    )

@@ -59,6 +59,7 @@ def config(name: str, **changes: Any) -> Any:
             {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "max_position_embeddings": 128},
         ),
+        "mixtral": ("MixtralConfig", {**rope, "intermediate_size": 256, "num_local_experts": 4}),
         "mamba": ("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
         "mpt": ("MptConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}),
     }  # fmt: skip
@@ -81,6 +82,35 @@ def save(
     model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     tokenizer(chat).save_pretrained(folder)
     return model
+
+
+def cut(source: Path, target: Path, layers: int = 2) -> Path:
+    """The first `layers` layers of the checkpoint in `source`, as a checkpoint in `target`; the rest is as it was."""
+    import json
+    import re
+    import shutil
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for file in source.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():
+                layer = re.match(r"model\.layers\.(\d+)\.", name)
+                if layer is None or int(layer[1]) < layers:
+                    tensors[name] = weights.get_tensor(name)
+    target.mkdir(parents=True)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    for file in source.iterdir():
+        if file.suffix not in (".safetensors",) and not file.name.endswith(".index.json"):
+            shutil.copy(file, target)
+    config = json.loads((target / "config.json").read_text())
+    config["num_hidden_layers"] = layers
+    if config.get("layer_types"):
+        config["layer_types"] = config["layer_types"][:layers]
+    (target / "config.json").write_text(json.dumps(config))
+    return target
 
 
 def unique_parameters(model: Any) -> int:

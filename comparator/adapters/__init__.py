@@ -6,9 +6,9 @@ safetensors file. `plan` joins the three; `comparator.adapters.attach` is the pa
 
 from __future__ import annotations
 
+from comparator.adapters.compatibility import check_fit
 from comparator.adapters.describe import AdapterFacts, describe
-from comparator.adapters.find import AdapterFiles, builtin_names, builtin_path, open_adapter, trained_names
-from comparator.adapters.fit import check_fit
+from comparator.adapters.locate import AdapterFiles, builtin_names, builtin_path, open_adapter, trained_names
 from comparator.adapters.plan import Plan, plan, same_twice
 
 __all__ = [

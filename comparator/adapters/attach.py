@@ -7,7 +7,7 @@ restoring them: microseconds a module, no copy of a weight, any number of adapte
 adapter the base is the very tree of objects that was loaded. peft's own `disable_adapter` would leave its wrappers
 in every forward, and `unload` would throw the adapter away.
 
-Everything here runs on the engine's thread. Knows nothing of files' sources, of pages or of prompts.
+Everything here runs on the engine's thread.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from comparator.adapters.dora import cache_norms
+from comparator.adapters import peft_config
 from comparator.adapters.plan import Plan
 from comparator.backends.base import Backend
-from comparator.backends.loading import first_line, short_name
+from comparator.backends.dtypes import short_name
+from comparator.backends.transformers_loader import first_line
+from comparator.core.errors import UserError
+from comparator.core.result import LayerRow
 from comparator.metrics.memory import held_tensors, nbytes, storage_key
-from comparator.types import LayerRow, Problem
+from comparator.util.compat import peft as compat
+from comparator.util.compat.torch import version
 
 _NAME = "default"
 _ABSENT = object()
-_ASK_GPTQMODEL = ("tuners.lora.gptq", "tuners.lora.awq", "utils.quantization_utils", "utils.other")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Fitted:
     bytes: int
     load_s: float
     peft_model: Any
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # beside those of the plan: what only the loaded model could tell
     warmed: set[int] = field(default_factory=set)
     switch_s: float | None = None
     last_used: float = field(default_factory=time.monotonic)
@@ -61,22 +65,24 @@ class Fitted:
 def fit(model: Any, backend: Backend, plan: Plan) -> Fitted:
     """Let peft build the adapter around `model`, then take it off. `model` is afterwards as it was.
 
-    Raises `Problem` when peft cannot, and when the adapter's weights do not belong to this model.
+    Raises `UserError` when peft cannot, and when the adapter's weights do not belong to this model.
     """
     import peft  # noqa: F401 - not to be counted as this adapter's load time
 
     start = time.perf_counter()
     before = _Snapshot(model)
     try:
-        with _quiet(backend), _keeping_packed(model):
-            peft_model = _build(model, plan)
+        with _quiet(backend), backend.reading_state_dict(model):
+            peft_model, found = _build(model, plan)
         changes = before.changes()
-        if peft_model._is_prompt_learning:  # virtual tokens go in where `generate` prepares its inputs
+        if (
+            peft_model.active_peft_config.is_prompt_learning
+        ):  # virtual tokens go in where `generate` prepares its inputs
             prepare = peft_model.prepare_inputs_for_generation
             changes.append((vars(model), "prepare_inputs_for_generation", _ABSENT, prepare))
         if plan.private is None and (altered := before.altered(model)):
             raise AltersBase(altered)
-        cache_norms(model, backend)
+        compat.cache_dora_norms(model, backend.dequantize)
         base = before.storages | {
             storage_key(t) for t in before.tensors
         }  # also where it was given other values
@@ -91,7 +97,7 @@ def fit(model: Any, backend: Backend, plan: Plan) -> Fitted:
     finally:
         before.restore()
     if not marks and not _prompt_tensors(peft_model):
-        raise Problem(
+        raise UserError(
             f"{plan.facts.source} changes no module of this model.",
             "Choose an adapter made for this architecture.",
         )
@@ -103,7 +109,7 @@ def fit(model: Any, backend: Backend, plan: Plan) -> Fitted:
         bytes=sum(own.values()),
         load_s=time.perf_counter() - start,
         peft_model=peft_model,
-        notes=plan.notes,
+        notes=tuple(found),
     )
 
 
@@ -133,21 +139,45 @@ def worn(fitted: Fitted | None, scale: float = 1.0) -> Iterator[None]:
         fitted.last_used = time.monotonic()
 
 
-def merge(model: Any, backend: Backend, plan: Plan) -> Any:
-    """Merge the adapter into `model`'s own weights for good, and hand the model back without peft's wrappers."""
+def merge(model: Any, backend: Backend, plan: Plan) -> tuple[Any, list[str]]:
+    """Merge the adapter into `model`'s own weights for good: (the model without peft's wrappers, notes)."""
     with _quiet(backend):
-        wrapped = _build(model, plan)
+        wrapped, notes = _build(model, plan)
+        notes += _untie(model)
         for module in model.modules():
             if isinstance(getattr(module, "scaling", None), dict) and _NAME in module.scaling:
                 module.scaling[_NAME] *= plan.adapter.scale
         try:
             merged = wrapped.merge_and_unload(safe_merge=True)
         except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
-            raise Problem(
+            raise UserError(
                 f"peft cannot merge {plan.facts.source} ({plan.facts.kind}) into this variant: {first_line(error)}",
-                "Leave :merged out, or merge on bf16.",
+                "Remove :merged, or merge on bf16.",
             ) from error
-    return merged.eval().requires_grad_(False)
+    return merged.eval().requires_grad_(False), notes
+
+
+def _untie(model: Any) -> list[str]:
+    """Give each weight that a merge will change a storage of its own, where another module has the same (a head and its
+    embedding): unmerged, the adapter leaves the other one as it is."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    own_parameters = {"recurse": False, "remove_duplicate": False}
+    owners = Counter(id(p) for m in model.modules() for _, p in m.named_parameters(**own_parameters))
+    notes = []
+    for name, module in model.named_modules():
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else None
+        for own, weight in list(base.named_parameters(**own_parameters)) if base is not None else ():
+            if owners[id(weight)] > 1:
+                setattr(base, own, torch.nn.Parameter(weight.detach().clone(), requires_grad=False))
+                owners[id(weight)] -= 1
+                notes.append(
+                    f"{name} was tied and now has a weight of its own, so that the merge changes it alone."
+                )
+    if notes:
+        model.config.tie_word_embeddings = False
+    return notes
 
 
 def mark_rows(rows: list[LayerRow], marks: dict[str, Mark]) -> list[LayerRow]:
@@ -170,55 +200,55 @@ def mark_rows(rows: list[LayerRow], marks: dict[str, Mark]) -> list[LayerRow]:
 # ---------------------------------------------------------------- building, with peft
 
 
-def _build(model: Any, plan: Plan) -> Any:
-    """`PeftModel.from_pretrained` in its three steps, without its fourth: it would take accelerate's hooks off a
+def _build(model: Any, plan: Plan) -> tuple[Any, list[str]]:
+    """(the wrapped model, notes): `PeftModel.from_pretrained` in its three steps, without its fourth: it would take accelerate's hooks off a
     model on the CPU and put others on."""
     import peft
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     facts = plan.facts
     if any(p.device.type == "meta" for p in model.parameters()):
-        raise Problem(
-            "A part of this variant is offloaded, and adapters need every layer on a device.",
+        raise UserError(
+            "Part of this variant is offloaded, and adapters need all layers on a device.",
             "Raise max_memory, or choose a smaller variant for this adapter.",
         )
     if facts.peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise Problem(
+        raise UserError(
             f"peft {peft.__version__} does not know {facts.peft_type} ({facts.source}).",
             "A newer peft may know it.",
         )
     classes = {"CAUSAL_LM": peft.PeftModelForCausalLM}
     torch.manual_seed(0)  # what peft draws is overwritten, but for a few initializations that change the base
     try:
-        config = PeftConfig.from_pretrained(str(facts.files.path))
-        config.inference_mode = True
+        config, places = peft_config.resolve(facts, model)
         wrapped = classes.get(config.task_type, PeftModel)(model, config, _NAME)
-        names = None if config.is_prompt_learning else getattr(model, "_checkpoint_conversion_mapping", {})
-        weights = load_peft_weights(str(facts.files.path), device="cpu", key_mapping=names)
-        weights = {name: value for name, value in weights.items() if name not in plan.left_out}
+        weights = load_peft_weights(str(facts.files.path), device="cpu")
+        weights = {
+            peft_config.renamed(n, places): value for n, value in weights.items() if n not in plan.left_out
+        }
         result = set_peft_model_state_dict(wrapped, weights, adapter_name=_NAME)
-    except Problem:
+    except UserError:
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
         said = next((line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), None)
-        raise Problem(
+        raise UserError(
             f"peft cannot put {facts.source} ({facts.kind}) on this variant: {(said or first_line(error))[:300]}",
-            f"It was trained on {facts.base_model}." if facts.base_model else "Is it made for this model?",
+            peft_config.trained_on(facts),
         ) from error
     _check_result(wrapped, result, facts)
     if facts.peft_type == "IA3":
         _keep_dtype(wrapped)
-    return wrapped.eval().requires_grad_(False)
+    return wrapped.eval().requires_grad_(False), peft_config.notes(wrapped, places, facts, _NAME)
 
 
 def _keep_dtype(wrapped: Any) -> None:
-    """peft's IA³ gives fp32 on bitsandbytes' layers whatever it is fed, and attention refuses keys and values of another
-    dtype than the queries': what such a layer gives goes back to the dtype of its input."""
+    """peft's IA³ returns fp32 from quantized layers whatever the input's dtype, and attention refuses keys and values of
+    another dtype than the queries': the output of every IA³ layer is cast to its input's dtype."""
     for module in wrapped.modules():
-        if hasattr(module, "ia3_l") and type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+        if hasattr(module, "ia3_l"):
             module.register_forward_hook(lambda _, inputs, output: output.to(inputs[0].dtype))
 
 
@@ -227,16 +257,16 @@ def _check_result(wrapped: Any, result: Any, facts: Any) -> None:
     unexpected = [k for k in result.unexpected_keys if k not in ("prompt_embeddings",)]
     if unexpected and facts.peft_type not in ("VBLORA", "UNILORA"):
         name = unexpected[0].removeprefix("base_model.model.").replace(f".{_NAME}", "")
-        raise Problem(
+        raise UserError(
             f"{facts.source} does not fit this model: there is no place for its {name}"
             + (f" and {len(unexpected) - 1} more." if len(unexpected) > 1 else "."),
-            f"It was trained on {facts.base_model}." if facts.base_model else "Is it made for this model?",
+            peft_config.trained_on(facts),
         )
     prefix = getattr(getattr(wrapped, "base_model", None), "prefix", None)
     own = [k for k in result.missing_keys if prefix and prefix in k and _NAME in k]
     if own and facts.peft_type not in ("VBLORA", "TINYLORA", "UNILORA"):
         name = own[0].removeprefix("base_model.model.").replace(f".{_NAME}", "")
-        raise Problem(
+        raise UserError(
             f"{facts.source} is not complete: its config wants {name}, and its file does not hold it.",
             "Save or download the adapter again.",
         )
@@ -246,38 +276,12 @@ def _check_result(wrapped: Any, result: Any, facts: Any) -> None:
 def _quiet(backend: Backend) -> Iterator[None]:
     """No warnings of peft's: what matters a column says in its own words. And no import of gptqmodel where nothing is
     GPTQ: peft asks it about every module, which takes seconds and sets environment variables of the process."""
-    import importlib
-
-    asking = [importlib.import_module(f"peft.{n}") for n in _ASK_GPTQMODEL] if backend.name != "gptq" else []
-    asks = {m: m.is_gptqmodel_available for m in asking if hasattr(m, "is_gptqmodel_available")}
-    for module in asks:
-        module.is_gptqmodel_available = lambda: False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for module, answer in asks.items():
-            module.is_gptqmodel_available = answer
-
-
-@contextlib.contextmanager
-def _keeping_packed(model: Any) -> Iterator[None]:
-    """peft reads `state_dict()`, and bitsandbytes unpacks its CPU format for that, in the live weights: double
-    quantization would be made anew with other numbers at the next forward, so that “none” changed."""
-    states = [
-        s
-        for m in model.modules()
-        if (s := getattr(getattr(m, "weight", None), "quant_state", None)) is not None
-        and getattr(s, "packing_format_for_cpu", False)
-    ]
-    for state in states:
-        state.packing_format_for_cpu = False
-    try:
+    with contextlib.ExitStack() as stack:
+        if "gptqmodel" not in backend.requires:
+            stack.enter_context(compat.without_gptqmodel())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         yield
-    finally:
-        for state in states:
-            state.packing_format_for_cpu = True
 
 
 # ---------------------------------------------------------------- what peft changed
@@ -330,8 +334,7 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stamp(tensor: Any) -> tuple:
-    version = 0 if tensor.is_inference() else tensor._version
-    return id(tensor), tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype), version
+    return id(tensor), tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype), version(tensor)
 
 
 def _set(place: dict, key: Any, value: Any) -> None:
@@ -342,7 +345,7 @@ def _set(place: dict, key: Any, value: Any) -> None:
 
 
 def _prompt_tensors(peft_model: Any) -> list[Any]:
-    encoder = getattr(peft_model, "_modules", {}).get("prompt_encoder")
+    encoder = dict(peft_model.named_children()).get("prompt_encoder")
     return [] if encoder is None else [*encoder.parameters(), *encoder.buffers()]
 
 

@@ -1,20 +1,20 @@
-"""What an adapter is, read from its config and the header of its weights. Needs neither torch nor peft.
-
-Knows nothing of the model it will be put on, except its name and how many parameters it has.
-"""
+"""What an adapter is, read from its config and the header of its weights. Needs neither torch nor peft."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from comparator.adapters.find import CONFIG, WEIGHTS, AdapterFiles
+from comparator.adapters.locate import CONFIG, WEIGHTS, AdapterFiles
+from comparator.adapters.targets import Patterns, listed, lora_ranks
+from comparator.core.errors import UserError
+from comparator.core.result import AdapterInfo
 from comparator.sources.checkpoint import TensorInfo
 from comparator.sources.safetensors_header import read_header
-from comparator.types import AdapterInfo, Problem
 
 PROMPT_TYPES = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"}
 _TITLES = {
@@ -35,7 +35,7 @@ _OWN = re.compile(
     r"randlora_\w+|delora_\w+|miss_\w+|bone_\w+|shira_\w+|waveft_\w+|hira_\w+|gralora_\w+|vblora_\w+|ln_tuning\w*|"
     r"token_adapter|trainable_tokens_\w+|base_layer|modules_to_save)(?:\.|$)"
 )
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ class AdapterFacts:
 
 
 def describe(files: AdapterFiles) -> AdapterFacts:
-    """Read an adapter's config and header. Raises `Problem` for what cannot be an adapter of a causal LM."""
+    """Read an adapter's config and header. Raises `UserError` for what cannot be an adapter of a causal LM."""
     config = _config(files)
     peft_type = _checked_type(config, files.source)
     tensors, _ = read_header(files.path / WEIGHTS)
     if not tensors:
-        raise Problem(f"{WEIGHTS} of {files.source} holds no tensors.", "Save the adapter again.")
+        raise UserError(f"{WEIGHTS} of {files.source} holds no tensors.", "Save the adapter again.")
     modules = dict.fromkeys(m for t in tensors if (m := module_of(t.name)) and is_own(t.name))
-    ranks = _ranks(config, tensors, peft_type)
+    ranks = _ranks(config, tensors, peft_type, files.source)
     alpha, scaling = _scaling(config, ranks)
-    saved = tuple(str(m) for m in config.get("modules_to_save") or ())
+    saved = tuple(str(m) for m in listed(config.get("modules_to_save")))
     dtypes = {t.dtype: t.bytes for t in sorted(tensors, key=lambda t: t.bytes)}
     return AdapterFacts(
         source=files.source,
@@ -132,7 +132,7 @@ def describe(files: AdapterFiles) -> AdapterFacts:
 
 def module_of(tensor: str) -> str:
     """`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` → `model.layers.0.self_attn.q_proj`."""
-    name = tensor.removeprefix(_PREFIX)
+    name = tensor.removeprefix(PREFIX)
     own = _OWN.search(name)
     if own:
         return name[: own.start()]
@@ -152,7 +152,7 @@ def _config(files: AdapterFiles) -> dict[str, Any]:
             raise ValueError
         return config
     except (OSError, ValueError, RecursionError):
-        raise Problem(
+        raise UserError(
             f"{CONFIG} of {files.source} cannot be read.", "Download or copy the adapter again."
         ) from None
 
@@ -160,12 +160,12 @@ def _config(files: AdapterFiles) -> dict[str, Any]:
 def _checked_type(config: dict[str, Any], source: str) -> str:
     peft_type = config.get("peft_type")
     if not isinstance(peft_type, str):
-        raise Problem(
+        raise UserError(
             f"{CONFIG} of {source} names no peft_type.", "Save the adapter again with a current peft."
         )
     task = config.get("task_type")
     if task in _TASKS:
-        raise Problem(
+        raise UserError(
             f"{source} was trained for {_TASKS[task]} (task_type {task}), not for a causal language model.",
             "Choose an adapter whose task_type is CAUSAL_LM.",
         )
@@ -176,9 +176,11 @@ def _checked_type(config: dict[str, Any], source: str) -> str:
     }
     for key, why in refused.items():
         if config.get(key):
-            raise Problem(f"{source} {why} ({key}). That is not supported here.", "Use a plain LoRA or DoRA.")
+            raise UserError(
+                f"{source} {why} ({key}). That is not supported here.", "Use a plain LoRA or DoRA."
+            )
     if peft_type in ("XLORA", "POLY"):
-        raise Problem(
+        raise UserError(
             f"{source} is {peft_type}: a mixture over several adapters or tasks. That is not supported here.",
             "Use the adapters that it mixes, one column each.",
         )
@@ -192,13 +194,29 @@ def _kind(config: dict[str, Any], peft_type: str) -> str:
     return _TITLES.get(peft_type, peft_type)
 
 
-def _ranks(config: dict[str, Any], tensors: list[TensorInfo], peft_type: str) -> tuple[int, ...]:
-    """From the tensors, which cannot lie: a config's rank_pattern is a pattern."""
-    found = {
-        t.shape[0]
-        for t in tensors
-        if re.search(r"\.lora_A(?:\.weight)?$|\.lora_embedding_A$", t.name) and len(t.shape) == 2
-    }
+def lora_rows(tensors: Iterable[TensorInfo]) -> dict[str, list[int]]:
+    """Per module with a LoRA, the rows of each lora_A: two where two parameters of a module carry one."""
+    rows: dict[str, list[int]] = {}
+    for t in tensors:
+        if re.search(r"\.lora_A(?:\.weight)?$|\.lora_embedding_A$", t.name) and len(t.shape) > 1:
+            rows.setdefault(module_of(t.name), []).append(t.shape[0])
+    return rows
+
+
+def _ranks(config: dict[str, Any], tensors: list[TensorInfo], peft_type: str, source: str) -> tuple[int, ...]:
+    rows, patterns = lora_rows(tensors), Patterns(config, source)
+    if peft_type == "LORA":
+        found = set(lora_ranks(patterns, rows).values())
+    else:
+        found = {n for sizes in rows.values() for n in sizes}
+        largest = max((n for t in tensors for n in t.shape), default=0)
+        for key in ("r", "init_r", "num_virtual_tokens", "num_vectors", "vector_length"):
+            if isinstance(size := config.get(key), int) and size > largest:
+                raise UserError(
+                    f"{source} contradicts itself: its config says {key} = {size:,}, and no side of its tensors is longer "
+                    f"than {largest:,}.",
+                    "Save or download the adapter again.",
+                )
     if not found and isinstance(config.get("r"), int) and peft_type not in PROMPT_TYPES:
         found = {config["r"]}
     return tuple(sorted(found))
@@ -208,6 +226,8 @@ def _scaling(config: dict[str, Any], ranks: tuple[int, ...]) -> tuple[float | No
     alpha = config.get("lora_alpha", config.get("alpha"))
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
         return None, None
+    if not math.isfinite(alpha):
+        raise UserError(f"{CONFIG} says lora_alpha = {alpha}.", "Save or download the adapter again.")
     if len(ranks) != 1 or not ranks[0] or config.get("alpha_pattern"):
         return float(alpha), None
     return float(alpha), alpha / (math.sqrt(ranks[0]) if config.get("use_rslora") else ranks[0])
@@ -242,7 +262,7 @@ def _brought(config: dict[str, Any], tensors: list[TensorInfo], saved: tuple[str
     found = []
     for tensor in tensors:
         module = module_of(tensor.name)
-        whole = not is_own(tensor.name) and tensor.name.startswith(_PREFIX)
+        whole = not is_own(tensor.name) and tensor.name.startswith(PREFIX)
         if whole and not any(module == s or module.endswith("." + s) for s in saved):
             found.append(tensor.name)
     return tuple(found)

@@ -1,6 +1,6 @@
-"""What will be done with an adapter on a variant: found, described, checked, decided. Before anything is loaded.
+"""What will be done with an adapter on a variant: locate, describe, check, decide. Before anything is loaded.
 
-Knows nothing of torch. The decision is whether the adapter can share a resident base with other columns, or needs
+The decision is whether the adapter can share a resident base with other columns, or needs
 a copy of its own because it writes into the base's weights (`:merged`, and a few kinds that peft loads so).
 """
 
@@ -11,17 +11,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from comparator.adapters.brought import unchanged
+from comparator.adapters import peft_config
+from comparator.adapters.compatibility import HEADS, check_fit, embedding_of, short_name
 from comparator.adapters.describe import PROMPT_TYPES, AdapterFacts, describe, module_of
-from comparator.adapters.find import WEIGHTS, builtin_names, open_adapter
-from comparator.adapters.fit import HEADS, check_fit, embedding_of, short_name
-from comparator.settings import Settings
+from comparator.adapters.locate import WEIGHTS, builtin_names, open_adapter
+from comparator.adapters.unchanged_tensors import unchanged
+from comparator.backends import backend_for
+from comparator.backends.base import AdapterKind
+from comparator.core.errors import UserError
+from comparator.core.settings import Settings
+from comparator.core.variant import Adapter, Cell, Variant
 from comparator.sources import Checkpoint
 from comparator.sources.checkpoint import Progress
-from comparator.types import Adapter, Cell, Problem, Variant
-
-# What peft 0.21 has no layer for, or one that fails at the first forward, by method.
-NO_PACKED = {"nf4": ("LOHA", "LOKR"), "fp4": ("LOHA", "LOKR"), "gptq": ("LOHA", "LOKR", "IA3")}
 
 
 @dataclass(frozen=True)
@@ -49,45 +50,49 @@ def plan(
     progress: Progress | None = None,
     settings: Settings | None = None,
 ) -> Plan:
-    """Raises `Problem` for everything that can be known to be wrong before loading."""
+    """Raises `UserError` for everything that can be known to be wrong before loading."""
     files = open_adapter(adapter, progress=progress, settings=settings)
     facts = describe(files)
-    notes = check_fit(facts, checkpoint)
+    notes = [*check_fit(facts, checkpoint), *_unknown_settings(facts)]
     if adapter.scale != 1.0 and not facts.scalable:
-        raise Problem(
+        raise UserError(
             f"{facts.source} is {facts.kind}, which has no strength to scale.",
             f"Write {Adapter(adapter.source, adapter.revision, 1.0, adapter.merged).notation}.",
         )
     if adapter.scale != 1.0 and facts.saved_whole:
         notes.append(
-            f"The strength scales the {facts.kind} parts; the modules it brings whole "
-            f"({', '.join(facts.saved_whole)}) stay as they are."
+            f"The scale applies to the {facts.kind} weights; modules stored in full "
+            f"({', '.join(facts.saved_whole)}) are not scaled."
         )
     left_out = frozenset(_unchanged(facts, checkpoint))
     private = facts.alters_base
     if private is None and (own := [n for n in facts.brought if n not in left_out]):
         private = f"it brings its own {module_of(own[0])}"
     if adapter.merged:
-        _check_merge(facts, variant)
+        _check_merge(facts)
         private = "it is merged into the weights"
     elif private:
         notes.append(f"This adapter has a base of its own in memory, because {private}.")
-    if facts.peft_type in NO_PACKED.get(variant.method, ()):
-        packed = "GPTQ" if variant.method == "gptq" else "4-bit"
-        raise Problem(
-            f"{facts.source} is {facts.kind}, and peft has no {facts.kind} for {packed} layers: it would take the packed "
-            "bytes for the weights.",
-            "Use bf16 or int8 for this adapter, or a LoRA, which every variant takes.",
-        )
-    if variant.method == "gptq" and facts.config.get("use_dora"):
-        raise Problem(
-            f"{facts.source} is {facts.kind}, and peft has no DoRA for GPTQ layers: DoRA needs the norm of the "
-            "unpacked weight.",
-            "Use another variant for this adapter (nf4 has the same size), or a LoRA without DoRA.",
-        )
+    backend_for(variant).check_adapter(
+        variant,
+        AdapterKind(
+            facts.source, facts.kind, facts.peft_type, bool(facts.config.get("use_dora")), adapter.merged
+        ),
+    )
     stamp = (files.path / WEIGHTS).stat()
     key = (str(files.path), files.revision, stamp.st_mtime_ns, stamp.st_size)
     return Plan(adapter, facts, tuple(notes), key, private, left_out)
+
+
+def _unknown_settings(facts: AdapterFacts) -> list[str]:
+    unknown = [ascii(key)[1:-1][:40] for key in peft_config.unknown_settings(facts)]
+    if not unknown:
+        return []
+    more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+    return [
+        f"adapter_config.json has settings that the installed peft does not know: {', '.join(unknown[:8])}{more}. They are "
+        "ignored, and the adapter may not do what it was trained for."
+    ]
 
 
 def _unchanged(facts: AdapterFacts, checkpoint: Checkpoint) -> set[str]:
@@ -102,15 +107,9 @@ def _unchanged(facts: AdapterFacts, checkpoint: Checkpoint) -> set[str]:
     return unchanged(facts.files.path / WEIGHTS, [by_name[n] for n in facts.brought], ends, checkpoint)
 
 
-def _check_merge(facts: AdapterFacts, variant: Variant) -> None:
-    if variant.method == "gptq":
-        raise Problem(
-            "GPTQ weights cannot take a merge: they are fixed 4-bit codes, and changing one means quantizing the layer "
-            "again with calibration data.",
-            f"Leave :merged out ({facts.source} works unmerged on GPTQ), or merge on bf16 and quantize that.",
-        )
+def _check_merge(facts: AdapterFacts) -> None:
     if facts.peft_type in PROMPT_TYPES:
-        raise Problem(
+        raise UserError(
             f"{facts.source} is {facts.kind}: it adds virtual tokens and changes no weights, so there is nothing to merge.",
             "Leave :merged out.",
         )

@@ -1,4 +1,4 @@
-"""Collects its siblings: every `Backend` class in this folder, by method. Imports nothing heavy."""
+"""Every `Backend` class in this folder, by method. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import difflib
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
-from comparator.backends.base import Backend, Method
-from comparator.notation import parse_variant
-from comparator.types import Problem, Variant
+from comparator.backends.base import Backend, Method, QuantizedType
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant, parse_variant
+from comparator.sources.checkpoint import Checkpoint
 
-__all__ = ["all_backends", "backend_for", "methods", "most_precise", "presets", "resolve"]
+__all__ = [
+    "all_backends", "backend_for", "libraries", "methods", "most_precise", "owner", "packages", "presets",
+    "quantized_type", "require_full_precision", "resolve",
+    "unquantized_experts",
+]  # fmt: skip
 
 
 @cache
 def all_backends() -> tuple[Backend, ...]:
-    found: list[Backend] = []
+    """One instance of each class, the one with the most precise method first."""
+    instances: dict[type, Backend] = {}
     for info in pkgutil.iter_modules(__path__):
-        if info.name in ("base", "loading"):
-            continue
         module = importlib.import_module(f"{__name__}.{info.name}")
-        found += [
-            value()
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, Backend)
-            and value.__module__ == module.__name__
-            and "methods" in vars(value)
-        ]
-    return tuple(sorted(found, key=lambda b: -max(m.precision for m in b.methods)))
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Backend) and "methods" in vars(value):
+                instances[value] = value()
+    return tuple(sorted(instances.values(), key=lambda b: -max(m.precision for m in b.methods)))
 
 
 def methods() -> dict[str, tuple[Backend, Method]]:
@@ -39,19 +39,19 @@ def methods() -> dict[str, tuple[Backend, Method]]:
 
 
 def backend_for(variant: Variant) -> Backend:
-    """The backend that offers the variant's method. Raises `Problem` listing the methods there are."""
+    """The backend that offers the variant's method. Raises `UserError` listing the methods there are."""
     known = methods()
     if variant.method not in known:
         near = difflib.get_close_matches(variant.method, known, n=1)
         meant = f"Did you mean {near[0]}? " if near else ""
-        raise Problem(
+        raise UserError(
             f"There is no method “{variant.method}”.", f"{meant}The methods are {', '.join(known)}."
         )
     return known[variant.method][0]
 
 
 def resolve(variant: str | Variant) -> Variant:
-    """Notation → validated, canonical `Variant`. Raises `Problem`; the one way to make a variant from text."""
+    """Notation → validated, canonical `Variant`. Raises `UserError`; the one way to make a variant from text."""
     parsed = parse_variant(variant) if isinstance(variant, str) else variant
     return backend_for(parsed).canonical(parsed)
 
@@ -65,3 +65,60 @@ def most_precise(variants: list[Variant]) -> Variant:
     """The variant that comes nearest to the checkpoint: the reference unless another is chosen."""
     known = methods()
     return max(variants, key=lambda v: known[v.method][1].precision)
+
+
+# ------------------------------------------------------------ questions that every backend answers a part of
+
+
+def owner(module: Any) -> Backend | None:
+    """The backend that quantized a torch module, or None."""
+    return next((backend for backend in all_backends() if backend.owns(module)), None)
+
+
+def libraries() -> tuple[str, ...]:
+    """Packages of all quantization libraries, for `str.startswith` on a class's `__module__`."""
+    return tuple(name for backend in all_backends() for name in backend.libraries)
+
+
+def packages() -> tuple[str, ...]:
+    """What the backends need installed, each package once."""
+    return tuple(dict.fromkeys(name for backend in all_backends() for name in backend.requires))
+
+
+def require_full_precision(checkpoint: Checkpoint) -> None:
+    """Raises `UserError` for a checkpoint that is quantized already: no variants can be made from it."""
+    if checkpoint.quantization is None:
+        return
+    how = checkpoint.quantization.get("quant_method") or ""
+    readers = [m.name for b in all_backends() if how in b.reads for m in b.methods]
+    raise UserError(
+        f"{checkpoint.source} is quantized already ({how or 'a packed format'}): other variants cannot be made from it.",
+        f"Choose the full-precision model, and add this one as the column {readers[0]}@{checkpoint.source}."
+        if readers
+        else "Choose the full-precision model it was made from.",
+    )
+
+
+def unquantized_experts(variant: Variant, checkpoint: Checkpoint) -> str:
+    """Before loading, in words: the share of the weights that are experts, where the method leaves those in 16 bits;
+    "" where it has no such weights, or quantizes them."""
+    backend = backend_for(variant)
+    size = sum(t.parameters for t in checkpoint.tensors if ".experts." in t.name)
+    share = size / checkpoint.parameters if checkpoint.parameters else 0.0
+    if (
+        variant.source
+        or backend.quantizes_experts
+        or backend.method(variant.method).bits >= 16
+        or share < 0.01
+    ):
+        return ""
+    return (
+        f"{share:.0%} of its weights are experts, which transformers keeps as one parameter a layer and "
+        f"{variant.method} leaves in 16 bits."
+    )
+
+
+def quantized_type(logical_dtype: str) -> QuantizedType | None:
+    """The quantized dtype of that name in a layer row; None for a plain one, or one that no backend here knows."""
+    known = (t for backend in all_backends() for t in backend.types)
+    return next((t for t in known if t.name == logical_dtype), None)

@@ -1,62 +1,48 @@
-"""The contract of a backend: one file, one class, one way to load a model.
+"""The contract of a backend: everything particular to a quantization method, in one place.
 
-To add one: write `backends/yourname.py` with a subclass of `Backend`. Everything else (the page's choices,
-`python -m comparator variants`, the notation's options, the docs' table, the contract test) follows from the
-class. Importing a backend must be cheap: torch and the method's own library load inside `load`.
+To add one: write `backends/yourname.py` with a subclass of `Backend` (CONTRIBUTING.md has a complete example). Nothing
+else has to be touched. Only `name`, `methods`, `load`, `needed_bytes` and `code` have to be written, without `load`
+and `code` where another `runtime` executes the variants; every other
+method has a default that is right for a method without that particularity:
+
+- Options: `check`, `complete`, `with_calibration`
+- Loading: `requires`, `loggers`, `silence`, `prepare`, `load`
+- Quantized checkpoints: `reads`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
+- What is stored: `quantizes_experts`, `libraries`, `owns`, `weight_name`, `stored_values`, `quant_state`, `logical`, `dequantize`, `types`
+- Decoding: `on_parallel_streams`, `opaque`, `deterministic`, `graph_refusal`, `capture_forward`
+- Adapters and training: `check_adapter`, `reading_state_dict`, `training`, `training_variants`, `training_bytes`,
+  `prepare_for_training`
+- Code to copy: `code`, `code_weights`, `code_comment`, `code_after`
+
+Importing a backend must be cheap: torch and the method's own library are imported inside the methods.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from comparator.notation import sort_options
-from comparator.types import LayerRow, Problem, Variant
+from comparator.backends.options import Method, Option, match_option
+from comparator.core.errors import UserError
+from comparator.core.result import LayerRow
+from comparator.core.variant import Variant, sort_options
 
 if TYPE_CHECKING:
     from comparator.sources import Checkpoint
+
+__all__ = [
+    "DTYPES", "AdapterKind", "Backend", "LoadedModel", "Logical", "Method", "Option", "Placement", "Progress",
+    "QuantizedType", "Training",
+]  # fmt: skip
 
 DTYPES = ("fp32", "fp16", "bf16")
 Progress = Callable[
     [float | None, str], None
 ]  # fraction 0..1 or None, and what is being done; may raise Stopped
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method. `form` is how the notation writes it: `{name}={value}`, `{name}`, `g{value}`."""
-
-    name: str
-    help: str
-    default: str | None
-    kind: Literal["flag", "choice", "number", "names", "text"] = "choice"
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    form: str = "{name}={value}"
-    transformers_default: str | None = None  # said in `variants` where it differs from ours
-
-    @property
-    def example(self) -> str:
-        value = self.default if self.default is not None else (self.choices[0] if self.choices else "…")
-        return self.form.format(name=self.name, value=value)
-
-
-@dataclass(frozen=True)
-class Method:
-    """One method of a backend. `precision` orders methods when a reference has to be chosen (higher: truer)."""
-
-    name: str
-    title: str
-    summary: str
-    options: tuple[Option, ...] = ()
-    takes_source: bool = False
-    precision: int = 0
-    bits: float = 16.0
-    presets: tuple[str, ...] = ()  # ready-made notations for the page
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,8 @@ class Placement:
 
 @dataclass
 class LoadedModel:
-    """What a backend hands back: the model in eval mode on its device, and what a reader must know about it."""
+    """What `load` returns: the model in eval mode on its device, `kernel` (what multiplies the weights: library and
+    class name), and notes for the reader of the column."""
 
     model: Any
     kernel: str
@@ -79,49 +66,135 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Logical:
-    """A packed tensor's meaning: its dtype in words ("nf4"), its shape, and the dtype it is multiplied in."""
+    """A packed tensor's meaning: its dtype by name ("nf4"), its shape, and the dtype it is multiplied in."""
 
     dtype: str
     shape: tuple[int, ...]
     compute_dtype: str
 
 
+@dataclass(frozen=True)
+class QuantizedType:
+    """A quantized dtype that `Logical.dtype` may name, and how the page describes it.
+
+    `words`: how the values are stored, as a phrase ("8-bit integers, one scale per row"). None: the page says how many
+    values of `bits` bits lie in each element of the storage.
+    """
+
+    name: str
+    bits: int
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class AdapterKind:
+    """What `check_adapter` decides by. `kind` is for people ("LoHa"), `peft_type` is peft's name ("LOHA"), `merged`
+    asks for the update to be added to the weights."""
+
+    source: str
+    kind: str
+    peft_type: str
+    dora: bool = False
+    merged: bool = False
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a LoRA is trained on a variant; the estimate of its memory follows from it.
+
+    `quantized`: peft's `prepare_model_for_kbit_training` is applied, and the optimizer `auto` is the paged 8-bit one
+    on CUDA. `dtype`: of what is not quantized, before that. `adapter_width`: bytes of an adapter's parameter as trl
+    keeps it. `activation_width`: bytes of an activation. `upcast`: peft's preparation turns everything that is not
+    quantized to fp32, and the backward pass unpacks a layer's weight.
+    """
+
+    dtype: str
+    quantized: bool = True
+    adapter_width: int = 4
+    activation_width: int = 2
+    upcast: bool = False
+
+
 class Backend:
-    """Subclass this. `load` is the one method that has to be written."""
+    """Subclass this. One instance serves all models; it must hold no model."""
 
     name: ClassVar[str]
     methods: ClassVar[tuple[Method, ...]]
-    requires: ClassVar[tuple[str, ...]] = ()  # import names of what must be installed
+    runtime: ClassVar[str] = "transformers"
+    """Name of the `Runtime` (comparator/runtimes) that executes its variants. Another one loads them itself: `load` and
+    what follows it below is asked by transformers' only."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Packages that must be installed, by import name, which is also what pip installs and whose versions every
+    document's environment records."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Python packages or modules whose classes this backend's layers, weights and quant states are. Objects of these
+    classes are searched for tensors when memory is counted; layer rows name the library before the class."""
+    loggers: ClassVar[tuple[str, ...]] = ()
+    """Loggers set to ERROR before anything is imported, whichever backend is used: other libraries import this one's."""
+    weight_name: ClassVar[str] = "weight"
+    """Name of the parameter or buffer of a quantized module that holds the packed weight; quant state is counted in
+    its layer row."""
+    types: ClassVar[tuple[QuantizedType, ...]] = ()
+    """Every quantized dtype that `logical` names."""
+    capture_note: ClassVar[str] = ""
+    """A note for the column where `capture_forward` replaced something: how it differs from the library's own."""
+    calibration_option: ClassVar[str | None] = None
+    """Name of the option that holds the calibration text, for a method that takes one."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Values of `quant_method` in config.json of the checkpoints that the method loads as its source; "" where the
+    entry may be absent."""
+    quantizes_experts: ClassVar[bool] = False
+    """Whether experts that transformers fuses into one parameter a layer are quantized; most methods take linear layers."""
+    makes_checkpoints: ClassVar[bool] = False
+    """Whether `make` writes such checkpoints from full precision."""
+    random_config: ClassVar[dict[str, Any]] = {}
+    """For a benchmark on random weights: what config.json of a checkpoint made of `random_layer` says."""
 
     def unavailable(self) -> str | None:
         """Why this backend cannot be used here, or None. Imports nothing heavy."""
         missing = [name for name in self.requires if importlib.util.find_spec(name) is None]
         return f"{', '.join(missing)} is not installed: pip install {' '.join(missing)}" if missing else None
 
-    def method(self, name: str) -> Method:
-        return next(m for m in self.methods if m.name == name)
+    def here(self) -> list[str]:
+        """Lines for the command `variants` on what is possible on this machine. Imports nothing heavy."""
+        return []
+
+    # ------------------------------------------------------------ options
 
     def check(self, variant: Variant, values: dict[str, str]) -> None:
         """Refuse combinations that make no sense. `values` holds every option, defaults included."""
 
     def complete(self, variant: Variant, checkpoint: Checkpoint, progress: Progress | None = None) -> Variant:
-        """Fill in what only the model can tell (a group size, say). Raises `Problem` where it does not fit.
+        """Fill in what only the model can tell (a group size, say). Raises `UserError` where it does not fit.
 
-        `progress` is told where this takes long (a ready-made checkpoint is downloaded); it may raise `Stopped`.
+        `progress` is called where this takes long (a ready-made checkpoint is downloaded); it may raise `Stopped`.
         """
         return variant
 
+    def with_calibration(self, variant: Variant, source: str | Path | Iterable[str]) -> Variant:
+        """The variant with a calibration text in its options: a file, a data set's name, or the texts themselves.
+        Unchanged where it takes none. Raises `UserError` where it names another one already."""
+        return variant
+
+    # ------------------------------------------------------------ loading
+
     def silence(self) -> None:
-        """Keep the method's libraries out of the terminal; called before they are imported."""
+        """Keep the method's libraries out of the terminal where `loggers` is not enough; called before they are
+        imported."""
 
     def prepare(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> None:
-        """What is done once and kept (quantizing, compiling a kernel), before load time and load peak are taken."""
+        """What is done once and cached (quantizing, compiling a kernel), before load time and load peak are measured."""
 
-    def here(self) -> list[str]:
-        """Lines for `variants` on what is possible on this machine. Imports nothing heavy."""
-        return []
+    def make(self, checkpoint: Checkpoint, variant: Variant, device: str, progress: Progress) -> Path:
+        """The folder of the quantized checkpoint, from the cache or made now; with `makes_checkpoints`."""
+        raise NotImplementedError
+
+    def random_layer(self, outputs: int, inputs: int, std: float, generator: Any) -> dict[str, Any]:
+        """The stored tensors of a linear layer with random weights of standard deviation `std`, made on the device of
+        the torch generator; with `random_config`."""
+        raise NotImplementedError
 
     def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
         """Bytes that the loaded variant will hold on its device; used to refuse before loading, never shown
@@ -131,7 +204,27 @@ class Backend:
     def load(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> LoadedModel:
+        """Load the checkpoint as this variant. `transformers_loader.from_pretrained` does most of it.
+
+        `progress` may raise `Stopped`. Raises `UserError` for everything that a person can mend.
+        """
         raise NotImplementedError
+
+    # ------------------------------------------------------------ what is stored
+
+    def owns(self, module: Any) -> bool:
+        """Whether this backend quantized `module`: its class, or its weight's, is from `libraries`."""
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        return any(self.library_of(value) for value in (module, weight) if value is not None)
+
+    def library_of(self, value: Any) -> str | None:
+        """The entry of `libraries` that the value's class comes from, or None."""
+        origin = type(value).__module__
+        return next((name for name in self.libraries if f"{origin}.".startswith(f"{name}.")), None)
+
+    def stored_values(self, module: Any, parameter: Any) -> Any:
+        """The tensor in which the values of `parameter` lie. Another one for a tensor subclass that wraps it (torchao)."""
+        return parameter
 
     def quant_state(self, module: Any) -> dict[str, Any]:
         """Tensors that a quantized weight of `module` needs beside its values: absmax, codebooks, scales, zeros …
@@ -148,13 +241,74 @@ class Backend:
         """The weight (out, in) of a module that this backend quantized, as a float32 tensor; None otherwise."""
         return None
 
+    # ------------------------------------------------------------ decoding: asked about modules that it `owns`
+
+    def on_parallel_streams(self, module: Any) -> bool:
+        """Whether the module's matmul of one row may run beside others on a CUDA stream of its own: a short kernel that
+        reads packed weights, launches on torch's current stream and uses no shared workspace."""
+        return False
+
+    def opaque(self, module: Any) -> bool:
+        """Whether torch.compile must not look into the module's forward. It then becomes one custom operation
+        (x) → (…, module.out_features)."""
+        return False
+
+    def deterministic(self, module: Any) -> bool:
+        """Whether the module gives the same bits each time on the same input."""
+        return True
+
+    def graph_refusal(self, module: Any) -> str | None:
+        """Why no CUDA graph can hold this module, as a clause; None where one can."""
+        return None
+
+    def capture_forward(self, module: Any) -> Callable[[Any], Any] | None:
+        """Where the module's forward waits for the device or has shapes that depend on the data: a forward
+        (…, inputs) → (…, outputs) for one row that a CUDA graph can hold, used while decoding in a graph. It is compared
+        with the module's own on real activations first. None: the module's own is captured."""
+        return None
+
+    # ------------------------------------------------------------ adapters and training
+
+    def check_adapter(self, variant: Variant, adapter: AdapterKind) -> None:
+        """Raises `UserError` for an adapter that cannot be put on (or merged into) this variant."""
+
+    def reading_state_dict(self, model: Any) -> contextlib.AbstractContextManager[Any]:
+        """Open while `model.state_dict()` is read, where the library changes its weights for that."""
+        return contextlib.nullcontext()
+
+    def training(self, variant: Variant, device: str) -> Training:
+        """How a LoRA is trained on this variant on `device`. Raises `UserError` where it is not, as here."""
+        raise UserError(
+            f"No adapter can be trained on {variant.method}.",
+            "Train it on bf16 or another base; it can be used here afterwards if peft takes these layers.",
+        )
+
+    def training_variants(self, variant: Variant, device: str) -> list[tuple[Variant, tuple[str, ...]]]:
+        """The variants to train on in place of this one, best first, each with notes on what differs: where a kernel
+        has no gradients, say. The next is loaded where one raises `UserError`."""
+        return [(variant, ())]
+
+    def training_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+        """As `needed_bytes`, of the base as it is trained on."""
+        return self.needed_bytes(variant, checkpoint)
+
+    def prepare_for_training(self, model: Any) -> None:
+        """Change what stands in the way of gradients, after peft's own preparation."""
+
+    # ------------------------------------------------------------ code to copy
+
     def code(
-        self, variant: Variant, placement: Placement, *, tied: bool = False, kernel: str | None = None
+        self,
+        variant: Variant,
+        placement: Placement,
+        *,
+        layers: tuple[LayerRow, ...] = (),
+        kernel: str | None = None,
     ) -> tuple[list[str], list[str], list[str]]:
         """Plain transformers code that loads the same: (import lines, set-up lines, keyword arguments of
-        `from_pretrained` as source text). `tied`: the model's head shares its weights with the embedding.
+        `from_pretrained` as source text). `layers`: the column's layer rows.
         `kernel`: what multiplied, as the column names it."""
-        raise NotImplementedError
+        raise UserError(f"There is no code to copy for {variant.method}: {self.runtime} executes it.")
 
     def code_weights(self, variant: Variant) -> str | None:
         """Source text of what `from_pretrained` loads, where that is not the comparison's own model."""
@@ -168,7 +322,10 @@ class Backend:
         """Lines of plain code to run after `from_pretrained`, where this backend had to do more to make it run."""
         return []
 
-    # ------------------------------------------------------------ options, the same for every backend
+    # ------------------------------------------------------------ the notation, the same for every backend
+
+    def method(self, name: str) -> Method:
+        return next(m for m in self.methods if m.name == name)
 
     def values(self, variant: Variant) -> dict[str, str]:
         """Every option of the variant's method as text, defaults filled in ("" where there is none)."""
@@ -179,97 +336,27 @@ class Backend:
             values[option.name] = text
         return values
 
-    def given(self, variant: Variant) -> dict[str, str]:
+    def requested(self, variant: Variant) -> dict[str, str]:
         """Only the options that the notation names, as text."""
         method = self.method(variant.method)
         return {o.name: text for o, text in (match_option(method, n, v) for n, v in variant.options)}
 
     def canonical(self, variant: Variant) -> Variant:
-        """Validate, drop defaults, sort. Raises `Problem` that names the option and lists the valid ones."""
+        """Validate, drop defaults, sort. Raises `UserError` that names the option and lists the valid ones."""
         method = self.method(variant.method)
         if variant.source and not method.takes_source:
-            raise Problem(
+            raise UserError(
                 f"{method.name} takes no source after an @.",
                 "It quantizes the comparison's own model as it loads.",
             )
-        kept: dict[str, str | None] = {}
+        options: dict[str, str | None] = {}
         for name, value in variant.options:
             option, text = match_option(method, name, value)
             if text == option.default:
                 continue
             token = option.form.format(name=option.name, value=text)
             key, equals, rest = token.partition("=")
-            kept[key] = rest if equals else None
-        result = Variant(variant.method, variant.source, variant.revision, sort_options(kept))
+            options[key] = rest if equals else None
+        result = Variant(variant.method, variant.source, variant.revision, sort_options(options))
         self.check(result, self.values(result))
         return result
-
-
-def match_option(method: Method, name: str, value: str | None) -> tuple[Option, str]:
-    """One notation token → (option, its value as canonical text). Raises `Problem` on anything unknown."""
-    for option in method.options:
-        if option.kind == "flag":
-            if name == option.name and value in (None, "true", "1", "yes", "on"):
-                return option, "true"
-            if name == option.name and value in ("false", "0", "no", "off"):
-                return option, "false"
-        elif "=" in option.form:
-            if name == option.name:
-                if value is None:
-                    raise Problem(f"{option.name} needs a value.", f"Write {option.example}.")
-                return option, _checked(option, value)
-        elif value is None:
-            before, _, after = option.form.partition("{value}")
-            if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
-                middle = name[len(before) : len(name) - len(after)]
-                if middle.lstrip("-").isdigit():
-                    return option, _checked(option, middle)
-    raise unknown_option(method, name if value is None else f"{name}={value}", name)
-
-
-def _checked(option: Option, value: str) -> str:
-    if option.kind == "number":
-        try:
-            number = float(value)
-        except ValueError:
-            raise Problem(
-                f"{option.name} must be a number, not “{value}”.", f"Write {option.example}."
-            ) from None
-        low, high = option.minimum, option.maximum
-        if number != number or (low is not None and number < low) or (high is not None and number > high):
-            raise Problem(
-                f"{option.name}={value} is out of range.",
-                f"{option.name} goes from {low:g}" + (f" to {high:g}." if high is not None else " up."),
-            )
-        return f"{number:g}"
-    if option.kind == "names":
-        return "+".join(sorted({part for part in value.split("+") if part}))
-    if option.choices and value not in option.choices:
-        written = option.form.format(name=option.name, value=value)
-        raise Problem(
-            f"“{written}” is not possible.", f"{option.name} is one of {', '.join(option.choices)}."
-        )
-    return value
-
-
-def unknown_option(method: Method, written: str, name: str) -> Problem:
-    import difflib
-
-    known = [o.name for o in method.options]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not known:
-        return Problem(
-            f"{method.name} takes no options, so not “{written}” either.", f"Write just {method.name}."
-        )
-    meant = f"Did you mean {method.options[known.index(near[0])].example}? " if near else ""
-    return Problem(
-        f"{method.name} has no option “{written}”.",
-        f"{meant}{method.name} takes {', '.join(o.example for o in method.options)}.",
-    )
-
-
-def installed_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

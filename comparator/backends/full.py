@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from comparator.backends import loading
-from comparator.backends.base import Backend, LoadedModel, Method, Placement, Progress
-from comparator.types import Problem, Variant
+from comparator.backends import dtypes, transformers_loader
+from comparator.backends.base import Backend, LoadedModel, Method, Placement, Progress, Training
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant
 
 
 class FullPrecision(Backend):
@@ -14,13 +15,18 @@ class FullPrecision(Backend):
         Method(
             "fp32",
             "32-bit float",
-            "Every weight in 4 bytes. The numerical yardstick.",
+            "Every weight in 4 bytes. The numerical reference.",
             precision=100,
             bits=32,
         ),
-        Method("bf16", "bfloat16", "2 bytes a weight, the range of fp32, 8 bits of precision.", precision=90),
         Method(
-            "fp16", "16-bit float", "2 bytes a weight, 11 bits of precision, a narrow range.", precision=80
+            "bf16",
+            "16-bit brain float",
+            "2 bytes per weight, the range of fp32, 8 bits of precision.",
+            precision=90,
+        ),
+        Method(
+            "fp16", "16-bit float", "2 bytes per weight, 11 bits of precision, a narrow range.", precision=80
         ),
     )
 
@@ -28,10 +34,15 @@ class FullPrecision(Backend):
         return checkpoint.parameters * (4 if variant.method == "fp32" else 2)
 
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
-        if variant.method == "bf16" and not loading.supports_bf16(placement.device):
-            raise Problem("This GPU has no bf16.", "Use fp16 instead.")
-        model = loading.from_pretrained(checkpoint, placement, progress, dtype=variant.method)
-        return LoadedModel(model, "torch Linear", loading.lent_notes(checkpoint))
+        if variant.method == "bf16" and not dtypes.supports_bf16(placement.device):
+            raise UserError("This GPU has no bf16.", "Use fp16 instead.")
+        model = transformers_loader.from_pretrained(checkpoint, placement, progress, dtype=variant.method)
+        return LoadedModel(model, "torch Linear", transformers_loader.lent_notes(checkpoint))
 
-    def code(self, variant, placement, *, tied=False, kernel=None):
-        return [], [], [f"dtype={loading.torch_name(variant.method)}"]
+    def training(self, variant: Variant, device: str) -> Training:
+        return Training(
+            dtype=variant.method, quantized=False, activation_width=4 if variant.method == "fp32" else 2
+        )
+
+    def code(self, variant, placement, *, layers=(), kernel=None):
+        return [], [], [f"dtype={dtypes.torch_name(variant.method)}"]

@@ -1,4 +1,4 @@
-"""`bench`: how fast each decode path is beside stock `generate`. Logic is in comparator/bench.py."""
+"""`bench`: speed of each decode path compared with stock `generate`. Logic is in comparator/benchmark/runner.py."""
 
 from __future__ import annotations
 
@@ -11,87 +11,101 @@ from typing import Annotated
 
 import typer
 
-from comparator.types import Problem
+from comparator.cli.options import Model
+from comparator.core.errors import UserError
 
 EXAMPLES = """Examples:
 
   python -m comparator bench -v bf16 -v int8 -v nf4 --new-tokens 32
 
-  python -m comparator bench --shapes llama-8b -v bf16 -v nf4 --decode eager,graph --ttft 2048 -o bench.json
+  python -m comparator bench --shapes llama-8b -v bf16 -v nf4 \\
+      --decode eager,graph --ttft 2048 -o bench.json
 
-Exit code: 0 if everything could be measured, 1 if something could not, 2 for a request that is wrong."""
+Exit code: 0 on success, 1 if a measurement failed, 2 for an invalid request."""
 
 
 def bench(
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", "-v", "--variants", metavar="NOTATION", help="May be given several times, or with "
-                     "blanks between. (default: bf16 int8 nf4)"),
+        typer.Option("--variant", "-v", "--variants", metavar="NOTATION", help="Variant; repeatable, or a "
+                     "list separated by spaces. (default: bf16 int8 nf4)"),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="(default: COMPARATOR_MODEL, else smollm2-135m)")] = None,
+    model: Model = None,
     shapes: Annotated[
         str | None,
-        typer.Option(help="Random weights of these shapes instead of a model: llama-8b, llama-1b, llama-tiny."),
+        typer.Option(metavar="NAME", help="Random weights with the shapes of llama-8b, llama-1b or llama-tiny instead of a model."),
     ] = None,
     decode: Annotated[
         str | None,
-        typer.Option(help="Paths, with commas between: eager, graph, compiled. (default: eager, and graph on CUDA)"),
+        typer.Option(metavar="PATHS", help="Comma-separated: eager, graph, compiled. (default: eager; on CUDA eager,graph)"),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    new_tokens: Annotated[int, typer.Option(min=2)] = 128,
+    prompt_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Prompt length in tokens.")] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens to generate.")] = 128,
     batch: Annotated[
-        int, typer.Option(min=1, help="Sequences at once; rates are of all of them together.")
+        int, typer.Option(min=1, metavar="N", help="Batch size; rates are totals of the batch.")
     ] = 1,
-    pairs: Annotated[int, typer.Option(min=1, help="Alternating runs of stock generate and each path.")] = 3,
+    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="Alternating runs of stock generate and each path.")] = 3,
     ttft: Annotated[
-        int, typer.Option(min=0, help="Also the time to first token at this prompt length, beside a bare forward.")
+        int, typer.Option(min=0, metavar="N", help="Also measure the time to first token at this prompt length, and a bare forward pass.")
     ] = 0,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Also what each path's step spends its time on, kernel by kernel.")
+        bool, typer.Option("--profile", help="Also profile each path by kernel.")
     ] = False,
     keep: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the shapes here and leave them there.")
+        Path | None, typer.Option(metavar="FOLDER", help="Write the random weights here and keep them.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write JSON too.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the results as JSON.")] = None,
     scoring: Annotated[
         bool,
-        typer.Option(help="Measure instead what scoring a text costs beside the bare forward passes of both models."),
+        typer.Option(help="Measure scoring a text instead, compared with bare forward passes of both models."),
     ] = False,
 ) -> None:  # fmt: skip
-    """Time decoding on each path beside stock generate, in one process, alternating."""
-    from comparator import bench as benches
-    from comparator import bench_table
+    """Benchmark each decode path against stock generate, alternating in one process."""
     from comparator.backends import resolve
+    from comparator.benchmark import runner as benches
+    from comparator.benchmark import table
+    from comparator.benchmark import types as benchmark_types
+    from comparator.core.settings import get_settings
+    from comparator.core.variant import Cell
+    from comparator.deploy.limits import limits_of
 
     last = [""]
 
-    def told(message: str) -> None:
+    def on_progress(message: str) -> None:
         if message != last[0]:
             last[0] = message
             print(message, file=sys.stderr, flush=True)
 
-    names = [n for given in variant or ["bf16 int8 nf4"] for n in given.split()]
+    names = [n for text in variant or ["bf16 int8 nf4"] for n in text.split()]
     variants = [resolve(n) for n in names]
+    limits = limits_of(get_settings())
+    for each in variants:
+        limits.check_cell(Cell(each))
+    if not shapes:
+        limits.check_source(model or _default_model())
     if scoring:
-        from comparator import scoring_bench
+        from comparator.benchmark import scoring as benchmark_scoring
+        from comparator.engines import get_engine
 
-        results = scoring_bench.run(model, variants, rounds=max(pairs, 3), told=told)
-        print(scoring_bench.table(results), end="")
+        results = benchmark_scoring.run(
+            get_engine(), model, variants, rounds=max(pairs, 3), on_progress=on_progress
+        )
+        print(benchmark_scoring.table(results), end="")
         _write(output, [r.to_dict() for r in results])
         raise typer.Exit(0)
     made: list[Path] = []
     try:
         if shapes:
             if model:
-                raise Problem("--shapes and --model are both given.", "Give one of them.")
-            model, variants = _shapes(shapes, variants, keep, made, told)
-        options = benches.Options(
+                raise UserError("Both --shapes and --model are given.", "Use only one of them.")
+            model, variants = _shapes(shapes, variants, keep, made, on_progress)
+        options = benchmark_types.Options(
             _paths(decode), prompt_tokens, new_tokens, pairs, ttft, batch=batch, profile=profile
         )
         report = None
-        for report in benches.run(model or _default_model(), variants, options, told):
-            _write(output, report.to_dict())  # after each variant: what is measured is kept whatever comes
-        print(bench_table.table(report), end="")
+        for report in benches.run(model or _default_model(), variants, options, on_progress):
+            _write(output, report.to_dict())  # after each variant, so that an interruption loses nothing
+        print(table.table(report), end="")
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
@@ -99,36 +113,36 @@ def bench(
     raise typer.Exit(1 if bad else 0)
 
 
-def _paths(given: str | None) -> tuple[str, ...]:
-    if given:
-        return tuple(dict.fromkeys(p.strip() for p in given.split(",") if p.strip()))
+def _paths(text: str | None) -> tuple[str, ...]:
+    if text:
+        return tuple(dict.fromkeys(p.strip() for p in text.split(",") if p.strip()))
     import torch
 
     return ("eager", "graph") if torch.cuda.is_available() else ("eager",)
 
 
 def _default_model() -> str:
-    from comparator.settings import get_settings
+    from comparator.core.settings import get_settings
 
     return get_settings().model
 
 
-def _shapes(name: str, variants: list, keep: Path | None, made: list[Path], told) -> tuple[str, list]:
-    """Write the folders that the variants need; (the model's folder, variants that point to the packed one)."""
-    from comparator import shapes as known
+def _shapes(name: str, variants: list, keep: Path | None, made: list[Path], on_progress) -> tuple[str, list]:
+    """Write the model folders; returns (the model's folder, the variants with the packed folder as source)."""
+    from comparator.backends import backend_for
+    from comparator.benchmark import random_models as known
 
-    packed = any(v.method == "gptq" and not v.source for v in variants)
-    folder = keep or known.folder_for(name, packed)
+    packed = {v.method: backend_for(v) for v in variants if backend_for(v).random_config and not v.source}
+    folder = keep or known.folder_for(name, len(packed))
     if not keep:
         made.append(folder)
-    for gptq in (False, True) if packed else (False,):
-        place = folder / (f"{name}-gptq" if gptq else name)
+    for method, backend in {"": None, **packed}.items():
+        place = folder / (f"{name}-{method}" if method else name)
         if not (place / "config.json").is_file():
-            told(f"writing random weights to {place}")
-            known.write(place, name, gptq=gptq)
-    source = str(folder / f"{name}-gptq")
-    variants = [replace(v, source=source) if v.method == "gptq" and not v.source else v for v in variants]
-    return str(folder / name), variants
+            on_progress(f"writing random weights to {place}")
+            known.write(place, name, backend=backend)
+    sources = {v: str(folder / f"{name}-{v.method}") for v in variants if v.method in packed and not v.source}
+    return str(folder / name), [replace(v, source=sources.get(v, v.source)) for v in variants]
 
 
 def _write(path: Path | None, content: dict) -> None:

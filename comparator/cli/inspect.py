@@ -1,18 +1,16 @@
-"""`layers`, `variants`, `show`: looking at what there is. Only `layers` loads a model."""
+"""`layers`, `variants`, `show`. Only `layers` loads a model."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from comparator.cli.ray import Address, use
-from comparator.types import Problem
+from comparator.cli.options import Address, Model, Verbose, use
+from comparator.core.errors import UserError
 
 LAYERS_EXAMPLES = """Examples:
 
@@ -31,79 +29,77 @@ SHOW_EXAMPLES = """Examples:
 def layers(
     variant: Annotated[
         list[str],
-        typer.Option(
-            "--variant", "-v", metavar="NOTATION", help="Which variant; may be given several times."
-        ),
+        typer.Option("--variant", "-v", metavar="NOTATION", help="Variant; repeatable."),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="The model. (default: COMPARATOR_MODEL, else smollm2-135m)"),
-    ] = None,
+    model: Model = None,
     search: Annotated[
-        str, typer.Option(help="Only rows with these words in name, class, dtype or device.")
+        str, typer.Option(metavar="WORDS", help="Only rows with these words in name, class, dtype or device.")
     ] = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the rows: .csv or .json.")
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option(metavar="0=6GiB,cpu=20GiB", help="Spread the model.")
+        str | None,
+        typer.Option(metavar="LIMITS", help="Split the model across devices, for example 0=6GiB,cpu=20GiB."),
     ] = None,
     ray: Address = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log.")] = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Say how every tensor of a variant is really stored: a row a tensor, after the first use."""
-    from comparator import api, figures, report
+    """List how every tensor of a variant is stored, one row per tensor, after the warm-up."""
+    from comparator import api
     from comparator.cli import tables
     from comparator.cli.run import carry_out
+    from comparator.reporting import csv_export, export, summary
 
     if output:
-        report.check_name(output, (".csv", ".json"))
+        export.check_name(output, (".csv", ".json"))
     use(ray)
-    # One token is the first use: what a library repacks has been repacked after it.
-    request = api.request("Hello", variant, model, fidelity="none", max_new_tokens=1, max_memory=max_memory)
+    # One token is enough: libraries repack weights at the first forward pass.
+    request = api.request(
+        "Hello", variant, model, fidelity="none", max_new_tokens=1, repeats=1, max_memory=max_memory
+    )
     comparison, stopped = carry_out(request, verbose, answers=False)
     for cell in comparison.cells:
         if cell.error:
-            continue  # the progress has said it
-        rows = report.matching(cell.layers, search)
+            continue  # reported with the progress
+        rows = summary.matching(cell.layers, search)
         print(tables.printable(cell.label))
-        print("".join(f"  {tables.printable(line)}\n" for line in figures.stored_as(cell)))
+        print("".join(f"  {tables.printable(line)}\n" for line in summary.stored_as(cell)))
         print(f"{tables.layers_table(rows)}\n" if rows else f"No row contains “{search}”.\n")
     if output:
         json_wanted = output.suffix.lower() == ".json"
         text = (
-            report.to_layers_json(comparison, search)
+            csv_export.to_layers_json(comparison, search)
             if json_wanted
-            else report.to_layers_csv(comparison, search)
+            else csv_export.to_layers_csv(comparison, search)
         )
-        report.write_text(output.expanduser(), text)
+        export.write_text(output.expanduser(), text)
         print(f"Wrote {output}", file=sys.stderr)
     raise typer.Exit(130 if stopped else 0 if comparison.ok else 1)
 
 
 def variants(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """List every method with its options, and say which are missing something here."""
+    """List all methods with their options, and what is missing on this machine."""
     listed = described()
     if as_json:
         print(json.dumps(listed, indent=1, ensure_ascii=False))
         return
+    from comparator.cli.tables import pairs, prose_width, to_text
+
     for method in listed:
-        print(_wrapped(f"{method['method']:<8}{method['title']}. {method['summary']}", 8))
-        if method["unavailable"]:
-            print(_wrapped(f"        Not possible here: {method['unavailable']}", 8))
-        for option in method["options"]:
-            print(_wrapped(f"        {option['written']:<16} {option['help']} {_details(option)}", 25))
-        for line in method["here"]:
-            print(_wrapped(f"        {line}", 10))
-        print()
+        reason = [f"Not possible here: {method['unavailable']}"] if method["unavailable"] else []
+        options = [
+            (option["written"], f"{option['help']} {_details(option)}") for option in method["options"]
+        ]
+        print(to_text(
+            pairs([(f"{method['method']:<7}", f"{method['title']}. {method['summary']}"), *(("", text) for text in reason)]),
+            pairs([(f"{name:<16}", text) for name, text in options], 8),
+            pairs([("", text) for text in method["here"]], 7),
+            width=prose_width(),
+        ))  # fmt: skip
     print("A variant is METHOD[@SOURCE][:option,option…], for example nf4:dq,compute=fp16.")
-
-
-def _wrapped(text: str, indent: int) -> str:
-    width = max(60, min(shutil.get_terminal_size().columns, 110))
-    return textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def _details(option: dict) -> str:
@@ -116,7 +112,7 @@ def _details(option: dict) -> str:
     if low is not None:
         parts.append(f"from {low:g}" + (f" to {high:g}" if high is not None else ""))
     if option["transformers_default"]:
-        parts.append(f"transformers' own default is {option['transformers_default']}")
+        parts.append(f"transformers' default is {option['transformers_default']}")
     return f"({'; '.join(parts)})" if parts else ""
 
 
@@ -158,40 +154,44 @@ def show(
     output: Annotated[
         list[Path] | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write it as .json, .csv, .layers.csv, .md or .html."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write as .json, .csv, .layers.csv, .md or .html; repeatable.",
         ),
     ] = None,
     code: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Print the transformers code that reproduces this column, and nothing else.",
+            help="Print only the transformers code that reproduces this column.",
         ),
     ] = None,
 ) -> None:
-    """Print a saved comparison, or write it in another form."""
-    from comparator import document, report
+    """Print a saved comparison, or convert it to another format."""
     from comparator.cli import tables
+    from comparator.core import document
+    from comparator.reporting import export, summary
 
     for path in output or []:
-        report.check_name(path)
+        export.check_name(path)
     comparison = document.read(file)
     if code is not None:
-        from comparator.code import snippet
+        from comparator.reporting.snippet import snippet
 
         column = next((c for c in comparison.cells if c.label == code), None)
         if column is None:
             labels = ", ".join(c.label for c in comparison.cells)
-            raise Problem(f"There is no column “{code}” in {file.name}.", f"Its columns are {labels}.")
+            raise UserError(f"{file.name} has no column “{code}”.", f"Its columns are {labels}.")
         print(snippet(column, comparison), end="")
         return
-    for name, value in report.headline(comparison):
-        print(f"{name:<10} {tables.printable(value)}")
+    facts = [(f"{name:<10}", value) for name, value in summary.headline(comparison)]
+    print(tables.to_text(tables.pairs(facts)), end="")
     print(f"\n{tables.printable(comparison.prompt.text)}\n")
     for cell in comparison.cells:
         if cell.text:
-            print(f"── {tables.printable(cell.label)}\n{tables.printable(cell.text)}\n")
+            print(f"── {tables.printable(cell.label)}\n{tables.printable(cell.shown_text)}\n")
     print(tables.comparison_table(comparison), end="")
     for path in output or []:
-        report.write(comparison, path)
+        export.write(comparison, path)
         print(f"Wrote {path}", file=sys.stderr)

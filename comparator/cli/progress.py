@@ -1,6 +1,6 @@
-"""Events → a terminal: states, live text and figures on stderr. Knows nothing of how they come about.
+"""Events → stderr: states, live text and figures.
 
-On a terminal one line shows what is being done and is overwritten; in a log each new state is a line of its own.
+On a terminal one status line changes in place, drawn with rich; in a log each new state is a line of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -17,70 +16,70 @@ import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
-from comparator import figures, words
 from comparator.cli.tables import printable
-from comparator.types import (
-    Cell,
-    CellResult,
-    Event,
-    Failed,
-    Finished,
-    Generated,
-    Generating,
-    Loading,
-    Queued,
-    Scoring,
-)
+from comparator.core.events import Event, Failed, Finished, Generated, Generating, Loading, Queued, Scoring
+from comparator.core.result import CellResult
+from comparator.core.variant import Cell
+from comparator.metrics.definitions import shown
+from comparator.util import formatting
 
-_SECONDS = re.compile(r" \(\d+ s\)$")  # a counting message is one state
+_SECONDS = re.compile(r" \(\d+ s\)$")  # a message with a counter is one state
 
 
 class Progress:
-    """Call it with each event. `answers` False: neither text nor figures, only what is being done."""
+    """Call it with each event, inside a `with` block. `answers` False: print states only, no text and no figures."""
 
-    def __init__(self, stream: TextIO | None = None, repeats: int = 1, answers: bool = True):
+    def __init__(self, stream: TextIO | None = None, answers: bool = True):
+        from rich.console import Console
+        from rich.progress import Progress as StatusLine
+        from rich.progress import TaskProgressColumn, TextColumn
+
         self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
-        self.repeats = repeats
+        console = Console(file=self.stream)
+        self.live = console.is_interactive
+        # Drawn when it changes: a thread that redraws it would run beside what is measured.
+        self.status_line = StatusLine(
+            TextColumn("{task.description}", markup=False), TaskProgressColumn(), console=console, transient=True,
+            auto_refresh=False, redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
         self.answers = answers
-        self.writing: Cell | None = None  # whose text the cursor stands in
-        self.told: set[Cell] = set()  # columns whose figures have been printed
+        self.writing: Cell | None = None  # the cell whose text is being printed
+        self.reported: set[Cell] = set()  # columns whose figures have been printed
         self.last = ""
 
     def __call__(self, event: Event) -> None:
         match event:
             case Queued():
                 doing = f": {event.doing}" if event.doing else ""
-                self.status(f"waiting for {words.plural(event.ahead, 'run')} to end", doing)
-            case Loading():
-                done = "" if event.fraction is None else f" {event.fraction:.0%}"
-                self.status(f"{event.cell.label}: {event.message}", done)
+                self.status(f"queued, {formatting.plural(event.ahead, 'run')} ahead", detail=doing)
+            case Loading() | Scoring():
+                self.status(f"{event.cell.label}: {event.message}", event.fraction)
             case Generating() | Generated() | Finished() if not self.answers:
                 pass
             case Generating(round=0):
                 self.text(event.cell, event.chunk.text)
             case Generating():
-                self.status(f"{event.cell.label}: run {event.round + 1} of {self.repeats}")
-            case Scoring():
-                done = "" if event.fraction is None else f" {event.fraction:.0%}"
-                self.status(f"{event.cell.label}: {event.message}", done)
+                self.status(f"{event.cell.label}: run {event.round + 1} of {event.rounds}")
             case Generated() | Finished():
                 self.figures(event.cell, event.result)
             case Failed():
                 self.line(f"{event.cell.label} failed: {event.problem} {event.advice}".rstrip())
 
-    def status(self, what: str, done: str = "") -> None:
-        """What is being done now. `done` changes often and so is left out of a log."""
+    def status(self, what: str, fraction: float | None = None, *, detail: str = "") -> None:
+        """The current state. `fraction` (of it done) and `detail` change often and are left out of a log."""
         self._end_text()
-        what = printable(what).replace("\n", " ")
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            self._write(f"\r\x1b[K{(what + done)[:width]}")
+        what = printable(what + detail if self.live else _SECONDS.sub("", what)).replace("\n", " ")
+        now = f"{what} {fraction:.0%}" if self.live and fraction is not None else what
+        if now == self.last:
             return
-        what = _SECONDS.sub("", what)
-        if what != self.last:
+        self.last = now
+        if not self.live:
             self._write(f"{what}\n")
-        self.last = what
+            return
+        for task in self.status_line.task_ids:
+            self.status_line.remove_task(task)
+        self.status_line.add_task(what, total=None if fraction is None else 1.0, completed=fraction or 0.0)
+        self.status_line.start()
 
     def text(self, cell: Cell, piece: str) -> None:
         if self.writing != cell:
@@ -92,20 +91,31 @@ class Progress:
 
     def figures(self, cell: Cell, result: CellResult) -> None:
         """A column's figures, once, below its text."""
-        if cell in self.told or result.status == "failed":
+        if cell in self.reported or result.status == "failed":
             return
-        self.told.add(cell)
-        shown = [figures.BY_KEY[key] for key in ("decode_tok_s", "ttft_s", "resident_bytes")]
-        said = [f"{f.title} {f.written(result)} {f.unit}" for f in shown if f.get(result) is not None]
-        count = words.plural(len(result.token_ids), "token")
+        self.reported.add(cell)
+        figures = [
+            f"{m.title} {m.format(result)} {m.unit}" for m in shown("progress") if m.get(result) is not None
+        ]
+        count = formatting.plural(len(result.token_ids), "token")
         self.line(
-            f"   {', '.join([f'{cell.label}: {count}', *said])}{' (stopped)' * (result.status == 'stopped')}"
+            f"   {', '.join([f'{cell.label}: {count}', *figures])}{' (stopped)' * (result.status == 'stopped')}"
         )
 
     def line(self, text: str) -> None:
         self._end_text()
         self._clear()
         self._write(f"{printable(text)}\n")
+
+    def report(self, fraction: float | None, message: str) -> None:
+        """`status` with the arguments of a progress callback."""
+        self.status(message, fraction)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
 
     def end(self) -> None:
         """Leave the cursor at the beginning of an empty line."""
@@ -120,7 +130,7 @@ class Progress:
     def _clear(self) -> None:
         self.last = ""
         if self.live:
-            self._write("\r\x1b[K")
+            self.status_line.stop()
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -130,14 +140,14 @@ class Progress:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets. The first press stops cleanly, the second ends the program as usual."""
+    """An event that Ctrl-C sets. The first press stops cleanly, the second interrupts the program."""
     cancel = threading.Event()
 
     def stop(*_):
         if cancel.is_set():
             raise KeyboardInterrupt
         cancel.set()
-        print("\nStopping … (Ctrl-C again to end at once)", file=sys.__stderr__, flush=True)
+        print("\nStopping … (press Ctrl-C again to quit immediately)", file=sys.__stderr__, flush=True)
 
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield cancel
@@ -151,12 +161,12 @@ def stoppable() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def quiet(verbose: bool) -> Iterator[TextIO]:
-    """Keep the libraries' log lines, warnings and prints out of the terminal; yields the real stderr.
+    """Hide log messages, warnings and prints of the libraries; yields the real stderr.
 
-    What they print goes to nowhere, since stdout is for our result. `verbose` lets everything through, on stderr.
+    stdout is for the result, so their prints are dropped. `verbose` shows everything, on stderr.
     """
     if verbose:
-        logging.getLogger("comparator").setLevel(logging.DEBUG)  # comparator/gptq/quiet.py asks it
+        logging.getLogger("comparator").setLevel(logging.DEBUG)  # comparator/backends/gptq/quiet.py asks it
     else:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

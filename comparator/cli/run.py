@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from comparator.cli.ray import PANEL as CLUSTER
-from comparator.cli.ray import Address, use
-from comparator.types import Comparison, Done, Problem
+from comparator.cli.options import PANEL as CLUSTER
+from comparator.cli.options import Address, Verbose, use
+from comparator.core.errors import UserError
+from comparator.core.events import Event, Failed
+from comparator.core.result import Comparison
 
 EXAMPLES = """Examples:
 
@@ -20,48 +23,48 @@ EXAMPLES = """Examples:
 
   python -m comparator run -m user/repo@main -p "Hello" -o a.json -o a.html
 
-Exit code: 0 if every column succeeded, 1 if one failed, 2 for a request that is wrong, 130 after Ctrl-C."""
+Exit code: 0 if every variant succeeded, 1 if one failed,
+2 for an invalid request, 130 after Ctrl-C."""
 
-PROMPT, MODEL, DECODING, FIDELITY, MEMORY = "Prompt", "Columns", "Decoding", "Fidelity", "Memory"
+_prompt_option, _model_option, _decoding_option, _fidelity_option, _memory_option = (
+    partial(typer.Option, rich_help_panel=panel)
+    for panel in ("Prompt", "Model and variants", "Decoding", "Fidelity", "Memory")
+)
 
 
 def run(
     prompt: Annotated[
         str,
-        typer.Option(
-            "--prompt", "-p", help="The prompt; - reads it from standard input.", rich_help_panel=PROMPT
-        ),
+        _prompt_option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads it from standard input."),
     ],
     variant: Annotated[
         list[str] | None,
-        typer.Option(
+        _model_option(
             "--variant",
             "-v",
             metavar="NOTATION",
-            rich_help_panel=MODEL,
-            help="A column: bf16, int8:threshold=0, nf4:dq … Give it once a column; `variants` lists what there is. "
+            help="Variant, for example bf16, int8:threshold=0 or nf4:dq; repeatable. See `variants`. "
             "(default: bf16 int8 nf4)",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        _model_option(
             "--model",
             "-m",
-            rich_help_panel=MODEL,
-            help="Built-in name, Hub repo (user/name@revision), folder or .gguf file. (default: COMPARATOR_MODEL, "
-            "else smollm2-135m)",
+            metavar="NAME",
+            help="Built-in name, Hub repo (user/name@revision), folder or .gguf file. (default: COMPARATOR_MODEL "
+            "or smollm2-135m)",
         ),
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option(
+        _model_option(
             "--adapter",
             "-a",
             metavar="SOURCE",
-            rich_help_panel=MODEL,
-            help="A LoRA adapter on every variant, beside the variant alone: pirate, user/repo@rev*0.5, folder:merged. "
-            "Give it once an adapter.",
+            help="Also run every variant with this LoRA adapter: pirate, user/repo@rev*0.5, folder:merged; "
+            "repeatable.",
         ),
     ] = None,
     output: Annotated[
@@ -70,92 +73,90 @@ def run(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the comparison: .json (the document), .csv (a row a column), .layers.csv, .md or .html. "
-            "May be given several times.",
+            help="Write the comparison: .json (the document), .csv (one row per variant), .layers.csv, .md or .html; "
+            "repeatable.",
         ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System prompt.", rich_help_panel=PROMPT)] = None,
+    system: Annotated[str | None, _prompt_option(metavar="TEXT", help="System prompt.")] = None,
     chat: Annotated[
         bool | None,
-        typer.Option(
+        _prompt_option(
             "--chat/--raw",
-            rich_help_panel=PROMPT,
-            help="Use the model's chat template, or send the text as it is. (default: chat where there is a template)",
+            help="Use the model's chat template, or the raw text. (default: chat if the model has a template)",
         ),
     ] = None,
+    template_var: Annotated[
+        list[str] | None,
+        _prompt_option(
+            metavar="NAME=VALUE",
+            help="A variable of the chat template, for example enable_thinking=false; repeatable.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None, _prompt_option(metavar="NAME", help="One of several chat templates, by name.")
+    ] = None,
     max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-new-tokens", "-n", help="Length of the answer at most.", rich_help_panel=DECODING
-        ),
+        int, _decoding_option("--max-new-tokens", "-n", metavar="N", help="Maximum length of the answer.")
     ] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=DECODING)] = 0.0,
-    top_p: Annotated[float, typer.Option(help="1 switches it off.", rich_help_panel=DECODING)] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 switches it off.", rich_help_panel=DECODING)] = 0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="1 switches it off.", rich_help_panel=DECODING)
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same tokens.", rich_help_panel=DECODING)] = 0,
+    temperature: Annotated[float, _decoding_option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, _decoding_option(help="1 disables it.")] = 1.0,
+    top_k: Annotated[int, _decoding_option(help="0 disables it.")] = 0,
+    repetition_penalty: Annotated[float, _decoding_option(help="1 disables it.")] = 1.0,
+    seed: Annotated[int, _decoding_option(help="Same seed, same tokens.")] = 0,
     repeats: Annotated[
-        int,
-        typer.Option(
-            help="Runs of each column, alternating; medians are reported.", rich_help_panel=DECODING
+        str,
+        _decoding_option(
+            metavar="N|auto",
+            help="Interleaved runs per variant; medians are reported. auto: 3 where a round takes under 10 s, else 1.",
         ),
-    ] = 1,
+    ] = "auto",
     decode: Annotated[
         str,
-        typer.Option(
-            help="auto (a CUDA graph on a GPU), both (auto, and eager too: what Python costs), eager (plain Python), "
-            "graph, or compiled (slow to prepare).",
-            rich_help_panel=DECODING,
+        _decoding_option(
+            metavar="MODE",
+            help="auto (CUDA graph on a GPU), both (auto and eager, shows the Python overhead), eager, graph, or "
+            "compiled (slow to prepare).",
         ),
     ] = "auto",
     fidelity: Annotated[
         str | None,
-        typer.Option(
-            help="none; prompt: divergence on the reference's own answer; text: on a longer text too. "
-            "(default: prompt, with --eval-text text)",
-            rich_help_panel=FIDELITY,
+        _fidelity_option(
+            metavar="none|prompt|text",
+            help="Measure on the reference's answer (prompt), on an evaluation text as well (text), or not at all. "
+            "(default: prompt; with --eval-text: text)",
         ),
     ] = None,
     eval_text: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="The longer text: a file, or wikitext2. (default: the text we ship)",
-            rich_help_panel=FIDELITY,
+        _fidelity_option(
+            metavar="FILE", help="Evaluation text: a file, or wikitext2. (default: the bundled text)"
         ),
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens scored at once.", rich_help_panel=FIDELITY)] = 512,
+    context: Annotated[int, _fidelity_option(metavar="N", help="Tokens per window.")] = 512,
     stride: Annotated[
         int | None,
-        typer.Option(
-            help="Tokens from one context to the next. (default: the context)", rich_help_panel=FIDELITY
-        ),
+        _fidelity_option(metavar="N", help="Tokens from one window to the next. (default: the context)"),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            help="The column to measure against. (default: the most precise)", rich_help_panel=FIDELITY
-        ),
+        _fidelity_option(metavar="NOTATION", help="Variant to compare with. (default: the most precise)"),
     ] = None,
     max_memory: Annotated[
         str | None,
-        typer.Option(
-            metavar="0=6GiB,cpu=20GiB", help="Spread the model within these limits.", rich_help_panel=MEMORY
+        _memory_option(
+            metavar="LIMITS", help="Split the model across devices, for example 0=6GiB,cpu=20GiB."
         ),
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(
+        _model_option(
             metavar="FILE",
-            help="Calibration text of gptq columns: a text file, .json or .jsonl, c4, or wikitext2. "
-            "(default: the text we ship)",
-            rich_help_panel=MODEL,
+            help="Calibration text of gptq variants: a text file, .json or .jsonl, c4 or wikitext2. "
+            "(default: the bundled text)",
         ),
     ] = None,
     evict: Annotated[
-        bool, typer.Option(help="Unload what was used longest ago to make room.", rich_help_panel=MEMORY)
+        bool, _memory_option(help="Unload the least recently used variants to free memory.")
     ] = True,
     ray: Address = None,
     parallel: Annotated[
@@ -163,17 +164,18 @@ def run(
         typer.Option(
             "--parallel",
             rich_help_panel=CLUSTER,
-            help="Columns on different devices of the cluster at the same time; on one device never.",
+            help="Run variants on different devices of the cluster at the same time.",
         ),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log.")] = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Run one prompt through several variants of a model and print what each costs and gains."""
-    from comparator import api, report
+    """Run one prompt on several variants of a model and compare them."""
+    from comparator import api
     from comparator.cli import tables
+    from comparator.reporting import export
 
     for path in output or []:
-        report.check_name(path)
+        export.check_name(path)
     use(ray)
     request = api.request(
         _prompt(prompt),
@@ -182,6 +184,8 @@ def run(
         adapter or (),
         system=system,
         chat=chat,
+        template=template,
+        template_vars=template_var or (),
         reference=reference,
         fidelity=fidelity,
         eval_text=eval_text,
@@ -203,35 +207,35 @@ def run(
     comparison, stopped = carry_out(request, verbose)
     print(tables.comparison_table(comparison), end="")
     for path in output or []:
-        report.write(comparison, path)
+        export.write(comparison, path)
         print(f"Wrote {path}", file=sys.stderr)
     raise typer.Exit(130 if stopped else 0 if comparison.ok else 1)
 
 
-def _prompt(given: str) -> str:
-    if given != "-":
-        return given
+def _prompt(text: str) -> str:
+    if text != "-":
+        return text
     if sys.stdin is None or sys.stdin.isatty():
         print("Type the prompt, then Ctrl-D:", file=sys.stderr)
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\n") if sys.stdin else ""
     except UnicodeDecodeError:
-        raise Problem("Standard input is not text in UTF-8.", "Save the prompt as UTF-8.") from None
+        raise UserError("Standard input is not text in UTF-8.", "Save the prompt as UTF-8.") from None
 
 
 def carry_out(request, verbose: bool, *, answers: bool = True) -> tuple[Comparison, bool]:
-    """(the finished comparison, whether Ctrl-C stopped it), with progress on stderr. Raises `Problem`."""
+    """(the finished comparison, whether Ctrl-C stopped it), with progress on stderr. Raises `UserError`."""
+    from comparator.cli import error_details
     from comparator.cli.progress import Progress, quiet, stoppable
 
-    with quiet(verbose) as stderr, stoppable() as cancel:
-        from comparator.compare import compare
+    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, answers) as progress:
+        from comparator.comparison import runner
+        from comparator.engines import get_engine
 
-        progress = Progress(stderr, request.settings.repeats, answers)
-        try:
-            for event in compare(request, cancel=cancel):
-                if isinstance(event, Done):
-                    return event.comparison, cancel.is_set()
-                progress(event)
-        finally:
-            progress.end()
-    raise AssertionError("a comparison always ends with Done")
+        def show(event: Event) -> None:
+            progress(event)
+            if isinstance(event, Failed) and event.result.error:
+                error_details.show(event.result.error.error_id, progress.line)
+
+        comparison = runner.run(request, engine=get_engine(), emit=show, cancel=cancel)
+        return comparison, cancel.is_set()

@@ -1,38 +1,150 @@
-"""A comparison and its layers as tables for a terminal. Text only: knows nothing of options or events."""
+"""Tables of the command line, drawn with rich: they fit a terminal of any width, and are plain text in a pipe or file."""
 
 from __future__ import annotations
 
-import textwrap
+import io
+import shutil
+import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from comparator import devices, figures, words
-from comparator.report import column_name, shape_text
-from comparator.types import Comparison, LayerRow
+from comparator.core import devices
+from comparator.core.result import Comparison, LayerRow
+from comparator.metrics.definitions import Place, present
+from comparator.reporting.ratios import beside
+from comparator.reporting.summary import column_name, shape_text
+from comparator.util import formatting
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+PROSE = 106  # characters in a line of text at most
+UNLIMITED = 100_000  # a line of a table in a pipe is never broken
+# Columns of the layers table: (heading, right-aligned, text of a row), and their order of importance.
+_LAYER_COLUMNS: tuple[tuple[str, bool, Any], ...] = (
+    ("name", False, lambda row: row.name),
+    ("module", False, lambda row: row.module_class),
+    ("means", False, lambda row: row.logical_dtype),
+    ("stored as", False, lambda row: row.storage_dtype),
+    ("shape", False, lambda row: shape_text(row.shape)),
+    ("stored shape", False, lambda row: shape_text(row.storage_shape)),
+    ("bytes", True, lambda row: formatting.count(row.bytes)),
+    ("quant state", True, lambda row: formatting.count(row.quant_state_bytes)),
+    ("bits", True, lambda row: formatting.figure(row.bits_per_weight)),
+    ("note", False, lambda row: f"= {row.tied_to}" if row.tied_to else ""),
+)
+_IMPORTANCE = (
+    "name",
+    "stored as",
+    "means",
+    "bytes",
+    "bits",
+    "quant state",
+    "shape",
+    "stored shape",
+    "module",
+    "note",
+)
 
 
-def comparison_table(comparison: Comparison, keys: tuple[str, ...] = figures.KEY) -> str:
-    """The comparison table for a terminal: a line a column, then notes and problems."""
-    shown = figures.present(comparison, keys)
-    rows = [["", *(f.title for f in shown)], ["", *(f.unit for f in shown)]]
-    for cell in comparison.cells:
-        row = [column_name(comparison, cell)]
-        row += [f"{f.written(cell)} {figures.beside(comparison, cell, f)}".strip() for f in shown]
-        rows.append([printable(value) for value in row])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(shown) + 1)]
-    lines = [
-        "  ".join(
-            v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(2, "  ".join("─" * width for width in widths))
+def printable(text: str) -> str:
+    """`text` without control characters, with which a document could steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def terminal_width() -> int:
+    """Characters in a line of stdout; unlimited where it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else UNLIMITED
+
+
+def prose_width() -> int:
+    """Characters in a line of text: those of the terminal, between 60 and PROSE."""
+    return max(60, min(shutil.get_terminal_size().columns, PROSE))
+
+
+def to_text(*parts: RenderableType, width: int | None = None) -> str:
+    """Rich renderables as text, with styles on a terminal alone; strings are taken as they are, without markup."""
+    from rich.console import Console
+
+    console = Console(
+        file=io.StringIO(), width=width or terminal_width(), force_terminal=sys.stdout.isatty(), markup=False,
+        highlight=False, emoji=False, legacy_windows=False,
+    )  # fmt: skip
+    for part in parts:
+        console.print(part)
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
+
+
+def pairs(rows: Iterable[tuple[str, str]], indent: int = 0) -> RenderableType:
+    """(name, text) in two columns without a heading; the text wraps within its own."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for name, text in rows:
+        grid.add_row(Text(printable(name)), Text(printable(text)))
+    return Padding(grid, (0, 0, 0, indent))
+
+
+def comparison_table(comparison: Comparison, place: Place = "key") -> str:
+    """A line per column of the comparison, then notes and problems.
+
+    Metrics that do not fit the terminal's width beside the others follow in further tables.
+    """
+    from rich.text import Text
+
+    names = [printable(column_name(comparison, cell)) for cell in comparison.cells]
+    columns = [
+        (f"{metric.title}\n{metric.unit_and_direction}",
+         [f"{metric.format(cell)} {beside(comparison, cell, metric)}".strip() for cell in comparison.cells])
+        for metric in present(comparison, place)
+    ]  # fmt: skip
     unlike = devices.unlike(comparison.cells)
-    head = textwrap.fill(printable(unlike), 106, break_on_hyphens=False) + "\n\n" if unlike else ""
-    return head + "\n".join(line.rstrip() for line in lines) + "\n" + "".join(_below(comparison))
+    head = to_text(Text(printable(unlike)), "", width=prose_width()) if unlike else ""
+    tables = [_table(["", *names], block) for block in _blocks(names, columns)]
+    return head + "\n".join(to_text(table) for table in tables) + "".join(_notes(comparison))
 
 
-def _below(comparison: Comparison) -> Iterable[str]:
-    """Problems and notes, a paragraph a column; what every column notes stands once."""
+def _blocks(names: list[str], columns: list[tuple[str, list[str]]]) -> list[list[tuple[str, list[str]]]]:
+    """The columns (heading, texts) in as few tables as fit the terminal's width beside the names."""
+    blocks: list[list[tuple[str, list[str]]]] = [[]]
+    available = terminal_width() - min(max(map(len, names), default=0), terminal_width() // 2)
+    used = 0
+    for heading, texts in columns:
+        width = 2 + max(map(len, [*heading.split("\n"), *texts]))
+        if blocks[-1] and used + width > available:
+            blocks.append([])
+            used = 0
+        blocks[-1].append((heading, texts))
+        used += width
+    return blocks
+
+
+def _table(names: list[str], columns: list[tuple[str, list[str]]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
+    table.add_column(names[0], overflow="fold", max_width=terminal_width() // 2)
+    for heading, _ in columns:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for name, *values in zip(names[1:], *(texts for _, texts in columns), strict=True):
+        table.add_row(Text(name), *(Text(value) for value in values))
+    return table
+
+
+def _notes(comparison: Comparison) -> Iterable[str]:
+    """Problems and notes, a paragraph per column; notes of every column come first, once."""
+    from rich.padding import Padding
+    from rich.text import Text
+
     worked = [cell for cell in comparison.cells if cell.status != "failed"]
     shared = (
         [n for n in worked[0].notes if all(n in cell.notes for cell in worked)] if len(worked) > 1 else []
@@ -41,51 +153,34 @@ def _below(comparison: Comparison) -> Iterable[str]:
     for cell in comparison.cells:
         error = [cell.error.problem, cell.error.advice] if cell.error else []
         paragraphs.append((cell.label, [*error, *(note for note in cell.notes if note not in shared)]))
-    for name, said in paragraphs:
-        if any(said):
-            yield f"\n{printable(name)}\n"
-            for text in filter(None, said):
-                wrapped = textwrap.wrap(printable(text), 106, break_on_hyphens=False, break_long_words=False)
-                yield "".join(f"  {line}\n" for line in wrapped)
-
-
-def printable(text: str) -> str:
-    """Without control characters: a document from elsewhere shall not steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+    for name, texts in paragraphs:
+        if any(texts):
+            lines = [Padding(Text(printable(text)), (0, 0, 0, 2)) for text in texts if text]
+            yield to_text("", Text(printable(name)), *lines, width=prose_width())
 
 
 def layers_table(rows: Iterable[LayerRow]) -> str:
-    """The layers for a terminal: a line a stored tensor."""
-    header = (
-        "name",
-        "module",
-        "means",
-        "stored as",
-        "shape",
-        "stored shape",
-        "bytes",
-        "quant state",
-        "bits",
-        "note",
+    """A line per stored tensor. Columns that do not fit the terminal's width are left out, which a last line says."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    cells = {head: [printable(str(get(row))) for row in rows] for head, _, get in _LAYER_COLUMNS}
+    widths = {head: max(map(len, [head, *texts])) + 2 for head, texts in cells.items()}
+    available, fitting = terminal_width(), []
+    for head in _IMPORTANCE:
+        if (available := available - widths[head]) < -2 and fitting:
+            break
+        fitting.append(head)
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
     )
-    table = [header] + [
-        (
-            printable(row.name),
-            printable(row.module_class),
-            row.logical_dtype,
-            row.storage_dtype,
-            shape_text(row.shape),
-            shape_text(row.storage_shape),
-            words.count(row.bytes),
-            words.count(row.quant_state_bytes),
-            words.figure(row.bits_per_weight),
-            f"= {printable(row.tied_to)}" if row.tied_to else "",
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-    right = {6, 7, 8}
-    return "\n".join(
-        "  ".join(v.rjust(w) if i in right else v.ljust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in table
-    )  # fmt: skip
+    shown = [(head, right) for head, right, _ in _LAYER_COLUMNS if head in fitting]
+    for head, right in shown:
+        table.add_column(head, justify="right" if right else "left", overflow="fold")
+    for texts in zip(*(cells[head] for head, _ in shown), strict=True):
+        table.add_row(*map(Text, texts))
+    left_out = [head for head in cells if head not in fitting]
+    more = f"Not shown in this width: {', '.join(left_out)}." if left_out else ""
+    return to_text(table, *([more] if more else []))

@@ -1,4 +1,4 @@
-"""`train`: a LoRA on any variant, from the terminal. Everything is done by comparator/training; this shows it."""
+"""`train`: train a LoRA on any variant; the work is done in comparator/training."""
 
 from __future__ import annotations
 
@@ -8,85 +8,92 @@ from typing import Annotated
 
 import typer
 
+from comparator.cli.options import Model, Verbose
+from comparator.core.errors import UserError
 from comparator.training.settings import SETTINGS
-from comparator.types import Problem
 
 _BY_NAME = {s.name: s for s in SETTINGS}
 EXAMPLES = """Examples:
 
-  python -m comparator train --base nf4:dq --data pirate --max-steps 20 --learning-rate 5e-3 --name first
+  python -m comparator train --base nf4:dq --data pirate --name first \\
+      --max-steps 20 --learning-rate 5e-3
 
-  python -m comparator train -b nf4 --data questions.csv --column prompt=frage --column completion=antwort -o my-lora
+  python -m comparator train -b nf4 --data questions.csv -o my-lora \\
+      --column prompt=question --column completion=answer
 
   python -m comparator train --data chat.jsonl --preview
 
-  python -m comparator train --base nf4:dq --data pirate --compare "bf16 int8 nf4"
+  python -m comparator train --base nf4:dq --data pirate \\
+      --compare "bf16 int8 nf4"
 
   python -m comparator train --resume first
 
-Ctrl-C stops and keeps what has been trained so far. Exit code: 0, 1 if training failed or does not fit, 2 for a
-request that is wrong, 130 after Ctrl-C."""
+Ctrl-C stops and keeps the adapter trained so far.
+
+Exit code: 0 on success, 1 if training failed or does not fit in memory,
+2 for an invalid request, 130 after Ctrl-C."""
 
 
 def _of(name: str, *flags: str) -> typer.models.OptionInfo:
-    """The option of a setting, with the explanation that the page shows too."""
+    """The option of a setting, with the same help text as on the page."""
     known = _BY_NAME[name]
-    said = known.help + (f" One of {', '.join(known.choices)}." if known.choices else "")
-    return typer.Option(*(flags or (known.option,)), help=said, rich_help_panel=f"Settings: {known.group}")
+    text = known.help + (f" One of {', '.join(known.choices)}." if known.choices else "")
+    metavar = {"choice": "NAME", "names": "NAMES", "int": "N"}.get(known.kind)
+    return typer.Option(
+        *(flags or (known.option,)), metavar=metavar, help=text, rich_help_panel=f"Settings: {known.group}"
+    )
 
 
 _DEFAULT = {s.name: s.default for s in SETTINGS}
 
 
 def train(
-    base: Annotated[str, typer.Option("--base", "-b", metavar="NOTATION", help="The variant to train on.")] = "nf4:dq",
+    base: Annotated[str, typer.Option("--base", "-b", metavar="NOTATION", help="Variant to train on.")] = "nf4:dq",
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="FILE", help="A .jsonl, .json, .csv or .parquet file, a data set of the "
-                     "Hub (user/name, user/name:split), or pirate, which comes with us."),
+        typer.Option("--data", "-d", metavar="FILE", help="A .jsonl, .json, .csv or .parquet file, a Hub data set "
+                     "(user/name, user/name:split), or the built-in set pirate."),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="DIR", help="A new folder for the adapter; without it, it is "
-                                 "kept among the adapters trained here.")
+        str | None, typer.Option("--output", "-o", metavar="DIR", help="New folder for the adapter. (default: in the "
+                                 "data folder)")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What --adapter calls it. (default: from data and base)")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model. (default: COMPARATOR_MODEL, else smollm2-135m)")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name for --adapter. (default: from data and base)", metavar="NAME")] = None,
+    model: Model = None,
     form: Annotated[
-        str | None, typer.Option(help="What the data are: chat, prompt or text. (default: recognized)")
+        str | None, typer.Option(metavar="chat|prompt|text", help="Data format. (default: detected)")
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE=COLUMN", help="Which column is messages, prompt, completion or text."),
+        typer.Option(metavar="ROLE=COLUMN", help="Column with the messages, prompt, completion or text; repeatable."),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="A prompt to answer every so often: before, and now.")
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Prompt for sample answers, before and during training.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="A system prompt for every sample that has none.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt for samples without one.")] = None,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="VARIANTS", help="Afterwards: loss and perplexity on the held-back samples for these "
-                     "variants, with and without the adapter."),
+        typer.Option(metavar="VARIANTS", help="Afterwards, evaluate these variants without and with the "
+                     "adapter: loss and perplexity on the held-out samples."),
     ] = None,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Upload the adapter to this Hub repo too (HF_TOKEN).")
+        str | None, typer.Option(metavar="REPO", help="Also upload the adapter to this Hub repo (needs HF_TOKEN).")
     ] = None,
     zip_to: Annotated[
-        Path | None, typer.Option("--zip", metavar="FOLDER", help="Write NAME.zip there too.")
+        Path | None, typer.Option("--zip", metavar="FOLDER", help="Also write NAME.zip to this folder.")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Go on from the last checkpoint of a run that was killed.")
+        str | None, typer.Option(metavar="NAME", help="Resume an interrupted run from its last checkpoint.")
     ] = None,
-    forget: Annotated[str | None, typer.Option(metavar="NAME", help="Throw an unfinished run away.")] = None,
+    forget: Annotated[str | None, typer.Option(metavar="NAME", help="Discard an unfinished run.")] = None,
     evaluate: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Train nothing: only --compare, for an adapter trained before.")
+        str | None, typer.Option(metavar="NAME", help="Only evaluate an adapter trained before, on the variants of --compare.")
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Train nothing: show the data as the model will see them, and the estimate.")
+        bool, typer.Option("--preview", help="Only show the data as the model will see it, and the memory estimate.")
     ] = False,
-    list_them: Annotated[bool, typer.Option("--list", help="List what was trained here, and unfinished runs.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log.")] = False,
+    list_them: Annotated[bool, typer.Option("--list", help="List trained adapters and unfinished runs.")] = False,
+    verbose: Verbose = False,
     rank: Annotated[int, _of("rank", "--rank", "-r")] = _DEFAULT["rank"],
     alpha: Annotated[float, _of("alpha")] = _DEFAULT["alpha"],
     dropout: Annotated[float, _of("dropout")] = _DEFAULT["dropout"],
@@ -108,8 +115,9 @@ def train(
         bool, _of("completion_only", "--completion-only/--whole-loss")
     ] = _DEFAULT["completion_only"],
     gradient_checkpointing: Annotated[
-        bool | None, _of("gradient_checkpointing", "--gradient-checkpointing/--no-gradient-checkpointing")
+        bool | None, _of("gradient_checkpointing", "--gradient-checkpointing")
     ] = _DEFAULT["gradient_checkpointing"],
+    no_gradient_checkpointing: Annotated[bool, typer.Option("--no-gradient-checkpointing", help="Turn it off on CUDA too.", rich_help_panel="Settings: Memory")] = False,
     seed: Annotated[int, _of("seed")] = _DEFAULT["seed"],
     held_back: Annotated[float, _of("held_back")] = _DEFAULT["held_back"],
     eval_every: Annotated[int, _of("eval_every")] = _DEFAULT["eval_every"],
@@ -117,14 +125,16 @@ def train(
     sample_tokens: Annotated[int, _of("sample_tokens")] = _DEFAULT["sample_tokens"],
     checkpoint_every: Annotated[int, _of("checkpoint_every")] = _DEFAULT["checkpoint_every"],
 ) -> None:  # fmt: skip
-    """Train a LoRA adapter on a variant, quantized or not; it lands among the adapters."""
+    """Train a LoRA adapter on a variant, quantized or not."""
+    if no_gradient_checkpointing:  # an option of its own: both names are too wide for one line of the help
+        gradient_checkpointing = False
     values = {k: v for k, v in locals().items() if k in _BY_NAME}
     values["target_modules"] = tuple(target_modules.replace(",", " ").split())
-    from comparator.cli import training_shown as shown
+    from comparator.cli import train_progress as shown
     from comparator.cli.progress import Progress, quiet, stoppable
-    from comparator.settings import get_settings
-    from comparator.training import check
-    from comparator.training.jobs import get_trainings
+    from comparator.core.settings import get_settings
+    from comparator.engines import get_trainings
+    from comparator.training import validation
     from comparator.training.types import FORMS, DataSource, TrainRequest
 
     trainings = get_trainings()
@@ -134,63 +144,63 @@ def train(
     if forget:
         trainings.snapshot(forget)
         trainings.forget(forget)
-        print(f"Threw {forget} away.")
+        print(f"Discarded {forget}.")
         return
-    with quiet(verbose) as stderr, stoppable() as cancel:
-        progress = Progress(stderr)
-        said: list[str] = []  # for stdout, which the libraries do not get to see
-        try:
-            if evaluate:
-                said.append(shown.compared(trainings, evaluate, _variants(compare), cancel, progress))
-                code = 130 if cancel.is_set() else 0
-            elif resume:
-                code = shown.followed(trainings, trainings.resume(resume), cancel, progress, said)
+    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr) as progress:
+        output_lines: list[str] = []  # for stdout, which is hidden from the libraries
+        if evaluate:
+            output_lines.append(shown.compared(trainings, evaluate, _variants(compare), cancel, progress))
+            code = 130 if cancel.is_set() else 0
+        elif resume:
+            code = shown.followed(trainings, trainings.resume(resume), cancel, progress, output_lines)
+        else:
+            if data is None:
+                raise UserError("No data is given.", "Use --data FILE, or --data pirate to try it.")
+            if form is not None and form not in FORMS:
+                raise UserError(f"Unknown data format “{form}”.", f"Use one of {', '.join(FORMS)}.")
+            request = TrainRequest(
+                DataSource(data, form, _columns(column)), base, model or get_settings().model,
+                validation.from_words(values), name, output, prompt, system,
+            )  # fmt: skip
+            progress.status("reading the data")
+            if preview:
+                text, fits = shown.preview(trainings, request)
+                output_lines.append(text)
+                code = 0 if fits else 1
             else:
-                if data is None:
-                    raise Problem("No data is given.", "Write --data FILE, or --data pirate to try it.")
-                if form is not None and form not in FORMS:
-                    raise Problem(f"There is no form “{form}”.", f"It is one of {', '.join(FORMS)}.")
-                request = TrainRequest(
-                    DataSource(data, form, _columns(column)), base, model or get_settings().model,
-                    check.from_words(values), name, output, prompt, system,
-                )  # fmt: skip
-                progress.status("reading the data")
-                if preview:
-                    text, fits = shown.preview(trainings, request)
-                    said.append(text)
-                    code = 0 if fits else 1
-                else:
-                    progress.line(shown.before(trainings, request))
-                    code = shown.followed(trainings, trainings.start(request), cancel, progress, said)
-        finally:
-            progress.end()
+                trainings.require_allowed()
+                progress.line(shown.before(trainings, request))
+                code = shown.followed(trainings, trainings.start(request), cancel, progress, output_lines)
         if code == 0 and not evaluate and not preview:
             made = shown.last_result(trainings)
             if compare:
-                said.append(shown.compared(trainings, made.adapter, _variants(compare), cancel, progress))
+                output_lines.append(
+                    shown.compared(trainings, made.adapter, _variants(compare), cancel, progress)
+                )
             if zip_to:
-                said.append(f"Wrote {trainings.zipped(made.adapter, zip_to.expanduser())}")
+                output_lines.append(f"Wrote {trainings.zipped(made.adapter, zip_to.expanduser())}")
             if push_to_hub:
                 progress.status(f"uploading to {push_to_hub}")
-                said.append(f"Uploaded to {trainings.push(made.adapter, push_to_hub)}")
-            progress.end()
-    for text in said:
+                output_lines.append(f"Uploaded to {trainings.push(made.adapter, push_to_hub)}")
+    for text in output_lines:
         print(text)
     sys.stdout.flush()
     raise typer.Exit(code)
 
 
-def _variants(given: str | None) -> list[str]:
-    if not given or not given.split():
-        raise Problem("No variants are given to compare.", 'Write --compare "bf16 int8 nf4".')
-    return given.split()
+def _variants(notations: str | None) -> list[str]:
+    if not notations or not notations.split():
+        raise UserError("No variants are given to compare.", 'Use --compare "bf16 int8 nf4".')
+    return notations.split()
 
 
-def _columns(given: list[str] | None) -> tuple[tuple[str, str], ...]:
-    found = []
-    for text in given or []:
+def _columns(assignments: list[str] | None) -> tuple[tuple[str, str], ...]:
+    columns = []
+    for text in assignments or []:
         role, equals, name = text.partition("=")
         if not equals or not role or not name:
-            raise Problem(f"“{text}” does not say which column is which.", "Write --column prompt=question.")
-        found.append((role.strip(), name.strip()))
-    return tuple(found)
+            raise UserError(
+                f"“{text}” is not of the form ROLE=COLUMN.", "Use for example --column prompt=question."
+            )
+        columns.append((role.strip(), name.strip()))
+    return tuple(columns)

@@ -1,8 +1,8 @@
-"""The same comparison over a Ray cluster: each resident variant in an actor of its own, placed by what it needs.
+"""Runs comparisons on a Ray cluster: each resident variant in its own actor, placed by the memory that it needs.
 
-`ClusterEngine` is what the rest of the program talks to (comparator/seam.py). It starts one child process, the driver,
-which is the only one that imports Ray besides the actors: Ray ends a process whose cluster is gone, and the page must
-outlive that. docs/cluster.md says how to use it, docs/architecture.md how it works.
+`ClusterEngine` is the `Engine` (comparator/engine/protocol.py) of the rest of the program. It starts one child process,
+the driver, which alone imports Ray besides the actors: Ray ends a process that has lost its cluster, and the page must
+survive that. See docs/cluster.md for its use and docs/architecture.md for its design.
 """
 
 from comparator.cluster.engine import ClusterEngine

@@ -1,7 +1,6 @@
 """The Ray actor in which one resident variant lives: an ordinary local engine, and what Ray needs to reach it.
 
-Runs on a node. Times, peaks, energy and the environment are taken here, on this machine's clock. Imports Ray only inside
-functions; Ray makes an actor of `Holder` when the driver asks for one.
+Runs on a node. Times, peaks, energy and the environment are measured here, with this machine's clock.
 """
 
 from __future__ import annotations
@@ -10,30 +9,36 @@ import os
 import pickle
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comparator.cluster.far import Beside, ModuleNames, ModuleTensors, Packed
-from comparator.hosting import Host
-from comparator.types import Environment, ModelFacts, Resident, Variant
+from comparator.cluster.remote_tensors import ModuleNames, ModuleTensors, Packed, WithSecondModel
+from comparator.cluster.rpc import Call, Host
+from comparator.core.messages import Loaded, LoadRequest
+from comparator.core.result import Environment
+from comparator.core.settings import Settings
+from comparator.core.state import Resident
+from comparator.engine.local import LocalEngine
+from comparator.engine.protocol import OnProgress, ignore
+from comparator.fidelity.logits_store import StoredLogits, scores_folder
 
-INTERVAL_S = 0.004  # tokens travel in batches: Ray's work for one would stand between two of them
+INTERVAL_S = 0.004  # tokens are sent in batches: sending each would delay the next
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Who an actor is. `device_ids`: Ray's ids of its GPUs; empty: it uses the CPU."""
+    """Where an actor runs. `device_ids`: Ray's ids of its GPUs; empty: it uses the CPU."""
 
     node: str
     pid: int
     device_ids: tuple[str, ...]
 
 
-class Holder:
-    """One resident variant, or the clerk that reads models and prompts. `cores` {node's id: CPUs that Ray lends
-    there}: how many threads torch may use."""
+class EngineActor:
+    """Holds one resident variant, or none and reads models and prompts. `cores` {node's id: CPUs that Ray lends there}:
+    how many threads torch may use."""
 
     def __init__(self, cores: dict[str, float]):
         import ray
@@ -42,152 +47,124 @@ class Holder:
         self._ids = tuple(str(i) for i in context.get_accelerator_ids().get("GPU", ()))
         self._node = context.get_node_id()
         if not self._ids:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not asked for is somebody else's
-        lent = max(1, int(cores.get(self._node, 0)) or os.cpu_count() or 1)
-        self._threads = min(lent, os.cpu_count() or 1)
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not requested is somebody else's
+        available = max(1, int(cores.get(self._node, 0)) or os.cpu_count() or 1)
+        self._threads = min(available, os.cpu_count() or 1)
         os.environ["OMP_NUM_THREADS"] = str(self._threads)  # before torch is imported; Ray's own default is 1
-        from comparator.engine import Engine
-        from comparator.settings import Settings
-
-        # The node's own settings (cache folder, tokens); the budget is kept where all of a node's actors are known.
+        # The node's own settings (cache folder, tokens); the scheduler enforces the budget for all actors of a node.
         settings = Settings().model_copy(update={"memory_budget": None, "ray_address": None})
-        self.engine = _Here(settings, Engine, self._threads)
+        self.engine = ActorEngine(settings, self._threads)
         self.host = Host(self.engine, INTERVAL_S)
         self._pulled: dict[str, Iterator[bytes]] = {}
-        self.engine.engine.start()  # torch loads while the driver is told that the actor is there
+        self.engine.start()  # torch loads while the driver learns that the actor has started
 
     def facts(self) -> Facts:
         return Facts(self._node, os.getpid(), self._ids)
 
-    # ------------------------------------------------------------ work, by ticket
+    # ------------------------------------------------------------ calls, by ticket
 
-    def stream(
-        self, ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool
-    ) -> Iterator[bytes]:
-        """A Ray generator of batches (comparator/hosting.py). Pickled here: bytes are what Ray passes on without
-        looking into them, and its own pickling would hold Python's lock while the next token is computed."""
-        for batch in self.host.serve(ticket, name, arguments, named, stoppable):
+    def stream(self, call: Call) -> Iterator[bytes]:
+        """A Ray generator of batches (comparator/cluster/rpc.py). Pickled here, since Ray's own pickling would hold the
+        GIL while the next token is computed; Ray passes bytes on as they are."""
+        for batch in self.host.serve(call):
             yield pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
 
-    def pull(self, ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool) -> bytes | None:
+    def pull(self, call: Call) -> bytes | None:
         """The next batch, None after the last: for Ray Client (ray://…), which has no generators."""
-        if ticket not in self._pulled:
-            self._pulled[ticket] = self.stream(ticket, name, arguments, named, stoppable)
-        batch = next(self._pulled[ticket], None)
+        if call.ticket not in self._pulled:
+            self._pulled[call.ticket] = self.stream(call)
+        batch = next(self._pulled[call.ticket], None)
         if batch is None:
-            del self._pulled[ticket]
+            del self._pulled[call.ticket]
         return batch
 
     def stop(self, ticket: str) -> None:
         self.host.stop(ticket)
 
     def residents(self) -> tuple[Resident, ...]:
-        return self.engine.engine.state().residents
+        return self.engine.state().residents
 
     # ------------------------------------------------------------ for other actors
 
-    def rows(self, kept: Any, start: int, end: int) -> Packed:
-        """Scores that this actor wrote. Read beside whatever else it does."""
-        return Packed.of(kept.rows(start, end))
+    def rows(self, logits: StoredLogits, start: int, end: int) -> Packed:
+        """Logits that this actor has stored. Read concurrently with its other work."""
+        return Packed.of(logits.rows(start, end))
 
     def module_names(self, handle: str) -> tuple[str, ...]:
-        return self._one(ModuleNames(handle))
+        return self.engine.score(ModuleNames(handle), threading.Event())
 
     def module_tensors(self, handle: str, name: str) -> dict[str, Packed]:
-        return self._one(ModuleTensors(handle, name))
-
-    def _one(self, task: Any) -> Any:
-        *_, result = self.engine.engine.score(task, threading.Event())
-        return result
+        return self.engine.score(ModuleTensors(handle, name), threading.Event())
 
 
-class _Here:
-    """The local engine of this actor, with what a cluster adds to some of its methods."""
+class ActorEngine(LocalEngine):
+    """The local engine of an actor, with additions for a cluster. `threads`: of torch."""
 
-    def __init__(self, settings: Any, make: Callable[[Any], Any], threads: int):
-        self.engine, self.threads = make(settings), threads
+    def __init__(self, settings: Settings, threads: int):
+        super().__init__(settings)
+        self.threads = threads
         self._scores: Path | None = None
         self._opened: dict[str, int] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
-    def load(
-        self, model: str, variant: Variant, *, opened: int, cancel: threading.Event, **named
-    ) -> Iterator:
-        """`opened` counts the comparisons: what was written anew since the last one is read anew."""
-        from comparator.messages import Loaded
-
-        if self._opened.get(model) != opened:
-            for item in self.engine.open(model, cancel):
-                if not isinstance(item, ModelFacts):
-                    yield item
-            self._opened[model] = opened
-        for item in self.engine.load(model, variant, cancel, **named):
-            yield replace(item, environment=self.environment()) if isinstance(item, Loaded) else item
+    def load_opened(
+        self, request: LoadRequest, opened: int, cancel: threading.Event, on_progress: OnProgress
+    ) -> Loaded:
+        """`load`, after `open` if the counter `opened` has changed: then files may have changed too."""
+        if self._opened.get(request.model) != opened:
+            self.open(request.model, cancel, on_progress)
+            self._opened[request.model] = opened
+        loaded = self.load(request, cancel, on_progress)
+        return replace(loaded, environment=self.environment())
 
     def environment(self) -> Environment:
-        """With as many cores as torch uses here: a node may lend less than the machine has."""
+        """With the number of cores that torch uses here, which may be fewer than the machine has."""
         import psutil
 
-        found, cores = self.engine.environment(), psutil.cpu_count() or self.threads
-        if found.device != found.cpu or self.threads >= cores:
-            return found
-        lent = (found.cpu or "").replace(f", {cores} cores", f", {self.threads} of {cores} cores")
-        return replace(found, device=lent, cpu=lent)
+        environment, cores = super().environment(), psutil.cpu_count() or self.threads
+        if environment.device != environment.cpu or self.threads >= cores:
+            return environment
+        cpu = (environment.cpu or "").replace(f", {cores} cores", f", {self.threads} of {cores} cores")
+        return replace(environment, device=cpu, cpu=cpu)
 
-    def score(self, task: Any, cancel: threading.Event) -> Iterator[Any]:
-        if isinstance(task, Beside):
-            yield from self._beside(task, cancel)
-            return
-        if hasattr(task, "path"):  # scores stay on this node's disk
-            task = replace(task, path=str(self._place(task.path)))
-        yield from self.engine.score(task, cancel)
+    def score(self, task: Any, cancel: threading.Event, on_progress: OnProgress = ignore) -> Any:
+        if isinstance(task, WithSecondModel):
+            return self._with_second_model(task, cancel, on_progress)
+        if hasattr(task, "path"):  # logits stay on this node's disk
+            task = replace(task, path=str(self._scores_path(task.path)))
+        return super().score(task, cancel, on_progress)
 
-    def _beside(self, asked: Beside, cancel: threading.Event) -> Iterator[Any]:
-        from comparator.messages import Loaded
-
-        handle = None
+    def _with_second_model(
+        self, task: WithSecondModel, cancel: threading.Event, on_progress: OnProgress
+    ) -> Any:
+        request = LoadRequest(
+            task.model,
+            task.variant,
+            max_memory=task.max_memory,
+            evict=False,
+            keep=frozenset({task.task.handle}),
+        )
+        handle = self.load(request, cancel, on_progress).handle
         try:
-            own = asked.task.handle
-            for item in self.engine.load(
-                asked.model,
-                asked.variant,
-                cancel,
-                evict=False,
-                keep=frozenset({own}),
-                max_memory=asked.max_memory,
-            ):
-                if isinstance(item, Loaded):
-                    handle = item.handle
-                else:
-                    yield item
-            yield from self.engine.score(replace(asked.task, reference=handle), cancel)
+            return self.score(replace(task.task, reference=handle), cancel, on_progress)
         finally:
-            if handle is not None:
-                self.engine.unload(handle)
+            self.unload(handle)
 
-    def _place(self, path: str) -> Path:
-        """Where a file of the app's folder for scores lies here."""
-        from comparator.judge import scores_folder
-
+    def _scores_path(self, path: str) -> Path:
+        """The path on this node for a file of the app's folder for logits."""
         if self._scores is None:
-            self._scores = scores_folder(self.engine.settings.cache_dir)
+            self._scores = scores_folder(self.settings.cache_dir)
         folder = self._scores / Path(path).parent.name
         folder.mkdir(exist_ok=True)
         return folder / f"{Path(path).name}-{secrets.token_hex(4)}"
 
-    def release_scores(self, name: str) -> None:
-        import shutil
-
+    def release_scores(self, folder: Path) -> None:
+        """Delete the logits stored on this node for the app's folder of that name."""
         if self._scores is not None:
-            shutil.rmtree(self._scores / name, ignore_errors=True)
+            super().release_scores(self._scores / folder.name)
 
     def leave(self) -> int:
-        """Unload everything, remove what was kept on disk; the bytes that came back."""
-        import shutil
-
-        back = self.engine.unload()
+        """Unload everything and delete the stored logits; returns the bytes that were freed."""
+        freed = self.unload()
         if self._scores is not None:
-            shutil.rmtree(self._scores, ignore_errors=True)
-        return back
+            super().release_scores(self._scores)
+        return freed

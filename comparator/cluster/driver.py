@@ -1,4 +1,4 @@
-"""The child process that is connected to Ray: serves a `Conductor` over the line of pipe.py until the line ends."""
+"""The child process that is connected to Ray: serves a `ClusterScheduler` over a connection until that ends."""
 
 from __future__ import annotations
 
@@ -9,37 +9,36 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
-from comparator.cluster.conductor import Conductor
-from comparator.hosting import Host
+from comparator.cluster.rpc import Call, Host
+from comparator.cluster.scheduler import ClusterScheduler
 
-LEAVE_S = 5.0
+SHUTDOWN_S = 5.0
 
 
-def main(number: int) -> None:
-    """`number`: the file descriptor of the line. First comes the settings, then requests."""
-    line, sending = Connection(number), threading.Lock()
+def main(descriptor: int) -> None:
+    """`descriptor`: the file descriptor of the connection. The settings come first, then `Call`s, or tickets to stop."""
+    connection, sending = Connection(descriptor), threading.Lock()
 
     def send(ticket: str | None, items: Any) -> None:
         with sending, contextlib.suppress(OSError):  # the app is gone: the reader below ends everything
-            line.send((ticket, items))
+            connection.send((ticket, items))
 
-    conductor = Conductor(line.recv(), on_change=lambda state: send(None, state))
-    host = Host(conductor)
+    scheduler = ClusterScheduler(connection.recv(), on_change=lambda state: send(None, state))
+    host = Host(scheduler)
 
-    def serve(ticket: str, name: str, arguments: tuple, named: dict, stoppable: bool) -> None:
-        for batch in host.serve(ticket, name, arguments, named, stoppable):
-            send(ticket, batch)
-        send(ticket, [])
+    def serve(call: Call) -> None:
+        for batch in host.serve(call):
+            send(call.ticket, batch)
 
     with contextlib.suppress(OSError, EOFError):
         while True:
-            ticket, name, *rest = line.recv()
-            if name is None:
-                host.stop(ticket)
+            message = connection.recv()
+            if isinstance(message, Call):
+                threading.Thread(target=serve, args=(message,), daemon=True).start()
             else:
-                threading.Thread(target=serve, args=(ticket, name, *rest), daemon=True).start()
-    # The app is gone. Ray ends the actors of a driver that has ended; saying goodbye is quicker.
-    threading.Timer(LEAVE_S, os._exit, (0,)).start()
+                host.stop(message)
+    # The app is gone. Ray ends the actors of a driver that has ended; a shutdown is quicker.
+    threading.Timer(SHUTDOWN_S, os._exit, (0,)).start()
     import ray
 
     ray.shutdown()

@@ -1,6 +1,6 @@
-"""The bandwidth floor: no decode step is faster than reading the weights once.
+"""The roofline: a decode step takes at least the time of reading the weights once.
 
-Bytes are counted from the tensors, bandwidth is measured by a copy on this very GPU. Knows nothing of variants.
+Bytes are counted from the tensors, bandwidth is measured with a copy on the same GPU.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from comparator.types import LayerRow
+from comparator.core.result import LayerRow
 
 _measured: dict[str, float | None] = {}
 
 
 def copy_bytes_s(device: str) -> float | None:
-    """Bytes a second that a copy on the device reads plus writes, measured once a process; None on a CPU, whose
-    caches make the figure mean little, and where too little memory is free to measure it."""
+    """Bytes per second that a copy on the device reads plus writes, measured once per process. None on a CPU, where
+    caches distort it, and if too little memory is free to measure it."""
     if device not in _measured:
         _measured[device] = _measure(device) if device.startswith("cuda") else None
     return _measured[device]
@@ -27,7 +27,7 @@ def _measure(device: str) -> float | None:
 
     free, _ = torch.cuda.mem_get_info(device)
     size = min(2 * 2**30, free // 4)
-    if size < 512 * 2**20:  # the L2 cache would take part
+    if size < 512 * 2**20:  # the L2 cache would distort it
         return None
     source = torch.empty(size // 4, dtype=torch.int32, device=device).random_()
     target = torch.empty_like(source)
@@ -45,9 +45,9 @@ def _measure(device: str) -> float | None:
 
 
 def step_bytes(model: Any, rows: Iterable[LayerRow]) -> int:
-    """Bytes of weights that one decode step reads: every stored weight with its quant state once, the input
-    embedding left out (one row of it is read) unless the head shares it. Keys and values are not counted, so the
-    floor is a little lower than it could be."""
+    """Bytes of weights that one decode step reads: every stored weight with its quant state once, except the input
+    embedding (one row of it is read) unless it is tied to the head. Keys and values are not counted, so the time is
+    underestimated a little."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     shared = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", None)
     left_out = set()
@@ -57,6 +57,6 @@ def step_bytes(model: Any, rows: Iterable[LayerRow]) -> int:
 
 
 def floor_tok_s(device: str, read_bytes: int) -> float | None:
-    """The most tokens a second (batch 1) that reading `read_bytes` a token allows."""
+    """The roofline: tokens per second (batch 1) if reading `read_bytes` per token takes the whole bandwidth."""
     rate = copy_bytes_s(device)
     return rate / read_bytes if rate and read_bytes else None

@@ -1,7 +1,8 @@
-"""The machine and the versions that figures come from. No host names, no paths, no tokens."""
+"""The machine and the versions that results were measured with. No host names, no paths, no tokens."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from functools import cache
@@ -9,9 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from comparator.types import Environment
-
-PACKAGES = ("torch", "transformers", "bitsandbytes", "gptqmodel", "optimum", "peft", "accelerate", "gradio")
+from comparator.backends import packages
+from comparator.core.result import Environment
 
 
 @cache
@@ -30,26 +30,29 @@ def cpu_name() -> str:
 
 def read(device: str) -> Environment:
     """The environment of a run on `device` ("cuda:0", "cpu")."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    shown, driver, memory = cpu_name(), None, psutil.virtual_memory().total
+    name, driver, memory = cpu_name(), None, psutil.virtual_memory().total
     if device.startswith("cuda"):
         import torch
 
         properties = torch.cuda.get_device_properties(device)
-        shown, memory, driver = properties.name, properties.total_memory, cuda_driver()
+        name, memory, driver = properties.name, properties.total_memory, cuda_driver()
     return Environment(
-        device=shown,
+        device=name,
         driver=driver,
         cpu=cpu_name(),
         memory_bytes=memory,
         python=platform.python_version(),
-        packages=packages,
+        packages=package_versions(),
     )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that affect results: torch, transformers, and those of the backends."""
+    versions = {}
+    for name in dict.fromkeys((*packages(), "peft", "accelerate", "gradio")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 @cache
@@ -59,5 +62,5 @@ def cuda_driver() -> str | None:
 
         pynvml.nvmlInit()
         return pynvml.nvmlSystemGetDriverVersion()
-    except Exception:  # no NVML in this container: the driver stays unknown, which is shown as “–”
+    except Exception:  # no NVML in this container: shown as “–”
         return None

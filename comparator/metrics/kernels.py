@@ -1,6 +1,6 @@
-"""Where a step's time goes on the device, kernel by kernel, as torch's profiler records it. Knows nothing of models.
+"""The device time of a decode step per kernel, from torch's profiler; on a CPU per PyTorch operation.
 
-On a CPU the same for PyTorch's operations. The step itself is timed without the profiler, which costs time of its own.
+The step itself is timed without the profiler, which would slow it down.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """`step_s`: one step without the profiler. `kernels`: the costliest first. `covered_s`: the part of a step in which
-    at least one kernel runs; what lacks to `step_s` is the time between them."""
+    """`step_s`: one step without the profiler. `kernels`: the slowest first. `covered_s`: the part of a step in which at
+    least one kernel runs; the rest of `step_s` is the time between kernels."""
 
     step_s: float
     kernels: tuple[Kernel, ...]
@@ -31,40 +31,40 @@ class StepProfile:
 
     @property
     def busy_s(self) -> float:
-        """All kernels of a step together: more than `covered_s` where some run side by side."""
+        """Sum over all kernels of a step: more than `covered_s` if some run on parallel streams."""
         return sum(k.seconds for k in self.kernels)
 
 
 def profile(step: Callable[[], object], device: str, steps: int = 8) -> StepProfile:
-    """Run `step` 2 + 2 · `steps` times: to warm up, timed, and recorded."""
+    """Run `step` 2 + 2 · `steps` times: to warm up, timed, and profiled. Times are means per step."""
     import torch
     from torch.profiler import ProfilerActivity
 
     cuda = device.startswith("cuda")
-    wait = (lambda: torch.cuda.synchronize(device)) if cuda else (lambda: None)
-    step(), step(), wait()
+    synchronize = (lambda: torch.cuda.synchronize(device)) if cuda else (lambda: None)
+    step(), step(), synchronize()
     start = time.perf_counter()
     for _ in range(steps):
         step()
-    wait()
+    synchronize()
     step_s = (time.perf_counter() - start) / steps
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity]) as recorded:
+    with torch.profiler.profile(activities=[activity]) as profiler:
         for _ in range(steps):
             step()
-        wait()
+        synchronize()
     sums: dict[str, list[float]] = {}
-    for event in recorded.key_averages():
+    for event in profiler.key_averages():
         micros = event.self_device_time_total if cuda else event.self_cpu_time_total
         if micros > 0 and _is_kernel(event.key):
-            found = sums.setdefault(short(event.key), [0.0, 0.0])
-            found[0] += event.count / steps
-            found[1] += micros * 1e-6 / steps
+            totals = sums.setdefault(short(event.key), [0.0, 0.0])
+            totals[0] += event.count / steps
+            totals[1] += micros * 1e-6 / steps
     kernels = (Kernel(name, calls, seconds) for name, (calls, seconds) in sums.items())
     device_type = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
     times = (
         (event.time_range.start, event.time_range.end)
-        for event in recorded.events()
+        for event in profiler.events()
         if event.device_type == device_type and _is_kernel(event.name)
     )
     covered_s = covered(times) * 1e-6 / steps
@@ -72,7 +72,7 @@ def profile(step: Callable[[], object], device: str, steps: int = 8) -> StepProf
 
 
 def covered(times: Iterable[tuple[float, float]]) -> float:
-    """How much of the time lies within at least one of the (start, end)."""
+    """Length of the union of (start, end) intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(times):
         total += max(0.0, end - max(start, reached))
@@ -85,9 +85,9 @@ def _is_kernel(name: str) -> bool:
 
 
 def short(name: str) -> str:
-    """A kernel's name without its return type, arguments and most of its template: what a person tells it by."""
+    """A kernel's name without its return type, arguments and most of its template."""
     name = re.sub(r"^void\s+|\(anonymous namespace\)::|at::native::|at::cuda::", "", name)
-    bare = name.split("(")[0] if not name.startswith("(") else name
-    head, _, template = bare.partition("<")
+    signature = name.split("(")[0] if not name.startswith("(") else name
+    head, _, template = signature.partition("<")
     inner = ", ".join(re.findall(r"\b[A-Z]\w*(?:Functor|Op|Ops)\w*|\w*(?:copy|fill|cat)\w*", template)[:2])
     return (f"{head}<{inner}>" if inner else head)[:70]

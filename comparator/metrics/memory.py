@@ -1,7 +1,4 @@
-"""Bytes: of tensors, counted once per storage, and peaks, from CUDA's allocator or the process.
-
-Knows nothing of methods: what a weight's quant state is, the backend says.
-"""
+"""Bytes of tensors, counted once per storage, and memory peaks of CUDA's allocator or the process."""
 
 from __future__ import annotations
 
@@ -16,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from comparator import spread
+from comparator.util.compat import accelerate
+from comparator.util.compat.torch import clear_cublas_workspaces, wrapped_tensors
 
 
 def nbytes(tensor: Any) -> int:
@@ -24,12 +22,12 @@ def nbytes(tensor: Any) -> int:
 
 
 def storage_key(tensor: Any) -> tuple:
-    """Identifies a storage: two tensors with the same key are the same bytes."""
+    """Identifies a storage: two tensors with the same key share their bytes."""
     return (str(tensor.device), tensor.untyped_storage().data_ptr()) if tensor.numel() else (id(tensor), 0)
 
 
 def unique_bytes(tensors: Iterable[Any]) -> int:
-    """Bytes of the tensors, each storage once; of two views into one storage the larger counts."""
+    """Bytes of the tensors, each storage once, as the largest of the views into it."""
     sizes: dict[tuple, int] = {}
     for tensor in tensors:
         key = storage_key(tensor)
@@ -38,79 +36,78 @@ def unique_bytes(tensors: Iterable[Any]) -> int:
 
 
 def held_tensors(model: Any) -> Iterator[Any]:
-    """Every tensor that a module tree holds, wherever it hides: parameters, buffers (also those that are not
-    saved), and attributes of modules and parameters (quant states, caches of unpacked weights)."""
+    """Every tensor that a module tree refers to: parameters, buffers (also non-persistent ones), tensors inside tensor
+    subclasses, and attributes of modules, parameters and the quantization libraries' objects (quant states, caches)."""
     import torch
 
-    seen: set[int] = set()
+    from comparator.backends import libraries
+
+    visited, quantization = set(), libraries()
     stack: list[Any] = [model]
     while stack:
         item = stack.pop()
-        if id(item) in seen:
+        if id(item) in visited:
             continue
-        seen.add(id(item))
-        if isinstance(item, torch.nn.Module) and hasattr(item, "_hf_hook"):
-            stack.extend(spread.parked(item))
+        visited.add(id(item))
+        if isinstance(item, torch.nn.Module):
+            stack.extend(accelerate.offloaded(item))
         if isinstance(item, torch.Tensor):
-            if item.device.type != "meta":  # a placeholder: the tensor itself is parked
+            if (wrapped := wrapped_tensors(item)) is not None:
+                stack.extend(wrapped)
+            elif item.device.type != "meta":  # accelerate's placeholder of an offloaded tensor
                 yield item
-            stack.extend(v for k, v in vars(item).items() if k != "module") if hasattr(
-                item, "__dict__"
-            ) else None
+            stack.extend(v for k, v in getattr(item, "__dict__", {}).items() if k != "module")
         elif isinstance(item, dict):
             stack.extend(item.values())
         elif isinstance(item, (list, tuple, set)):
             stack.extend(item)
-        elif isinstance(item, torch.nn.Module) or type(item).__module__.startswith(
-            ("bitsandbytes", "gptqmodel")
-        ):
-            stack.extend(vars(item).values() if hasattr(item, "__dict__") else ())
+        elif isinstance(item, torch.nn.Module) or type(item).__module__.startswith(quantization):
+            stack.extend(getattr(item, "__dict__", {}).values())
 
 
 def cache_bytes(cache: Any) -> int | None:
-    """Bytes of a transformers KV cache as it stands, keys and values of every layer; None where there is none."""
+    """Bytes of a transformers KV cache, keys and values of every layer; None for None."""
     import torch
 
     if cache is None:
         return None
-    found: list[Any] = []
-    stack, seen = [cache], set()
+    tensors: list[Any] = []
+    stack, visited = [cache], set()
     while stack:
         item = stack.pop()
-        if id(item) in seen:
+        if id(item) in visited:
             continue
-        seen.add(id(item))
+        visited.add(id(item))
         if isinstance(item, torch.Tensor):
-            found.append(item)
+            tensors.append(item)
         elif isinstance(item, (list, tuple)):
             stack.extend(item)
         elif isinstance(item, dict):
             stack.extend(item.values())
         elif type(item).__module__.startswith("transformers") and hasattr(item, "__dict__"):
             stack.extend(v for k, v in vars(item).items() if k != "config")
-    return unique_bytes(found)
+    return unique_bytes(tensors)
 
 
 @dataclass
 class Peak:
-    """Filled when the `with` block ends. `above_bytes`: how far the peak rose above what was there at its start."""
+    """Filled when the `with` block ends. `above_bytes`: the peak minus `start_bytes`."""
 
     source: str
     start_bytes: int = 0
     above_bytes: int | None = None
-    end_bytes: int | None = None  # what is there when the block ends
 
 
 @contextlib.contextmanager
 def track(device: str) -> Iterator[Peak]:
-    """The peak of what runs inside, and of nothing before it."""
+    """Measures the memory peak of the block."""
     yield from (_track_cuda(device) if device.startswith("cuda") else _track_process())
 
 
 def _track_cuda(device: str) -> Iterator[Peak]:
     import torch
 
-    torch.cuda.synchronize(device)  # what was queued before must not count
+    torch.cuda.synchronize(device)  # kernels queued before must not count
     torch.cuda.reset_peak_memory_stats(device)
     peak = Peak("CUDA allocator", torch.cuda.memory_allocated(device))
     try:
@@ -118,7 +115,6 @@ def _track_cuda(device: str) -> Iterator[Peak]:
     finally:
         torch.cuda.synchronize(device)
         peak.above_bytes = torch.cuda.max_memory_allocated(device) - peak.start_bytes
-        peak.end_bytes = torch.cuda.memory_allocated(device)
 
 
 def _track_process() -> Iterator[Peak]:
@@ -129,7 +125,6 @@ def _track_process() -> Iterator[Peak]:
         yield peak
     finally:
         highest = sampler.stop() if sampler else _high_water_mark()
-        peak.end_bytes = resident_set()
         peak.above_bytes = max(0, highest - peak.start_bytes)
 
 
@@ -138,7 +133,7 @@ def resident_set() -> int:
 
 
 def _reset_high_water_mark() -> bool:
-    """Linux keeps the peak of the resident set itself and lets a process reset it: exact, and no thread."""
+    """Reset the peak of the resident set, which Linux records exactly. Returns whether that worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _high_water_mark() > 0
@@ -154,7 +149,7 @@ def _high_water_mark() -> int:
 
 
 class _Sampler:
-    """Where the kernel keeps no peak (macOS): look every 5 ms."""
+    """Samples the resident set every 5 ms where the kernel records no peak (macOS)."""
 
     def __init__(self):
         self.highest, self.ended = resident_set(), threading.Event()
@@ -173,26 +168,33 @@ class _Sampler:
 
 
 def give_back() -> None:
-    """Return freed memory to the device and the system, so that what is free is really free."""
+    """Return memory that torch and malloc cache to the device and the system."""
     gc.collect()
     import torch
 
     if torch.cuda.is_available():
-        # 32 MiB a stream on Hopper. Recorded graphs keep theirs in their own pool, so nothing in use goes.
-        if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):
-            clear()
+        clear_cublas_workspaces()
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def used(device: str) -> int:
+    """Bytes in use on a device: in CUDA's allocator, or on the CPU by the process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.memory_allocated(device)
+    return resident_set()
+
+
 def device_total_and_free(device: str) -> tuple[int, int]:
-    """(total, free) bytes of a device; for the CPU what the system says is available."""
+    """(total, free) bytes of a device; for the CPU within the container's limit."""
     if device.startswith("cuda"):
         import torch
 
         free, total = torch.cuda.mem_get_info(device)
-        # What torch keeps cached but unused is free for us.
+        # What torch has cached but does not use is free too.
         return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     memory = psutil.virtual_memory()
     return _container_limit(memory.total), min(memory.available, _container_free(memory.available))

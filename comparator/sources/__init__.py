@@ -6,13 +6,23 @@ does opening a folder or a file that was converted before.
 
 from __future__ import annotations
 
-from comparator.settings import Settings, get_settings
+from comparator.core.errors import UserError
+from comparator.core.settings import Settings, get_settings
+from comparator.core.state import ModelFacts
 from comparator.sources import builtin, folder, gguf, hub, naming
 from comparator.sources.checkpoint import Checkpoint, Progress, TensorInfo
 from comparator.sources.hub import search_hub
-from comparator.types import ModelFacts, Problem
 
-__all__ = ["Checkpoint", "TensorInfo", "builtin_names", "is_here", "look_up", "open_checkpoint", "search_hub"]
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "builtin_names",
+    "is_here",
+    "look_up",
+    "on_disk",
+    "open_checkpoint",
+    "search_hub",
+]
 
 
 def builtin_names() -> list[str]:
@@ -26,7 +36,7 @@ def open_checkpoint(
 
     `name`: a built-in name, `user/name[@revision]`, a folder, or a .gguf file; `naming.parse` holds the rule.
     `progress(fraction or None, message)` may raise `Stopped`, which passes through with nothing left half-written.
-    Raises `Problem` for everything that makes a model unusable here.
+    Raises `UserError` for everything that makes a model unusable here.
     """
     settings = settings or get_settings()
     progress = progress or _silent
@@ -43,7 +53,7 @@ def open_checkpoint(
 def look_up(name: str, *, settings: Settings | None = None) -> ModelFacts:
     """What can be told of a model without converting or downloading its weights: for a form, as someone types.
 
-    Raises `Problem` as `open_checkpoint` does, as far as the small files tell.
+    Raises `UserError` as `open_checkpoint` does, as far as the small files tell.
     """
     settings = settings or get_settings()
     named = naming.parse(name, settings)
@@ -56,16 +66,28 @@ def look_up(name: str, *, settings: Settings | None = None) -> ModelFacts:
     return hub.look_up(named.text, named.revision)
 
 
+def on_disk(name: str, settings: Settings) -> Checkpoint | None:
+    """The checkpoint where nothing has to be downloaded or converted first, else None. Raises `UserError`."""
+    named = naming.parse(name, settings)
+    if named.kind == "hub":
+        return hub.in_cache(named.text, named.revision)
+    if named.kind in ("builtin", "gguf"):
+        file, key = builtin.find_gguf() if named.kind == "builtin" else (named.path, None)
+        if not gguf.converted_path(file, settings.cache_dir, key).exists():
+            return None
+    return open_checkpoint(name, settings=settings)
+
+
 def is_here(name: str, *, settings: Settings | None = None) -> bool:
     """Whether the model is on this machine, so that nothing has to be downloaded. Asks nobody else; raises nothing."""
     settings = settings or get_settings()
     try:
         named = naming.parse(name, settings)
         if named.kind == "hub":
-            return hub.is_here(named.text, named.revision)
+            return hub.in_cache(named.text, named.revision) is not None
         look_up(name, settings=settings)
         return True
-    except Problem:
+    except UserError:
         return False
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from comparator.types import Problem
+from comparator.core.errors import UserError
 
 _WANTED = "Any causal language model works: Llama, Mistral, Qwen, Gemma, Phi, OPT, BLOOM, GPT-2 …"
 
@@ -46,7 +46,7 @@ _ENCODERS = {
 
 
 def check_causal_lm(config: dict[str, Any], source: str) -> str:
-    """The architecture's class name. Raises `Problem` that says what the model is when it is no causal LM."""
+    """The architecture's class name. Raises `UserError` that says what the model is when it is no causal LM."""
     named = [a for a in config.get("architectures") or [] if isinstance(a, str)]
     model_type = config.get("model_type")
     tables = _tables()
@@ -55,18 +55,18 @@ def check_causal_lm(config: dict[str, Any], source: str) -> str:
     shown = named[0] if named else model_type or "unknown"
 
     if not isinstance(model_type, str) or not model_type:
-        raise Problem(
+        raise UserError(
             f"The config.json of {source} has no model_type, so transformers cannot tell what it is ({shown}).",
             "Use a checkpoint in transformers' own format. " + _WANTED,
         )
     if tables and model_type not in tables.get("CONFIG_MAPPING_NAMES", {}):
         if config.get("auto_map"):
-            raise Problem(
+            raise UserError(
                 f"{source} ({shown}) runs only with its own Python code, and trust_remote_code is off here.",
                 "Use a model whose architecture is part of transformers. " + _WANTED,
             )
         version = importlib.metadata.version("transformers")
-        raise Problem(
+        raise UserError(
             f"transformers {version} does not know the architecture {shown} (model_type {model_type}) of {source}.",
             "A newer transformers may know it. " + _WANTED,
         )
@@ -101,8 +101,8 @@ def _is_old_name(name: str, model_type: str, causal: dict) -> bool:
     return model_type in causal and name.endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def _not_causal(source: str, architecture: str, kind: str) -> Problem:
-    return Problem(f"{source} is {kind} ({architecture}), not a causal language model.", _WANTED)
+def _not_causal(source: str, architecture: str, kind: str) -> UserError:
+    return UserError(f"{source} is {kind} ({architecture}), not a causal language model.", _WANTED)
 
 
 def _kind(architecture: str, model_type: str, tables: dict[str, dict]) -> str:
@@ -125,7 +125,7 @@ def _tables() -> dict[str, dict]:
     """transformers' tables by name; empty if they cannot be read."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or not spec.origin:
-        raise Problem("transformers is not installed.", "Run: pip install -r requirements.txt")
+        raise UserError("transformers is not installed.", "Run: pip install -r requirements.txt")
     folder = Path(spec.origin).parent / "models" / "auto"
     found: dict[str, dict] = {}
     for file in ("auto_mappings.py", "configuration_auto.py", "modeling_auto.py"):

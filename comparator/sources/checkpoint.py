@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comparator.types import ModelFacts, Problem
+from comparator.core.state import ModelFacts
 
 Progress = Callable[
     [float | None, str], None
@@ -50,19 +50,13 @@ class Checkpoint:
     quantization: dict[str, Any] | None = field(default=None, hash=False)
     lent: Any = field(
         default=None, hash=False, compare=False
-    )  # comparator.sharing.Lent: its tensors, in memory
+    )  # comparator.runtimes.transformers.weight_sharing.Lent: its tensors, in memory
 
-    def require_full_precision(self) -> None:
-        """Raises `Problem` for a checkpoint that is quantized already: no variants can be made from it."""
-        if self.quantization is None:
-            return
-        how = self.quantization.get("quant_method")
-        raise Problem(
-            f"{self.source} is quantized already ({how or 'a packed format'}): other variants cannot be made from it.",
-            f"Choose the full-precision model, and add this one as the column gptq@{self.source}."
-            if how in (None, "gptq")
-            else "Choose the full-precision model it was made from.",
-        )
+    @property
+    def identity(self) -> tuple:
+        """Differs for another checkpoint under the same name: a folder that was written anew is another model."""
+        stats = ((f.name, f.stat()) for f in sorted(self.path.glob("*.safetensors")))
+        return (str(self.path), self.revision, tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats))
 
     def facts(self) -> ModelFacts:
         return ModelFacts(

@@ -9,7 +9,6 @@ rope factors) is put back, and what cannot be is written down in about.json for 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -18,8 +17,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from comparator.core.errors import UserError
 from comparator.sources.gguf_header import GgufHeader, read_gguf
-from comparator.types import Problem
+from comparator.util.compat.gguf import read_once
+from comparator.util.compat.transformers import gguf_text_splits
 
 # llama.cpp's names of pre-tokenizers (src/llama-vocab.cpp). These split as GPT-2 does, with every digit alone:
 _DIGITS_ALONE = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
@@ -44,11 +45,11 @@ def main(file: Path, target: Path, dtype: str) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    _read_once()
+    read_once()
     header = read_gguf(file)
     notes: list[str] = []
     if not header.metadata.get("tokenizer.ggml.model"):
-        raise Problem(
+        raise UserError(
             "it holds no tokenizer.", "Use another GGUF file of the model, or its safetensors checkpoint."
         )
 
@@ -80,37 +81,26 @@ def _tell(line: dict) -> None:
     os.write(_OUT, (json.dumps(line) + "\n").encode())
 
 
-def _read_once() -> None:
-    """transformers parses the same file and builds the same table of names hundreds of times; once is enough.
-
-    Halves the time, and touches this process only.
-    """
-    import gguf
-
-    gguf.GGUFReader = functools.lru_cache(maxsize=1)(gguf.GGUFReader)
-    gguf.get_tensor_name_map = functools.lru_cache(maxsize=4)(gguf.get_tensor_name_map)
-
-
 def _load(file: Path, dtype: Any) -> Any:
     import transformers
 
     extra = {}
     if hasattr(transformers, "GgufConfig"):  # since 5.2x weights stay packed unless told otherwise
         extra["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(
+    model, on_progress = transformers.AutoModelForCausalLM.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=dtype, output_loading_info=True, **extra
     )
-    missing = sorted(told.get("missing_keys") or ()) + sorted(
-        str(k) for k in told.get("mismatched_keys") or ()
+    missing = sorted(on_progress.get("missing_keys") or ()) + sorted(
+        str(k) for k in on_progress.get("mismatched_keys") or ()
     )
     if missing:
-        raise Problem(
+        raise UserError(
             f"transformers finds no place in it for {len(missing)} of the model's weights ({missing[0]} …).",
             "Use the model's safetensors checkpoint instead.",
         )
     wrong = {str(p.dtype) for p in model.parameters() if not p.is_floating_point()}
     if wrong:
-        raise Problem(
+        raise UserError(
             f"its weights stay packed ({', '.join(wrong)}).",
             "Use the model's safetensors checkpoint instead.",
         )
@@ -136,11 +126,7 @@ def _restore_splitting(tokenizer: Any, header: GgufHeader, notes: list[str]) -> 
             ]
         )
         return
-    try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as known
-    except ImportError:
-        known = {}
-    if name not in known and name not in _LIKE_GPT2:
+    if name not in gguf_text_splits() and name not in _LIKE_GPT2:
         notes.append(
             f"Its tokenizer splits text the “{name}” way, which is not known here; GPT-2's way is used, so that some "
             "texts become other tokens than with the original."
@@ -237,7 +223,7 @@ def _check_tokenizer(target: Path, tokenizer: Any) -> None:
 
     again = transformers.AutoTokenizer.from_pretrained(str(target))
     if again(_SAMPLE).input_ids != tokenizer(_SAMPLE).input_ids:
-        raise Problem(
+        raise UserError(
             "its tokenizer does not survive being saved.", "Use the model's safetensors checkpoint instead."
         )
 
@@ -253,7 +239,7 @@ if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    except Problem as problem:
+    except UserError as problem:
         _tell({"problem": problem.problem, "advice": problem.advice})
         os._exit(1)
     except Exception as error:

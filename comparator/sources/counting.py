@@ -38,7 +38,7 @@ def parameters(stored: list[Stored], second_head: Stored | None, quantization: d
     total = 0
     for tensor in stored:
         info = tensor.info
-        if tensor is second_head or is_buffer(info) or _STATE.search(info.name):
+        if tensor is second_head or is_buffer(info) or is_state(info.name):
             continue
         total += round(info.parameters * _packed(info, names, bits))
     return total
@@ -57,6 +57,11 @@ def _packed(info: Any, names: set[str], bits: int | None) -> float:
     return 1
 
 
+def is_state(name: str) -> bool:
+    """Whether a tensor lies beside a packed weight: scales, zero points, codebooks."""
+    return bool(_STATE.search(name))
+
+
 def is_other_sense(info: Any) -> bool:
     return bool(_OTHER_SENSES.search(info.name))
 
@@ -73,7 +78,7 @@ def dtype(stored: list[Stored]) -> str:
     """The dtype of most of the unquantized bytes; of all bytes where nothing is a plain float."""
     counts: Counter[str] = Counter()
     for tensor in stored:
-        if not is_buffer(tensor.info) and not _STATE.search(tensor.info.name):
+        if not is_buffer(tensor.info) and not is_state(tensor.info.name):
             counts[tensor.info.dtype] += tensor.info.bytes
     floats = {name: n for name, n in counts.items() if name in _FLOATS}
     return max(floats or counts, key=lambda name: counts[name]) if counts else "?"

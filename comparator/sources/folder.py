@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from comparator.sources import architectures, counting, weights
+from comparator.core.errors import UserError
+from comparator.sources import architectures, consistency, counting, weights
 from comparator.sources.checkpoint import Checkpoint
-from comparator.types import Problem
 
 _CONTEXT = (
     "max_position_embeddings",
@@ -30,12 +30,13 @@ _NO_VOCABULARY = {"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer", "ByT
 
 
 def inspect(folder: Path, source: str, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
-    """Everything that is known before loading. Raises `Problem` for a folder that cannot be loaded."""
+    """Everything that is known before loading. Raises `UserError` for a folder that cannot be loaded."""
     names = [p.name for p in folder.iterdir()]
     config = read_config(folder, source)
     architecture = architectures.check_causal_lm(config, source)
     quantization = _quantization(folder, config)
     stored = weights.read_folder(folder, source)
+    consistency.check(source, config, quantization, [s.info for s in stored])
     check_tokenizer(folder, names, source)
     is_tied, second_head = counting.tied(config, stored)
     text_only = architecture not in (config.get("architectures") or [architecture])
@@ -61,34 +62,34 @@ def inspect(folder: Path, source: str, *, revision: str | None = None, note: str
 
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:
-    """config.json as a dict. Raises `Problem` that says what the folder is instead, where that can be told."""
+    """config.json as a dict. Raises `UserError` that says what the folder is instead, where that can be told."""
     if not (folder / "config.json").is_file():
         names = [p.name for p in folder.iterdir()]
         raise no_config(source, names, _adapter_base(folder))
     return read_json(folder / "config.json")
 
 
-def no_config(source: str, names: Iterable[str], adapter_base: str | None = None) -> Problem:
+def no_config(source: str, names: Iterable[str], adapter_base: str | None = None) -> UserError:
     """Why there is no config.json among these files."""
     names = list(names)
     if "adapter_config.json" in names:
         base = f" It belongs on {adapter_base}." if adapter_base else ""
-        return Problem(
+        return UserError(
             f"{source} is a LoRA adapter, not a model.{base}",
             "Add it as an adapter, and name its base as the model.",
         )
     if any(n.lower().endswith(".gguf") for n in names):
         return weights.no_weights(source, names)
     if "params.json" in names or any(n.startswith("consolidated") for n in names):
-        return Problem(
+        return UserError(
             f"{source} is in its maker's original format (params.json), without a config.json.",
             "Use the checkpoint in transformers' format, often the same name with “-hf”.",
         )
     if "model_index.json" in names:
-        return Problem(
+        return UserError(
             f"{source} is a diffusers pipeline (it makes images), not a language model.", "Name another."
         )
-    return Problem(
+    return UserError(
         f"{source} has no config.json.", "Name a folder or repo that holds config.json and safetensors."
     )
 
@@ -100,17 +101,17 @@ def _adapter_base(folder: Path) -> str | None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises `Problem` naming the file."""
+    """A JSON object. Raises `UserError` naming the file."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Problem(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from None
+        raise UserError(f"{file} cannot be read: {error.strerror}.", "Check its permissions.") from None
     except (ValueError, RecursionError):
-        raise Problem(
+        raise UserError(
             f"{file.name} in {file.parent} is not valid JSON.", "Download or copy it again."
         ) from None
     if not isinstance(value, dict):
-        raise Problem(
+        raise UserError(
             f"{file.name} in {file.parent} does not hold a JSON object.", "Download or copy it again."
         )
     return value
@@ -126,7 +127,7 @@ def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None
 
 
 def check_tokenizer(folder: Path, names: Iterable[str], source: str) -> None:
-    """Raises `Problem` when no tokenizer can be made from these files."""
+    """Raises `UserError` when no tokenizer can be made from these files."""
     found = {n for n in names if n in _TOKENIZERS or n.endswith((".tiktoken", "tekken.json"))}
     if "vocab.json" in found and not {"merges.txt", "tokenizer.json"} & set(names) and len(found) == 1:
         found.clear()  # half of a byte-pair tokenizer
@@ -134,12 +135,12 @@ def check_tokenizer(folder: Path, names: Iterable[str], source: str) -> None:
         file = folder / "tokenizer_config.json"
         if file.is_file() and read_json(file).get("tokenizer_class") in _NO_VOCABULARY:
             return
-        raise Problem(
+        raise UserError(
             f"{source} has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json with merges.txt).",
             "Copy the tokenizer's files of the original model into the folder.",
         )
     if found <= _SENTENCEPIECE and importlib.util.find_spec("sentencepiece") is None:
-        raise Problem(
+        raise UserError(
             f"{source} has its tokenizer as {sorted(found)[0]} only, and reading it takes the sentencepiece library.",
             "Run: pip install sentencepiece",
         )

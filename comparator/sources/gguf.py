@@ -1,7 +1,7 @@
 """A GGUF file → a safetensors folder in the cache, made once by transformers and complete or not there.
 
-The conversion runs in a process of its own (`convert_gguf.py`): Stop ends it at once, its memory comes back, and a
-crash in it is only a message here. Knows nothing of where the file comes from.
+The conversion runs in a process of its own (`convert_gguf.py`): Stop ends it at once, its memory is freed, and a
+crash in it is only a message here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import threading
 import time
 from pathlib import Path
 
-from comparator import cache
+from comparator.core.errors import UserError
+from comparator.core.state import ModelFacts
 from comparator.sources import architectures, folder
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.gguf_header import GgufHeader, read_gguf
-from comparator.types import ModelFacts, Problem
+from comparator.util import atomic_dir
 
 _VERSION = 2  # raise it when the conversion changes: what was written before is then written anew
 _ABOUT = "about.json"  # beside the weights: what the file was, and what a reader must know
@@ -42,7 +43,7 @@ def open_gguf(
 ) -> Checkpoint:
     """`key` identifies the file's content where that is known; else its path, size and time of change do.
 
-    Raises `Problem` for a file that is damaged or that transformers cannot convert, `Stopped` when progress does.
+    Raises `UserError` for a file that is damaged or that transformers cannot convert, `Stopped` when progress does.
     """
     path = converted_path(file, cache_dir, key)
     for attempt in range(2):
@@ -51,10 +52,10 @@ def open_gguf(
             about = folder.read_json(path / _ABOUT)
             notes = " ".join(filter(None, (note or about.get("origin"), *about.get("notes", []))))
             return folder.inspect(path, source, note=notes or None)
-        except Problem:
+        except UserError:
             if attempt:
                 raise
-            cache.remove(path)  # somebody or something damaged it since: it is ours to make again
+            atomic_dir.remove(path)  # somebody or something damaged it since: it is ours to make again
     raise AssertionError
 
 
@@ -79,7 +80,7 @@ def converted_path(file: Path, cache_dir: Path, key: str | None = None) -> Path:
     try:
         stat = file.stat()
     except OSError as error:
-        raise Problem(
+        raise UserError(
             f"{file} cannot be read: {error.strerror}.", "Check its path and permissions."
         ) from None
     identity = f"{_VERSION} {stat.st_size} {key or f'{file.resolve()} {stat.st_mtime_ns}'}"
@@ -90,8 +91,8 @@ def converted_path(file: Path, cache_dir: Path, key: str | None = None) -> Path:
 def origin(header: GgufHeader) -> str:
     if header.quantization:
         return (
-            f"Its weights were once {header.quantization}, in a GGUF file. Its bf16 is the reference for the other "
-            "variants, not the model as it was trained."
+            f"Converted from a GGUF file of {header.quantization} weights. Results compare against this converted bf16, "
+            "not the original model."
         )
     return f"Converted from a GGUF file of {header.dtype} weights."
 
@@ -102,7 +103,9 @@ def _make(file: Path, path: Path, progress: Progress) -> None:
     header = read_gguf(file)
     bytes_each = 4 if header.dtype == "fp32" else 2
     need = header.parameters * bytes_each + 20 * 10**6
-    with cache.building(path, progress=progress, need_bytes=need, what=f"the converted {file.name}") as tmp:
+    with atomic_dir.building(
+        path, progress=progress, need_bytes=need, what=f"the converted {file.name}"
+    ) as tmp:
         if tmp is None:
             return
         convert(file, tmp, header.dtype, progress)
@@ -112,7 +115,7 @@ def _make(file: Path, path: Path, progress: Progress) -> None:
 
 
 def convert(file: Path, target: Path, dtype: str, progress: Progress) -> None:
-    """Run `convert_gguf.py` on the file. Raises `Problem` with its reason, `Stopped` when progress does."""
+    """Run `convert_gguf.py` on the file. Raises `UserError` with its reason, `Stopped` when progress does."""
     command = [
         sys.executable,
         "-m",
@@ -176,16 +179,16 @@ def _failure(file: Path, target: Path, code: int, lines: list[dict], errors: str
     if said:
         number = said.get("errno")
         error = OSError(number, said["problem"]) if number else Exception(said["problem"])
-        if full := cache.disk_problem(error, target, file.name):
+        if full := atomic_dir.disk_problem(error, target, file.name):
             return full
-        return Problem(f"{file.name} cannot be converted: {said['problem']}", said.get("advice", ""))
+        return UserError(f"{file.name} cannot be converted: {said['problem']}", said.get("advice", ""))
     if code < 0:
-        return Problem(
+        return UserError(
             f"The conversion of {file.name} was ended by the system (signal {-code}).",
             "Most often memory ran out: it takes about twice the size of the model in bf16. "
             "Unload variants or close other programs.",
         )
     last = errors.strip().splitlines()[-1][:300] if errors.strip() else f"exit code {code}"
-    return Problem(
+    return UserError(
         f"{file.name} cannot be converted: {last}", "Use the model's safetensors checkpoint instead."
     )

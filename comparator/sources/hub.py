@@ -1,7 +1,7 @@
 """A Hub repo → `Checkpoint`: what to download, with progress, Stop, and a clear word on every failure.
 
 The small files come first, so that what cannot be used is refused before its weights are fetched. Files lie in the
-Hugging Face cache as usual; HF_TOKEN and HF_HUB_OFFLINE are honoured. Knows nothing of what is done with a model.
+Hugging Face cache as usual; HF_TOKEN and HF_HUB_OFFLINE are honoured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from comparator.core.errors import Stopped, UserError
+from comparator.core.state import ModelFacts
 from comparator.sources import architectures, folder, hub_problems, weights
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.hub_files import (
@@ -24,7 +26,6 @@ from comparator.sources.hub_files import (
     in_background,
     remember_branch,
 )
-from comparator.types import ModelFacts, Problem, Stopped
 
 _DEADLINE_S = 6.0  # that, and the name server, and a connection that is refused slowly
 _REMEMBER_S = 600.0  # a branch is asked for its commit once in this time
@@ -34,12 +35,12 @@ _SMALL = (
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
 _LARGEST_SMALL = 200 * 10**6
-_listings: dict[tuple, tuple[float, Listing | Problem]] = {}
+_listings: dict[tuple, tuple[float, Listing | UserError]] = {}
 _searches: dict[tuple, tuple[float, list[str]]] = {}
 
 
 def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint:
-    """Raises `Problem`; `Stopped` within a second of progress raising it."""
+    """Raises `UserError`; `Stopped` within a second of progress raising it."""
     source = f"{repo}@{revision}" if revision else repo
     if revision and COMMIT.fullmatch(revision) and (known := _whole_in_cache(repo, revision, source)):
         return known  # a commit never changes
@@ -53,7 +54,7 @@ def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint
     _refuse_early(small, listing, source)
     shards = _shards(small, chosen)
     if absent := [s for s in shards if s not in listing.files]:
-        raise Problem(
+        raise UserError(
             f"{source} misses {len(absent)} of its {len(shards)} weight files: {', '.join(absent[:3])}.",
             "Its maker has to upload it; another revision (user/name@revision) may be complete.",
         )
@@ -87,12 +88,12 @@ def look_up(repo: str, revision: str | None) -> ModelFacts:
     )
 
 
-def is_here(repo: str, revision: str | None) -> bool:
-    """Whether an earlier download left the whole of it."""
+def in_cache(repo: str, revision: str | None) -> Checkpoint | None:
+    """What an earlier download left, if it left the whole of it."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir(), revision=revision or "main")
-    return isinstance(found, str) and _whole_in_cache(repo, Path(found).parent.name, repo) is not None
+    return _whole_in_cache(repo, Path(found).parent.name, repo) if isinstance(found, str) else None
 
 
 def search_hub(query: str, limit: int = 10) -> list[str]:
@@ -137,7 +138,7 @@ def search_hub(query: str, limit: int = 10) -> list[str]:
 
 
 def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
-    """Raises `Unreachable` (a `Problem`) when the Hub does not answer, other `Problem`s when it says no."""
+    """Raises `Unreachable` (a `UserError`) when the Hub does not answer, other `UserError`s when it says no."""
     key = (repo, revision, endpoint(), _token_mark())
     if known := _listings.get(key):
         age_s = time.monotonic() - known[0]
@@ -157,7 +158,7 @@ def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
         return Listing(repo, str(info.sha), sizes, getattr(counts, "total", None))
 
     try:
-        found: Listing | Problem = in_background(ask, progress, _DEADLINE_S)
+        found: Listing | UserError = in_background(ask, progress, _DEADLINE_S)
     except (Stopped, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -165,13 +166,13 @@ def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
         if not isinstance(found, hub_problems.Unreachable):
             raise found from None
     _listings[key] = (time.monotonic(), found)
-    if isinstance(found, Problem):
+    if isinstance(found, UserError):
         raise found
     return found
 
 
 def _weight_names(listing: Listing, source: str) -> str:
-    """The one file to start from: an index, or the only weights. Raises `Problem` before anything is fetched."""
+    """The one file to start from: an index, or the only weights. Raises `UserError` before anything is fetched."""
     names = list(listing.files)
     top = [n for n in names if "/" not in n]
     if "config.json" not in top:
@@ -211,11 +212,11 @@ def _whole_in_cache(repo: str, commit: str, source: str) -> Checkpoint | None:
         return None
     try:
         return folder.inspect(Path(found).parent, source, revision=commit)
-    except Problem:
+    except UserError:
         return None
 
 
-def _from_cache(repo: str, revision: str | None, source: str, unreachable: Problem) -> Checkpoint:
+def _from_cache(repo: str, revision: str | None, source: str, unreachable: UserError) -> Checkpoint:
     """What an earlier download left, when the Hub cannot be asked. Raises the Hub's problem if there is nothing."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -226,8 +227,8 @@ def _from_cache(repo: str, revision: str | None, source: str, unreachable: Probl
     note = f"The Hub could not be reached; this is the copy of commit {path.name[:7]} that was downloaded earlier."
     try:
         return folder.inspect(path, source, revision=path.name, note=note)
-    except Problem as problem:
-        raise Problem(
+    except UserError as problem:
+        raise UserError(
             f"{unreachable.problem} The copy that was downloaded earlier is not complete: {problem.problem}",
             unreachable.advice,
         ) from None

@@ -1,17 +1,15 @@
 """Files of a Hub repo → the Hugging Face cache: progress by bytes, Stop, deadlines, and what lies there already.
 
-Knows nothing of models. Every request runs in a thread of its own, so that a name server or a connection that does
+Every request runs in a thread of its own, so that a name server or a connection that does
 not answer cannot hang the page. HF_HOME, HF_HUB_CACHE and HF_ENDPOINT are honoured.
 """
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import os
-import queue
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparator import cache
+from comparator.core.errors import Stopped, UserError
 from comparator.sources import hub_problems
 from comparator.sources.checkpoint import Progress
-from comparator.types import Problem, Stopped
+from comparator.util import atomic_dir, streams
+from comparator.util.compat.huggingface_hub import abort_xet_downloads, download_in_small_pieces
 
 ASK_S = 4.0  # what one question to the Hub may take
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -43,47 +42,47 @@ def fetch(listing: Listing, names: Iterable[str], progress: Progress, what: str)
     """Download files of a repo into the Hugging Face cache; returns the folder of that commit.
 
     `what` opens the progress messages. Files that are there already cost nothing. Serves adapters as well.
-    Raises `Problem`, or `Stopped` when progress does: what was half downloaded is then deleted.
+    Raises `UserError`, or `Stopped` when progress does: what was half downloaded is then deleted.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
 
+    download_in_small_pieces()
     names = list(names)
     missing = [n for n in names if _cached(listing, n) is None]
     if missing:
         total = sum(listing.files.get(n, 0) for n in missing)
         _check_space(_place(), total)
-        meter = _Meter(total)
+        meter = _Meter()
 
-        def one(name: str) -> None:
-            meter.add(0)
-            hf_hub_download(
-                listing.repo, name, revision=listing.commit, endpoint=endpoint(), cache_dir=cache_dir(),
-                etag_timeout=ASK_S, tqdm_class=meter.bar_class(), force_download=_wrong_size(listing, name),
+        def work() -> None:
+            snapshot_download(
+                listing.repo, revision=listing.commit, endpoint=endpoint(), cache_dir=cache_dir(), max_workers=_WORKERS,
+                allow_patterns=[glob.escape(n) for n in missing], etag_timeout=ASK_S, tqdm_class=meter.bar_class(),
             )  # fmt: skip
 
         def tell(_fraction: float | None, _message: str) -> None:
-            fraction = min(1.0, meter.done / total) if total else None
-            progress(fraction, f"{what}{meter.done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+            done = min(total, meter.done)
+            progress(done / total if total else None, f"{what}{done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
         try:
-            in_background(lambda: _in_threads(one, missing), tell, None)
+            in_background(work, tell, None)
         except Exception as error:
             if isinstance(error, Stopped):
                 meter.stop = True
-                _end_xet()
+                abort_xet_downloads()
                 raise
-            if full := cache.disk_problem(error, _place() / listing.repo, listing.repo):
+            if full := atomic_dir.disk_problem(error, _place() / listing.repo, listing.repo):
                 advice = (
                     "Free some space there, or set HF_HOME to a folder on another disk that you may write to."
                 )
-                raise Problem(full.problem, advice) from error
+                raise UserError(full.problem, advice) from error
             raise hub_problems.explain(error, listing.repo, None) from error
         finally:
             meter.stop = True  # whoever still downloads ends at the next piece
     paths = [p for n in names if (p := _cached(listing, n))]
     if not paths or len(paths) < len(names):
-        raise Problem(f"{listing.repo} was not downloaded completely.", "Try again.")
-    return Path(paths[0]).parents[names[0].count("/")]
+        raise UserError(f"{listing.repo} was not downloaded completely.", "Try again.")
+    return paths[0].parents[names[0].count("/")]
 
 
 def in_background(work: Callable[[], Any], progress: Progress, deadline_s: float | None) -> Any:
@@ -91,86 +90,37 @@ def in_background(work: Callable[[], Any], progress: Progress, deadline_s: float
 
     Raises what `work` or `progress` raised, `TimeoutError` after the deadline. An abandoned thread ends by itself.
     """
-    result: list[Any] = []
-    failure: list[BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            done.set()
-
-    threading.Thread(target=run, daemon=True, name="hub").start()
     started_s = time.monotonic()
-    while not done.wait(0.2):
+
+    def meanwhile() -> None:
         progress(None, "waiting for the Hub")
         if deadline_s is not None and time.monotonic() - started_s > deadline_s:
             raise TimeoutError("the Hub did not answer in time")
-    if failure:
-        raise failure[0]
-    return result[0]
 
-
-def _in_threads(work: Callable[[str], None], names: list[str]) -> None:
-    """`work` on every name, some at a time; the first failure ends it. Daemon threads: they never hold up an exit."""
-    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for name in names:
-        todo.put(name)
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        while not failures:
-            try:
-                work(todo.get_nowait())
-            except queue.Empty:
-                return
-            except BaseException as error:
-                failures.append(error)
-
-    threads = [
-        threading.Thread(target=run, daemon=True, name=f"hub-{i}") for i in range(min(_WORKERS, len(names)))
-    ]
-    for thread in threads:
-        thread.start()
-    while any(t.is_alive() for t in threads) and not failures:
-        threads[0].join(0.05) if threads[0].is_alive() else time.sleep(0.05)
-    if failures:
-        raise failures[0]
-
-
-def _end_xet() -> None:
-    """What huggingface_hub itself does on Ctrl-C: Xet downloads outside Python, where no exception reaches it."""
-    if "hf_xet" in sys.modules:
-        with contextlib.suppress(Exception):
-            from huggingface_hub.utils._xet import abort_xet_session
-
-            abort_xet_session()
+    return streams.wait(work, meanwhile, 0.2, "hub")
 
 
 class _Meter:
     """Bytes that arrived, over all files; setting `stop` ends the downloads at their next piece."""
 
-    def __init__(self, total: int):
-        self.total, self.done, self.stop = total, 0, False
+    def __init__(self) -> None:
+        self.done, self.stop = 0, False
         self._lock = threading.Lock()
-
-    def add(self, n: float | None) -> None:
-        if self.stop:
-            raise Stopped
-        with self._lock:
-            self.done += int(n or 0)
 
     def bar_class(self) -> type:
         meter = self
 
         class Bar:
-            """What huggingface_hub needs of a tqdm class; counts, and draws nothing."""
+            """What huggingface_hub needs of a tqdm class; counts, and draws nothing.
+
+            It makes three: bytes on the wire, bytes written, and files. The further of the first two is what counts.
+            """
+
+            format_dict: dict = {}
 
             def __init__(self, *args: Any, **kwargs: Any):
-                self.total, self.n = kwargs.get("total"), 0
+                self.total, self.n, self.bytes = kwargs.get("total"), 0, kwargs.get("unit") == "B"
+                self.update(0)
 
             def __enter__(self) -> Bar:
                 return self
@@ -179,35 +129,36 @@ class _Meter:
                 pass
 
             def update(self, n: float | None = 1) -> None:
-                meter.add(n)
-
-            def update_transfer(self, n: float | None = 1) -> None:
-                """Bytes on the wire, which Xet counts apart; they would count twice."""
+                if meter.stop:
+                    raise Stopped
+                with meter._lock:
+                    self.n += int(n or 0)
+                    meter.done = max(meter.done, self.n if self.bytes else 0)
 
             def __getattr__(self, name: str) -> Callable[..., None]:
-                if name.startswith("__"):
+                if name.startswith("__") or name in ("get_lock", "set_lock"):
                     raise AttributeError(name)
                 return lambda *args, **kwargs: None
 
         return Bar
 
 
-def _cached(listing: Listing, name: str) -> str | None:
-    """Where the file lies, if it is there whole."""
+def _cached(listing: Listing, name: str) -> Path | None:
+    """Where the file lies, if it is there whole. One that was cut off or changed since is deleted.
+
+    huggingface_hub would take a file of the wrong size as it is.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(listing.repo, name, cache_dir=cache_dir(), revision=listing.commit)
-    size = listing.files.get(name)
-    return found if isinstance(found, str) and (not size or os.path.getsize(found) == size) else None
-
-
-def _wrong_size(listing: Listing, name: str) -> bool:
-    """A file that was cut off or changed since: huggingface_hub would take it as it is."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(listing.repo, name, cache_dir=cache_dir(), revision=listing.commit)
-    size = listing.files.get(name)
-    return isinstance(found, str) and bool(size) and os.path.getsize(found) != size
+    if not isinstance(found, str):
+        return None
+    path, size = Path(found), listing.files.get(name)
+    if not size or path.stat().st_size == size:
+        return path
+    for part in (path.resolve(), path):
+        part.unlink(missing_ok=True)
+    return None
 
 
 def remember_branch(path: Path, revision: str | None, commit: str) -> None:
@@ -232,7 +183,7 @@ def _check_space(place: Path, total: int) -> None:
         there = there.parent
     free = shutil.disk_usage(there).free
     if total and free < total + 64 * 10**6:
-        raise Problem(
+        raise UserError(
             f"The download takes {total / 1e6:,.0f} MB, and {place} has {free / 1e6:,.0f} MB free.",
             "Free some space there, or set HF_HOME to a folder on another disk.",
         )

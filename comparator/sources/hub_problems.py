@@ -1,21 +1,21 @@
-"""What huggingface_hub raises → a `Problem`. No token, header or URL of a request reaches a message."""
+"""What huggingface_hub raises → a `UserError`. No token, header or URL of a request reaches a message."""
 
 from __future__ import annotations
 
 import os
 import re
 
-from comparator.types import Problem
+from comparator.core.errors import UserError
 
 
-class Unreachable(Problem):
+class Unreachable(UserError):
     """The Hub does not answer: what was downloaded earlier may still serve."""
 
 
-def explain(error: BaseException, repo: str, revision: str | None) -> Problem:
+def explain(error: BaseException, repo: str, revision: str | None) -> UserError:
     from huggingface_hub import errors
 
-    if isinstance(error, Problem):
+    if isinstance(error, UserError):
         return error
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
         error.__cause__, errors.HfHubHTTPError
@@ -28,35 +28,35 @@ def explain(error: BaseException, repo: str, revision: str | None) -> Problem:
             "Unset HF_HUB_OFFLINE, or use the built-in model or a local folder.",
         )
     if status == 401 and "invalid" in str(error).lower():
-        return Problem(
+        return UserError(
             "The Hub does not accept the token that is set here.",
             "Put a valid token into HF_TOKEN, or unset it: public models need none.",
         )
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
-        return Problem(
+        return UserError(
             f"The Hub lists a file of {repo} that it does not serve.", "Try again, or name another revision."
         )
     if isinstance(error, errors.GatedRepoError) or (
         status == 403 and not isinstance(error, errors.RepositoryNotFoundError)
     ):
-        return Problem(
+        return UserError(
             f"{repo} is gated: its maker wants to be asked first.",
             f"Ask for access at https://huggingface.co/{repo}, then set HF_TOKEN to a token of that account and "
             "start again. " + _token_state(),
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return Problem(
+        return UserError(
             f"{repo} has no revision “{revision}”.",
             "Leave out what follows the @, or name a branch, tag or commit.",
         )
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        return Problem(
+        return UserError(
             f"The Hub has no model {repo} that you may see.",
             "Check the spelling (user/name). If it is private or gated, set HF_TOKEN to a token that may read it. "
             + _token_state(),
         )
     if isinstance(error, errors.HFValidationError):
-        return Problem(f"“{repo}” is not a valid name of a Hub repo.", "It looks like user/name.")
+        return UserError(f"“{repo}” is not a valid name of a Hub repo.", "It looks like user/name.")
     if status == 429:
         return Unreachable(
             "The Hub refuses more requests for now (rate limit).", "Wait some minutes, or set HF_TOKEN."
@@ -71,7 +71,7 @@ def explain(error: BaseException, repo: str, revision: str | None) -> Problem:
             "Check the network, or use the built-in model or a local folder.",
         )
     text = re.sub(r"hf_\w+", "hf_…", (str(error).strip() or type(error).__name__).splitlines()[0][:200])
-    return Problem(
+    return UserError(
         f"{repo} cannot be downloaded: {text}", "Try again; if it stays, download it by hand into a folder."
     )
 

@@ -9,9 +9,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from comparator.core.errors import UserError
 from comparator.sources.checkpoint import TensorInfo
 from comparator.sources.safetensors_header import read_header
-from comparator.types import Problem
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -53,32 +53,32 @@ def pickles(names: list[str]) -> list[str]:
     )
 
 
-def no_weights(source: str, names: list[str]) -> Problem:
+def no_weights(source: str, names: list[str]) -> UserError:
     """Why a repo or folder with these files has no weights that can be loaded."""
     if found := pickles(names):
-        return Problem(
+        return UserError(
             f"{source} has its weights as {found[0]} only. Pickles are not opened, because they can run code.",
             "Use a checkpoint in safetensors, or convert this one where you trust it: "
             'AutoModelForCausalLM.from_pretrained(…).save_pretrained("folder").',
         )
     if ggufs := sorted(n for n in names if n.lower().endswith(".gguf")):
         more = f" ({len(ggufs)} of them)" if len(ggufs) > 1 else ""
-        return Problem(
+        return UserError(
             f"{source} has its weights as GGUF only{more}.",
             f"Download {ggufs[0]} and name the file: /path/to/file.gguf",
         )
     if others := sorted(n for n in names if n.endswith(".safetensors")):
-        return Problem(
+        return UserError(
             f"{source} has {others[0]}, but neither {SINGLE} nor {INDEX}.",
             "transformers looks for these two names; rename the file or write the index.",
         )
-    return Problem(
+    return UserError(
         f"{source} has no weights: no {SINGLE} and no {INDEX}.", "Name a folder with a whole model."
     )
 
 
 def read_folder(folder: Path, source: str) -> list[Stored]:
-    """Every tensor of the checkpoint, in the files' order. Raises `Problem` naming what is missing or damaged."""
+    """Every tensor of the checkpoint, in the files' order. Raises `UserError` naming what is missing or damaged."""
     names = [p.name for p in folder.iterdir() if p.is_file()]
     chosen = choose(names)
     if not chosen:
@@ -88,7 +88,7 @@ def read_folder(folder: Path, source: str) -> list[Stored]:
     tensor_files = index_of(folder / chosen[0])
     files = sorted(set(tensor_files.values()))
     if missing := [f for f in files if not (folder / f).is_file()]:
-        raise Problem(
+        raise UserError(
             f"{source} misses {len(missing)} of its {len(files)} weight files: {', '.join(missing[:3])}"
             + (" …" if len(missing) > 3 else "")
             + ".",
@@ -97,7 +97,7 @@ def read_folder(folder: Path, source: str) -> list[Stored]:
     stored = [s for f in files for s in _read(folder / f, folder)]
     held = {s.info.name: s.file.name for s in stored}
     if lost := [n for n, f in tensor_files.items() if held.get(n) is None]:
-        raise Problem(
+        raise UserError(
             f"{tensor_files[lost[0]]} of {source} does not hold {lost[0]}, which {chosen[0]} says is there.",
             "The files do not belong together: download the whole checkpoint again.",
         )
@@ -110,17 +110,17 @@ def index_of(file: Path) -> dict[str, str]:
         weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
         pairs = {str(k): str(v) for k, v in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Problem(
+        raise UserError(
             f"{file.name} in {file.parent} is not a valid index.", "Download or copy it again."
         ) from None
     for name in pairs.values():
         if not name.endswith(".safetensors") or Path(name).name != name or "\\" in name:
-            raise Problem(
+            raise UserError(
                 f"{file.name} names “{name[:100]}” as a weight file, which is not a safetensors file beside it.",
                 "Only safetensors files in the same folder are read.",
             )
     if not pairs:
-        raise Problem(f"{file.name} in {file.parent} lists no tensors.", "Download or copy it again.")
+        raise UserError(f"{file.name} in {file.parent} lists no tensors.", "Download or copy it again.")
     return pairs
 
 

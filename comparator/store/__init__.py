@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from comparator.share import BadId
 from comparator.store.index import Entry
+from comparator.store.links import BadId
 from comparator.store.store import Deleted, NotFound, NotYours, Store, open_store
 
 __all__ = ["BadId", "Deleted", "Entry", "NotFound", "NotYours", "Store", "open_store"]

@@ -5,8 +5,7 @@
     DATA_DIR/tmp/                       what is being written; nothing else ever looks in here
 
 Every file appears whole or not at all: written to a temporary file, flushed to the disk, renamed, and the folder
-flushed. The sidecar comes first and the document last, so a document that is there has its owner. Knows nothing
-of SQLite, of the Hub or of who may see what.
+flushed. The sidecar comes first and the document last, so every document has its owner.
 """
 
 from __future__ import annotations
@@ -14,17 +13,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from comparator.share import check_id
-from comparator.types import Comparison, Problem
+from pydantic import StrictBool
+
+from comparator.core.errors import UserError
+from comparator.core.result import Comparison
+from comparator.store.links import check_id
+from comparator.util.records import record
+
+log = logging.getLogger(__name__)
 
 MAX_SIDECAR_BYTES = 64_000
 MAX_NAME = 200  # characters
@@ -53,12 +58,12 @@ class Sidecar:
     saved_at: str  # UTC, ISO 8601
     name: str = ""
     deleted_at: str | None = None
-    imported: bool = False  # came from a file, not from a run here
+    imported: StrictBool = False  # came from a file, not from a run here
     summary: Summary | None = None
 
 
 class Folder:
-    """The data folder. Methods raise `Problem` where the disk is full or refuses."""
+    """The data folder. Methods raise `UserError` where the disk is full or refuses."""
 
     def __init__(self, root: Path):
         self.root = Path(root)
@@ -68,8 +73,8 @@ class Folder:
     def create(self) -> None:
         """Make the folders, and remove what killed processes left behind."""
         try:
-            self.documents.mkdir(parents=True, exist_ok=True)
-            self.tmp.mkdir(exist_ok=True)
+            for folder in (self.root, self.documents, self.tmp):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             # A folder that is mounted read-only can still be read.
             if not self.documents.is_dir():
@@ -85,13 +90,18 @@ class Folder:
         return self.documents / (check_id(id) + _SIDECAR)
 
     def read_document(self, id: str, max_bytes: int) -> bytes | None:
-        """The document's bytes, or None where there is none. Raises `Problem` over `max_bytes`."""
+        """The document's bytes, or None where there is none. Raises `UserError` over `max_bytes`."""
         return self._read(self.document_path(id), max_bytes)
 
     def read_sidecar(self, id: str) -> Sidecar | None:
-        """The sidecar, or None where there is none. Raises `Problem` if it is not one."""
+        """The sidecar, or None where there is none. A damaged one counts as none: its document opens, and the next change
+        writes a new one."""
         data = self._read(self.sidecar_path(id), MAX_SIDECAR_BYTES)
-        return None if data is None else parse_sidecar(data)
+        try:
+            return None if data is None else parse_sidecar(data)
+        except UserError as problem:
+            log.warning("%s: %s", self.sidecar_path(id).name, problem)
+            return None
 
     def write(self, id: str, document: bytes, sidecar: Sidecar) -> None:
         """Save a new document. When this returns, both files are on the disk; before, there is no document."""
@@ -150,7 +160,7 @@ class Folder:
         except OSError as error:
             raise _refused(error, path) from error
         if len(data) > max_bytes:
-            raise Problem(
+            raise UserError(
                 f"{path.name} is larger than {max_bytes / 1e6:,.0f} MB.",
                 "It was not written by this program.",
             )
@@ -160,7 +170,7 @@ class Folder:
         part = self.tmp / f"{_this_machine()}~{os.getpid()}~{secrets.token_hex(8)}.part"
         try:
             try:
-                with open(part, "xb") as file:
+                with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -187,20 +197,14 @@ class Folder:
 
 
 def parse_sidecar(data: bytes) -> Sidecar:
-    """Sidecar from its JSON. Raises `Problem`: it may have come over the network."""
-    broken = Problem("A comparison's side file is damaged.", "Restore it from a copy of the data folder.")
+    """Sidecar from its JSON. Raises `UserError`: it may have come over the network."""
+    broken = UserError("A comparison's side file is damaged.", "Restore it from a copy of the data folder.")
     if len(data) > MAX_SIDECAR_BYTES:
         raise broken
     try:
-        raw = json.loads(data)
-        summary = raw.pop("summary", None)
-        sidecar = _build(Sidecar, raw)
-        if summary is not None:
-            summary["variants"] = tuple(summary["variants"])
-            sidecar = Sidecar(**{**_shallow(sidecar), "summary": _build(Summary, summary)})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return record(Sidecar, json.loads(data))
+    except (ValueError, RecursionError):
         raise broken from None
-    return sidecar
 
 
 def format_sidecar(sidecar: Sidecar) -> bytes:
@@ -219,34 +223,6 @@ def summarize(comparison: Comparison) -> Summary:
         prompt_key=key.hexdigest()[:32],
         device=comparison.environment.device[:MAX_NAME] if comparison.environment.device else None,
     )
-
-
-_TEXTS = {"saved_at", "name", "created_at", "model", "prompt", "prompt_key"}
-_TEXTS_OR_NULL = {"owner", "deleted_at", "device"}
-
-
-def _build(kind: type, raw: dict[str, Any]):
-    """A dataclass from untrusted JSON: unknown keys are passed over, texts have to be texts."""
-    known = {f.name: raw[f.name] for f in fields(kind) if f.name in raw}
-    for name, value in known.items():
-        good = (
-            isinstance(value, str)
-            if name in _TEXTS
-            else isinstance(value, str | None)
-            if name in _TEXTS_OR_NULL
-            else isinstance(value, bool)
-            if name == "imported"
-            else all(isinstance(v, str) for v in value)
-            if name == "variants"
-            else True
-        )
-        if not good:
-            raise TypeError(name)
-    return kind(**known)
-
-
-def _shallow(value) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _stamp_of(path: Path | os.DirEntry) -> str:
@@ -268,7 +244,7 @@ def _remove_if_old(path: Path) -> None:
 def _is_id(text: str) -> bool:
     try:
         check_id(text)
-    except Problem:
+    except UserError:
         return False
     return True
 
@@ -301,14 +277,14 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _refused(error: OSError, path: Path) -> Problem:
+def _refused(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Problem(
+        return UserError(
             f"The disk is full: the comparison could not be saved to {path}.",
             "Free some space there, or set COMPARATOR_DATA_DIR to a folder on another disk. Nothing half-written was "
             "kept; what is on the page can still be downloaded.",
         )
-    return Problem(
+    return UserError(
         f"{path} cannot be used: {error.strerror or error}.",
         "Check the folder's permissions, or set COMPARATOR_DATA_DIR to another one.",
     )

@@ -6,7 +6,6 @@ folder is found. Several processes use one index at once (WAL, with a long busy 
 
 The file's name has the time it was made in it: a broken index is left behind under its old name and a new one begun
 beside it, because taking a database file away from under another process can spoil the one put in its place.
-Knows nothing of what a visitor may see: it is told whose rows are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import sqlite3
 import tempfile
@@ -22,13 +22,13 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from comparator.core.errors import UserError
 from comparator.store.files import Folder, Sidecar, Summary
-from comparator.store.migrations import migrate
-from comparator.types import Problem
+from comparator.store.schema import create_tables, transaction
 
 T = TypeVar("T")
 
@@ -61,6 +61,9 @@ class Entry:
     imported: bool = False
     deleted_at: str | None = None
     owner: str | None = None  # a digest
+
+
+_INDEX_NAME = re.compile(r"index-\d{1,30}-[^-]*\.sqlite3")
 
 
 class Index:
@@ -156,7 +159,7 @@ class Index:
                     return work(db)
                 except sqlite3.Error as error:
                     if attempt == 2 or _is_busy(error):
-                        raise Problem(
+                        raise UserError(
                             f"The history's index cannot be used: {error}.",
                             "Try again in a moment. Links work without it; python -m comparator reindex makes it anew.",
                         ) from error
@@ -169,19 +172,20 @@ class Index:
             return self._db
         self.close()
         if newest is None:
-            newest = self.directory / f"index-{time.time_ns():020d}-{secrets.token_hex(4)}.sqlite3"
+            last = self._newest()  # above it also where the clock went back
+            number = max(time.time_ns(), int(last.name.split("-")[1]) + 1 if last else 0)
+            newest = self.directory / f"index-{number:020d}-{secrets.token_hex(4)}.sqlite3"
         self._path = newest
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise _NoFolder(f"{self.directory}: {error.strerror}") from error
         db = sqlite3.connect(newest, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             _use_wal(db)
-            db.execute(
-                "PRAGMA synchronous = NORMAL"
-            )  # a row lost to a power cut is found again by the next opening
-            migrate(db)
+            # A row lost to a power cut is found again by the next opening.
+            db.execute("PRAGMA synchronous = NORMAL")
+            create_tables(db)
             self._compare(db)
         except BaseException:
             db.close()
@@ -192,9 +196,7 @@ class Index:
 
     def _newest(self) -> Path | None:
         try:
-            names = [
-                n for n in os.listdir(self.directory) if n.startswith("index-") and n.endswith(".sqlite3")
-            ]
+            names = [n for n in os.listdir(self.directory) if _INDEX_NAME.fullmatch(n)]
         except OSError:
             return None
         return self.directory / max(names) if names else None
@@ -236,37 +238,25 @@ class Index:
         gone = [id for id in rows if id not in there]  # one saved meanwhile was not among the rows
         for start in range(0, len(stale), 500):
             read = [(id, found) for id in stale[start : start + 500] if (found := self._read(id))]
-            with _transaction(db):
+            with transaction(db):
                 for id, (sidecar, stamp) in read:
                     self._put(db, id, sidecar, stamp)
         if gone:
-            with _transaction(db):
+            with transaction(db):
                 db.executemany("DELETE FROM comparisons WHERE id = ?", [(id,) for id in gone])
                 db.executemany("DELETE FROM search WHERE id = ?", [(id,) for id in gone])
         self._compared_s, self._compared_ns = time.monotonic(), changed_ns
 
     def _read(self, id: str) -> tuple[Sidecar, str] | None:
         """The sidecar with a summary, and its stamp; None for a document that cannot be read."""
-        stamp = self.folder.sidecar_stamp(
-            id
-        )  # before the content: changed in between, it is read again next time
+        # Before the content: changed in between, it is read again next time.
+        stamp = self.folder.sidecar_stamp(id)
         try:
             sidecar = self.folder.read_sidecar(id)
             if sidecar is None or sidecar.summary is None:
                 summary = self._read_summary(id)
-                sidecar = (
-                    Sidecar(None, summary.created_at, summary=summary)
-                    if sidecar is None
-                    else Sidecar(
-                        sidecar.owner,
-                        sidecar.saved_at,
-                        sidecar.name,
-                        sidecar.deleted_at,
-                        sidecar.imported,
-                        summary,
-                    )
-                )
-        except Problem as problem:
+                sidecar = replace(sidecar or Sidecar(None, summary.created_at), summary=summary)
+        except UserError as problem:
             self._broken.add(id)
             log.warning("The history leaves out %s: %s", id, problem)
             return None
@@ -290,7 +280,7 @@ class Index:
             summary.created_at[:10],
             id,
         ]
-        with _transaction(db):
+        with transaction(db):
             db.execute(
                 f"INSERT OR REPLACE INTO comparisons ({', '.join(row)}) VALUES ({', '.join(':' + k for k in row)})",
                 row,
@@ -331,22 +321,6 @@ def _entry(row: tuple) -> Entry:
     values["variants"] = tuple(json.loads(values["variants"]))
     values["imported"] = bool(values["imported"])
     return Entry(**values)
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; inside another transaction it is part of that one."""
-    if db.in_transaction:
-        yield
-        return
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
 
 
 class _NoFolder(sqlite3.OperationalError):

@@ -1,4 +1,4 @@
-"""Saved comparisons: save, open, find, name, delete. The one door to them; the page and the command line use this.
+"""Saved comparisons: save, open, find, name, delete. The page and the command line use this.
 
     with open_store() as store:
         id = store.save(comparison, owner)      # from here on /?c=ID opens it, whatever happens to this process
@@ -8,8 +8,6 @@
 Whoever has a link may open it: ids cannot be guessed. Listing, naming and deleting are the owner's. An owner is any
 text that only that visitor knows (the page keeps one in the browser); only its digest is kept. On a machine of one's
 own (not in public mode) everything belongs to whoever is there, and `owner` may be None.
-
-Knows nothing of the page, and of the Hub only that a `Remote` may hold what is not here.
 """
 
 from __future__ import annotations
@@ -23,15 +21,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comparator import document
-from comparator.settings import Settings, get_settings
-from comparator.share import BadId, check_id, new_id
+from comparator.core import document
+from comparator.core.errors import UserError
+from comparator.core.result import Comparison
+from comparator.core.settings import Settings, get_settings
 from comparator.store.files import MAX_NAME, Folder, Sidecar, Summary, parse_sidecar, summarize
 from comparator.store.index import Entry, Index
-from comparator.types import Comparison, Problem
+from comparator.store.links import BadId, check_id, new_id
 
 if TYPE_CHECKING:
-    from comparator.remote import Remote
+    from comparator.store.hub_mirror import Remote
 
 OWN_DOCUMENT_BYTES = 256_000_000  # what we wrote ourselves may be larger than what is taken from strangers
 RECENT, RECENT_BYTES = 8, 8_000_000  # documents kept parsed; as objects they take some ten times their bytes
@@ -40,29 +39,29 @@ _AGAIN = "Ask for a new link, or run the comparison here."
 log = logging.getLogger(__name__)
 
 
-class NotFound(Problem):
+class NotFound(UserError):
     """The id has the right form, and no document here has it."""
 
 
-class Deleted(Problem):
+class Deleted(UserError):
     """The comparison was deleted; its owner can bring it back."""
 
 
-class NotYours(Problem):
+class NotYours(UserError):
     """Somebody else's; only its owner may change it."""
 
 
 def open_store(settings: Settings | None = None) -> Store:
     """The store in the data folder, made where it is missing. With COMPARATOR_HUB_STORAGE set, also kept on the Hub.
 
-    Open one per process and keep it. Raises `Problem` if the folder cannot be used.
+    Open one per process and keep it. Raises `UserError` if the folder cannot be used.
     """
     settings = settings or get_settings()
     folder = Folder(settings.data_dir)
     folder.create()
     remote = None
     if settings.hub_storage:
-        from comparator.remote import open_remote
+        from comparator.store.hub_mirror import open_remote
 
         remote = open_remote(settings, folder)
     store = Store(
@@ -116,20 +115,16 @@ class Store:
     def save(self, comparison: Comparison, owner: str | None = None, *, name: str = "") -> str:
         """Save a finished comparison under a new id, which it returns. When it returns, nothing can lose it.
 
-        Raises `Problem` if the disk is full, or if the comparison is not one that could be opened again.
+        Raises `UserError` if the disk is full, or if the comparison is not one that could be opened again.
         """
         return self._save(comparison, owner, name, imported=False)
 
-    def import_document(self, data: bytes, owner: str | None = None, *, name: str = "") -> str:
-        """Save a document that came from outside, under a new id, marked as imported. Raises `Problem`.
-
-        It is untrusted: size, depth, every type and every number are checked; its strings are data.
-        """
-        comparison = document.loads(data, max_bytes=self._upload_bytes)
-        return self._save(comparison, owner, name, imported=True)
-
     def import_file(self, path: Path, owner: str | None = None, *, name: str = "") -> str:
-        """The same from a file, of which never more than may be opened is read into memory."""
+        """Save a document that came from outside, under a new id, marked as imported. Raises `UserError`.
+
+        It is untrusted: size (never more than may be opened is read into memory), depth, every type and every number
+        are checked; its strings are data.
+        """
         return self._save(document.read(path, max_bytes=self._upload_bytes), owner, name, imported=True)
 
     def load(self, id: str) -> Comparison:
@@ -137,7 +132,7 @@ class Store:
 
         Several callers may get the same object: it is not to be changed.
 
-        Raises `BadId` (malformed), `NotFound`, `Deleted`, and `Problem` if the document is damaged or the Hub, where
+        Raises `BadId` (malformed), `NotFound`, `Deleted`, and `UserError` if the document is damaged or the Hub, where
         it may be, cannot be reached.
         """
         check_id(id)
@@ -191,10 +186,10 @@ class Store:
         return [e for e in self._index.same_prompt(key, self._listed(owner), limit) if e.id != id]
 
     def rename(self, id: str, name: str, owner: str | None = None) -> None:
-        """Give it a name, or take it away with "". Raises `NotYours`, `BadId`, `NotFound`, `Problem`."""
+        """Give it a name, or take it away with "". Raises `NotYours`, `BadId`, `NotFound`, `UserError`."""
         name = " ".join(name.split())
         if len(name) > MAX_NAME:
-            raise Problem(f"The name has {len(name)} characters.", f"A name may have {MAX_NAME}.")
+            raise UserError(f"The name has {len(name)} characters.", f"A name may have {MAX_NAME}.")
         self._change(id, owner, name=name)
 
     def delete(self, id: str, owner: str | None = None) -> None:
@@ -206,13 +201,13 @@ class Store:
         self._change(id, owner, deleted_at=None)
 
     def reindex(self) -> int:
-        """Make the index again from the files; returns how many comparisons it holds. Nothing is lost by it."""
+        """Rebuild the index from the files; returns the number of comparisons. No data is lost."""
         return self._index.rebuild()
 
     @property
     def status(self) -> str:
         """One or two sentences for the page where links may not last, else ""."""
-        from comparator.remote import durability
+        from comparator.store.hub_mirror import durability
 
         return durability(self.folder.root, self.remote)
 
@@ -237,7 +232,7 @@ class Store:
     def _put(self, id: str, sidecar: Sidecar) -> None:
         try:
             self._index.put(id, sidecar)
-        except Problem as problem:  # it is saved; the index finds it later
+        except UserError as problem:  # it is saved; the index finds it later
             log.warning("%s", problem)
         if self.remote is not None:
             self.remote.wake()
@@ -274,8 +269,8 @@ class Store:
             raise _not_found()
         try:
             comparison = document.loads(data, max_bytes=OWN_DOCUMENT_BYTES)
-        except Problem as problem:
-            raise Problem(
+        except UserError as problem:
+            raise UserError(
                 f"The document of this comparison is damaged. {problem.problem}", _AGAIN
             ) from problem
         if comparison.id != id:  # a file system that ignores case, or a file that was copied by hand
@@ -294,14 +289,14 @@ class Store:
                 self._recent.popitem(last=False)
 
     def _fetch(self, id: str) -> Sidecar | None:
-        """Bring a comparison from the Hub into the folder. Raises `NotFound`, or `Problem` if it cannot be reached."""
+        """Bring a comparison from the Hub into the folder. Raises `NotFound`, or `UserError` if it cannot be reached."""
         found = self.remote.fetch(id, self._upload_bytes) if self.remote is not None else None
         if found is None:
             raise _not_found()
         return self.adopt(id, *found)
 
     def adopt(self, id: str, data: bytes, side: bytes | None) -> Sidecar:
-        """Keep a document under the id it has, as copied from another machine's store. Raises `Problem`.
+        """Keep a document under the id it has, as copied from another machine's store. Raises `UserError`.
 
         Both the document and its sidecar (None: it has none) are checked as if a stranger had sent them.
         """

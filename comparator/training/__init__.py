@@ -1,1 +1,1 @@
-"""Training a LoRA on any variant: data, settings, jobs, results. `jobs.py` is the door."""
+"""Training a LoRA on any variant: data, settings, jobs, results. `registry.py` is the entry point."""

@@ -1,4 +1,4 @@
-"""Which column is what: chat messages, prompt and completion, or plain text. Names first, then what they hold."""
+"""Detects a column's role: chat messages, prompt and completion, or plain text; by name first, then by content."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from comparator.core.errors import UserError
 from comparator.training.types import FORMS, DataSource, Form
-from comparator.types import Problem
 
 _NAMES = {
     "messages": ("messages", "conversations", "conversation", "chat", "dialog", "dialogue"),
@@ -38,52 +38,52 @@ class Columns:
 
 
 def recognize(names: list[str], rows: list[dict[str, Any]], data: DataSource) -> Columns:
-    """Raises `Problem` naming the columns that are there and those that are understood."""
-    given = dict(data.columns)
-    for role, name in given.items():
+    """Columns of the data from its own choice, or detected. Raises `UserError` with the columns it has and the known ones."""
+    named = dict(data.columns)
+    for role, name in named.items():
         if role not in _NAMES:
-            raise Problem(f"There is no role “{role}” for a column.", f"The roles are {', '.join(_NAMES)}.")
+            raise UserError(f"There is no role “{role}” for a column.", f"The roles are {', '.join(_NAMES)}.")
         if name not in names:
-            raise Problem(f"{data.title} has no column “{name}”.", f"Its columns are {_listed(names)}.")
+            raise UserError(f"{data.title} has no column “{name}”.", f"Its columns are {_listed(names)}.")
     low = {n.strip().lower(): n for n in reversed(names)}
 
     def find(role: str, besides: Iterable[str] = ()) -> str | None:
-        if role in given:
-            return given[role]
+        if role in named:
+            return named[role]
         return next((low[n] for n in _NAMES[role] if n in low and low[n] not in besides), None)
 
-    wanted = data.form or _form_of(given)
+    form = data.form or _form_of(named)
     messages, prompt, text = find("messages"), find("prompt"), find("text")
     completion = find("completion", (prompt,) if prompt else ())
-    if wanted in (None, "chat") and messages and (wanted or _holds_messages(rows, messages)):
+    if form in (None, "chat") and messages and (form or _holds_messages(rows, messages)):
         return Columns("chat", (("messages", messages),))
-    if wanted in (None, "prompt") and prompt and completion:
+    if form in (None, "prompt") and prompt and completion:
         extra = low.get("input") if "instruction" in low and prompt == low["instruction"] else None
         roles = (("prompt", prompt), ("completion", completion))
         return Columns("prompt", (*roles, ("context", extra)) if extra else roles, extra)
-    if wanted in (None, "text") and text:
+    if form in (None, "text") and text:
         return Columns("text", (("text", text),))
-    if wanted is None and len(names) == 1 and isinstance(rows[0].get(names[0]), str):
+    if form is None and len(names) == 1 and isinstance(rows[0].get(names[0]), str):
         return Columns("text", (("text", names[0]),))
-    asked = f" as {FORMS[wanted]}" if wanted else ""
-    raise Problem(
-        f"The columns of {data.title} cannot be understood{asked}: {_listed(names)}.",
-        "Understood are messages (chat), prompt and completion (also instruction/output, question/answer), or text. "
+    as_form = f" as {FORMS[form]}" if form else ""
+    raise UserError(
+        f"The columns of {data.title} are not recognized{as_form}: {_listed(names)}.",
+        "Recognized are messages (chat), prompt and completion (also instruction/output, question/answer), or text. "
         "Rename the columns, or say which is which: prompt=COLUMN, completion=COLUMN.",
     )
 
 
-def _form_of(given: dict[str, str]) -> Form | None:
-    if "messages" in given:
+def _form_of(roles: dict[str, str]) -> Form | None:
+    if "messages" in roles:
         return "chat"
-    if "prompt" in given or "completion" in given:
+    if "prompt" in roles or "completion" in roles:
         return "prompt"
-    return "text" if "text" in given else None
+    return "text" if "text" in roles else None
 
 
 def _listed(names: list[str]) -> str:
-    shown = [f"“{n[:40]}”" for n in names[:12]]
-    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    quoted = [f"“{n[:40]}”" for n in names[:12]]
+    return ", ".join(quoted) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _holds_messages(rows: list[dict[str, Any]], name: str) -> bool:
@@ -91,7 +91,7 @@ def _holds_messages(rows: list[dict[str, Any]], name: str) -> bool:
 
 
 def as_messages(value: Any) -> list[dict[str, str]] | str:
-    """Chat messages as [{role, content}], from a list or its JSON; or why they are none."""
+    """Chat messages as [{role, content}], from a list or its JSON; a string is the reason why they are not."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -99,7 +99,7 @@ def as_messages(value: Any) -> list[dict[str, str]] | str:
             return "the messages are text and not a list of {role, content}"
     if not isinstance(value, list) or not value:
         return "the messages are no list" if value else "there are no messages"
-    made = []
+    messages = []
     for item in value:
         if not isinstance(item, dict):
             return "a message is no {role, content}"
@@ -108,12 +108,12 @@ def as_messages(value: Any) -> list[dict[str, str]] | str:
             content = "".join(p.get("text") or "" for p in content if isinstance(p, dict))
         if not isinstance(role, str) or not isinstance(content, str):
             return "a message lacks its role or its content"
-        made.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
-    return made
+        messages.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
+    return messages
 
 
 def sample_of(row: dict[str, Any], columns: Columns) -> tuple[dict[str, Any] | None, str]:
-    """(sample, "") or (None, why the row is left out)."""
+    """(sample, "") or (None, the reason why the row is skipped)."""
     if columns.form == "chat":
         messages = as_messages(row.get(columns.name("messages")))
         if isinstance(messages, str):
@@ -129,7 +129,7 @@ def sample_of(row: dict[str, Any], columns: Columns) -> tuple[dict[str, Any] | N
     prompt, completion = row.get(columns.name("prompt")), row.get(columns.name("completion"))
     if columns.context and isinstance(row.get(columns.context), str) and row[columns.context].strip():
         prompt = f"{prompt}\n\n{row[columns.context]}"
-    made: dict[str, Any] = {}
+    sample: dict[str, Any] = {}
     for role, value in (("prompt", prompt), ("completion", completion)):
         if isinstance(value, list):
             value = as_messages(value)
@@ -141,5 +141,5 @@ def sample_of(row: dict[str, Any], columns: Columns) -> tuple[dict[str, Any] | N
             return None, f"it has no {role}"
         if isinstance(value, str) and not value.strip():
             return None, f"its {role} is empty"
-        made[role] = value
-    return made, ""
+        sample[role] = value
+    return sample, ""

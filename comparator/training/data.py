@@ -1,4 +1,4 @@
-"""A data source → samples: built in, a file, or a data set of the Hub; columns recognized. Knows no tokenizer.
+"""A data source → samples: built in, a file, or a data set of the Hub; columns are detected.
 
 A sample is a plain dict: {"row": 3, "messages": […]}, {"row": 3, "prompt": …, "completion": …} or {"row": 3, "text": …}.
 """
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparator.settings import Settings, get_settings
+from comparator.core.errors import UserError
+from comparator.core.settings import Settings, get_settings
 from comparator.training.columns import Columns, recognize, sample_of
 from comparator.training.types import FORMS, DataSource, Form
-from comparator.types import Problem
 
 Progress = Callable[[float | None, str], None]
 _BUILTIN = Path(__file__).resolve().parent.parent / "data" / "datasets"
@@ -32,7 +32,7 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True)
 class Data:
-    """What was read. `skipped`: (row, why) of rows that hold nothing to train on. Rows count from 1."""
+    """The samples. `skipped`: (row, reason) of rows with nothing to train on. Rows are counted from 1."""
 
     title: str
     form: Form
@@ -44,44 +44,44 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the samples as they are used: the same data in another file format has the same."""
+        """sha256 of the samples; it does not depend on the file format."""
         digest = hashlib.sha256(self.form.encode())
         for sample in self.samples:
-            kept = {k: v for k, v in sample.items() if k != "row"}
+            content = {k: v for k, v in sample.items() if k != "row"}
             digest.update(
-                json.dumps(kept, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+                json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
             )
         return digest.hexdigest()
 
 
 def builtin_names() -> list[str]:
-    """The data sets that come with the project."""
+    """Names of the bundled data sets."""
     return sorted(p.stem for p in _BUILTIN.glob("*.jsonl"))
 
 
 def builtin_path(name: str) -> Path:
-    """The file of a built-in data set. Raises `Problem` for an unknown name."""
+    """The file of a built-in data set. Raises `UserError` for an unknown name."""
     if name not in builtin_names():
-        raise Problem(f"There is no data set “{name}”.", f"Built in: {', '.join(builtin_names())}.")
+        raise UserError(f"There is no data set “{name}”.", f"Built in: {', '.join(builtin_names())}.")
     return _BUILTIN / f"{name}.jsonl"
 
 
 def read(data: DataSource, settings: Settings | None = None, progress: Progress | None = None) -> Data:
-    """Raises `Problem` for data that cannot be read, or has nothing to train on."""
+    """Load a data source. Raises `UserError` for data that cannot be read, or has nothing to train on."""
     settings = settings or get_settings()
     text = data.source.strip()
     if not text:
-        raise Problem(
-            "No data is chosen.", f"Name a file, {' or '.join(builtin_names())}, or a data set of the Hub."
+        raise UserError(
+            "No data is selected.", f"Name a file, {' or '.join(builtin_names())}, or a data set of the Hub."
         )
     if text.lower() in builtin_names():
         rows = _rows(builtin_path(text.lower()), data.title)
     elif data.uploaded or _is_file(text, settings.public):
         rows = _local(text, data, settings)
-    elif found := _HUB.fullmatch(text):
-        rows = _from_hub(found["repo"], found["revision"], found["split"], progress)
+    elif match := _HUB.fullmatch(text):
+        rows = _from_hub(match["repo"], match["revision"], match["split"], progress)
     else:
-        raise Problem(
+        raise UserError(
             f"There is no data “{text[:200]}”.",
             f"Name a file ({', '.join(ENDINGS)}), a built-in data set ({', '.join(builtin_names())}), or one of the "
             "Hub: user/name, user/name@revision, user/name:split.",
@@ -90,24 +90,24 @@ def read(data: DataSource, settings: Settings | None = None, progress: Progress 
 
 
 def from_rows(rows: list[dict[str, Any]], data: DataSource) -> Data:
-    """Rows with columns → samples. Raises `Problem` for 0 rows, wrong columns, or rows that are all empty."""
+    """Rows with columns → samples. Raises `UserError` for 0 rows, wrong columns, or rows that are all empty."""
     if not rows:
-        raise Problem(f"{data.title} holds no samples.", "It needs at least one row.")
+        raise UserError(f"{data.title} holds no samples.", "It needs at least one row.")
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row))
     columns = recognize(list(names), rows, data)
     samples, skipped = [], []
     for number, row in enumerate(rows, 1):
-        made, why = sample_of(row, columns)
-        if made is None:
-            skipped.append((number, why))
+        sample, reason = sample_of(row, columns)
+        if sample is None:
+            skipped.append((number, reason))
         else:
-            samples.append({"row": number, **made})
+            samples.append({"row": number, **sample})
     if not samples:
-        number, why = skipped[0]
-        raise Problem(
-            f"None of the {len(rows):,} rows of {data.title} can be used; row {number:,}: {why}.",
+        number, reason = skipped[0]
+        raise UserError(
+            f"None of the {len(rows):,} rows of {data.title} can be used; row {number:,}: {reason}.",
             f"Taken for {FORMS[columns.form]}. {_roles(columns)}",
         )
     used = {name for _, name in columns.roles}
@@ -131,13 +131,13 @@ def _is_file(text: str, public: bool) -> bool:
 
 def _local(text: str, data: DataSource, settings: Settings) -> list[dict[str, Any]]:
     if settings.public and not data.uploaded:
-        raise Problem(
+        raise UserError(
             "Files of the server cannot be opened here, because this is a public installation.",
             "Upload the file.",
         )
     path = Path(os.path.expanduser(text))
     if not path.is_file():
-        raise Problem(
+        raise UserError(
             f"{data.title} is a folder." if path.is_dir() else f"There is no file {data.title}.",
             "Check the path.",
         )
@@ -150,7 +150,7 @@ def _rows(path: Path, title: str) -> list[dict[str, Any]]:
         ending = path.suffix.lower()
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise Problem(
+        raise UserError(
             f"{title} has {size / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:,.0f} MB are read.",
             "Take a part of it.",
         )
@@ -159,28 +159,26 @@ def _rows(path: Path, title: str) -> list[dict[str, Any]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise Problem(
+        raise UserError(
             f"{title} cannot be read: {error.strerror or error}.", "Check its permissions."
         ) from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise Problem(
+        raise UserError(
             f"{title} is not UTF-8: line {line:,}, byte {error.start:,}.",
             "Save it as UTF-8 (a spreadsheet calls it “CSV UTF-8”).",
         ) from None
     if not text.strip():
-        raise Problem(f"{title} is empty.", "It needs at least one row.")
+        raise UserError(f"{title} is empty.", "It needs at least one row.")
     if ending in (".csv", ".tsv"):
         return _csv(text, title, "\t" if ending == ".tsv" else None)
     if ending == ".json" and text.lstrip().startswith("["):
         return _json_list(text, title)
     if ending in (".jsonl", ".json", ""):
         return _jsonl(text, title)
-    raise Problem(
-        f"{title} is of a kind that is not read here ({ending}).", f"Read are {', '.join(ENDINGS)}."
-    )
+    raise UserError(f"{title} has an unsupported format ({ending}).", f"Supported: {', '.join(ENDINGS)}.")
 
 
 def _jsonl(text: str, title: str) -> list[dict[str, Any]]:
@@ -191,10 +189,10 @@ def _jsonl(text: str, title: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            said = getattr(error, "msg", "nested too deeply")
-            raise Problem(
-                f"Line {number:,} of {title} is not JSON: {said}.",
-                'JSONL has one object a line: {"prompt": "…", "completion": "…"}.',
+            message = getattr(error, "msg", "nested too deeply")
+            raise UserError(
+                f"Line {number:,} of {title} is not JSON: {message}.",
+                'JSONL has one object per line: {"prompt": "…", "completion": "…"}.',
             ) from None
         rows.append(_object(row, f"Line {number:,}", title))
     return rows
@@ -204,9 +202,9 @@ def _json_list(text: str, title: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Problem(
+        raise UserError(
             f"{title} is not JSON: {getattr(error, 'msg', 'nested too deeply')}.",
-            "Save it as JSONL, an object a line.",
+            "Save it as JSONL, one object per line.",
         ) from None
     return [_object(row, f"Entry {n:,}", title) for n, row in enumerate(rows, 1)]
 
@@ -215,7 +213,7 @@ def _object(row: Any, where: str, title: str) -> dict[str, Any]:
     if isinstance(row, str):
         return {"text": row}
     if not isinstance(row, dict):
-        raise Problem(
+        raise UserError(
             f"{where} of {title} is no object but {type(row).__name__}.",
             'Each is an object with named columns: {"prompt": "…", "completion": "…"}.',
         )
@@ -231,7 +229,7 @@ def _csv(text: str, title: str, delimiter: str | None) -> list[dict[str, Any]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="", strict=True)
         rows = [{k: v for k, v in row.items() if k} for row in reader]
     except csv.Error as error:
-        raise Problem(
+        raise UserError(
             f"{title} is not CSV that can be read: {error}.", "Check its quotes, or save it as JSONL."
         ) from None
     return rows
@@ -243,9 +241,13 @@ def _parquet(path: Path, title: str) -> list[dict[str, Any]]:
 
         return pyarrow.parquet.read_table(path).to_pylist()
     except ImportError:
-        raise Problem("Reading parquet needs pyarrow.", "pip install pyarrow, or save it as JSONL.") from None
+        raise UserError(
+            "Reading parquet needs pyarrow.", "pip install pyarrow, or save it as JSONL."
+        ) from None
     except Exception as error:
-        raise Problem(f"{title} cannot be read as parquet: {str(error)[:160]}", "Save it as JSONL.") from None
+        raise UserError(
+            f"{title} cannot be read as parquet: {str(error)[:160]}", "Save it as JSONL."
+        ) from None
 
 
 # ---------------------------------------------------------------- the Hub
@@ -262,17 +264,19 @@ def _from_hub(
         import datasets
 
         datasets.disable_progress_bars()
-        found = datasets.load_dataset(repo, revision=revision, split=split or "train")
+        dataset = datasets.load_dataset(repo, revision=revision, split=split or "train")
     except ImportError as error:
-        raise Problem(
+        raise UserError(
             f"Data sets of the Hub need the package datasets: {error}.", "pip install datasets"
         ) from None
     except ValueError as error:
-        said = str(error).splitlines()[0][:200]
-        raise Problem(f"{repo} cannot be read: {said}", f"Name a split: {repo}:test, for instance.") from None
+        message = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"{repo} cannot be read: {message}", f"Name a split: {repo}:test, for instance."
+        ) from None
     except Exception as error:
         problem = hub_problems.explain(error, repo, revision)
         raise type(problem)(
             problem.problem, f"{problem.advice} A file works without the Hub ({', '.join(ENDINGS)})."
         ) from None
-    return [dict(row) for row in found]
+    return [dict(row) for row in dataset]

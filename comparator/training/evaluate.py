@@ -1,146 +1,144 @@
-"""“Trained on nf4, how does it do on bf16, int8, GPTQ?” The held-back samples, on every variant, without and with it."""
+"""Evaluates a trained adapter on its held-out samples: loss on each variant, without and with the adapter."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from comparator.messages import Loaded, Progress
-from comparator.training import folder
-from comparator.training.tokens import MASKED, Encoded
+from comparator.core.errors import Stopped, UserError
+from comparator.core.messages import LoadRequest
+from comparator.core.result import ErrorInfo
+from comparator.core.variant import Adapter, Cell
+from comparator.engine.protocol import Engine, OnProgress, Task, TaskContext, ignore
+from comparator.runtimes import ResidentModel
+from comparator.training import artifact
+from comparator.training.tokenize import MASKED, Encoded
 from comparator.training.types import EvalRow, Evaluation, TrainingResult
-from comparator.types import Adapter, Cell, ErrorInfo, Problem, Stopped
 
 
 @dataclass(frozen=True)
-class ScoreSamples:
-    """One column's loss on samples. Gives (sum of the negative log-likelihoods in nats, tokens)."""
+class ScoreSamples(Task):
+    """One column's loss on samples. `run` returns (sum of the negative log-likelihoods in nats, number of tokens)."""
 
     handle: str
     adapter: Adapter | None
-    name: str
     samples: tuple[Encoded, ...]
 
-    def run(self, door: Any, cancel: threading.Event, told: Callable) -> tuple[float, int]:
-        slot = door.slot(self.handle)
+    def run(
+        self, context: TaskContext, cancel: threading.Event, on_progress: OnProgress
+    ) -> tuple[float, int]:
         total, tokens = 0.0, 0
-        with door.wearing(slot, self.adapter) as model:
-            for number, sample in enumerate(self.samples):
-                loss, count = sample_loss(model, sample, cancel)
+        with context.column(self.handle, self.adapter) as column:
+            for number, sample in enumerate(self.samples, 1):
+                loss, count = sample_loss(column, sample, cancel)
                 total, tokens = total + loss, tokens + count
-                told((number + 1) / len(self.samples), f"{self.name}: held-back samples")
+                on_progress(number / len(self.samples), "held-out samples")
         return total, tokens
 
 
-def sample_loss(model: Any, sample: Encoded, cancel: threading.Event) -> tuple[float, int]:
-    """(negative log-likelihood of the learnt tokens, how many). One forward pass; raises `Stopped`."""
+def sample_loss(column: ResidentModel, sample: Encoded, cancel: threading.Event) -> tuple[float, int]:
+    """(summed negative log-likelihood of the trained-on tokens in nats, their number). Raises `Stopped`."""
     import torch
 
-    from comparator.generate import input_device, interruptible
-
-    ids = torch.tensor([sample.ids], dtype=torch.long, device=input_device(model))
-    with torch.inference_mode(), interruptible(model, cancel):
-        logits = model(input_ids=ids, use_cache=False, return_dict=True).logits[0]
+    with torch.inference_mode():
+        logits = torch.as_tensor(column.window_logits(sample.ids, 0, cancel))
         labels = torch.tensor(sample.labels[1:], device=logits.device)
-        places = (labels != MASKED).nonzero().flatten()
+        positions = (labels != MASKED).nonzero().flatten()
         total = 0.0
-        for some in places.split(256):  # float32 copies of a large vocabulary add up
-            scores = torch.log_softmax(logits[some].float(), -1)
-            total -= float(scores.gather(1, labels[some].unsqueeze(1)).sum())
-    return total, len(places)
+        for chunk in positions.split(256):  # a float32 copy of all logits would be large
+            scores = torch.log_softmax(logits[chunk].float(), -1)
+            total -= float(scores.gather(1, labels[chunk].unsqueeze(1)).sum())
+    return total, len(positions)
 
 
 def evaluate(
-    engine: Any, path: Path, result: TrainingResult, variants: list[str], cancel: threading.Event
-) -> Iterator[Progress | EvalRow | Evaluation]:
-    """Raises `Problem` for a request that is wrong; a variant's own trouble is its row's."""
+    engine: Engine,
+    path: Path,
+    result: TrainingResult,
+    variants: list[str],
+    cancel: threading.Event,
+    on_progress: OnProgress = ignore,
+    on_row: Callable[[EvalRow], None] = ignore,
+) -> Evaluation:
+    """Measure every variant without and with the adapter in `path`; `on_row` gets each row as it is measured.
+
+    `cancel` ends it with the rows so far. The result is saved with the adapter too. Raises `UserError` for a wrong
+    request; if one variant fails, its row holds the problem.
+    """
     from comparator.backends import resolve
 
-    wanted = list(dict.fromkeys(resolve(v).notation for v in variants))
-    if not wanted:
-        raise Problem("No variant is chosen.", "Name some: bf16 int8 nf4.")
-    samples = folder.read_held(path)
+    notations = list(dict.fromkeys(resolve(v).notation for v in variants))
+    if not notations:
+        raise UserError("No variant is selected.", "Name some, for example bf16 int8 nf4.")
+    samples = artifact.read_heldout(path)
     if not samples:
-        raise Problem(
-            f"{result.name} has no held-back samples to be measured on.",
-            "Train with a share held back (0.1, say): what was trained on tells nothing.",
+        raise UserError(
+            f"{result.name} has no held-out samples to evaluate on.",
+            "Train with a held-out share, for example 0.1: training samples do not measure the result.",
         )
-    return _evaluating(engine, path, result, wanted, samples, cancel)
-
-
-def _evaluating(engine, path, result, wanted, samples, cancel) -> Iterator[Any]:
     rows: list[EvalRow] = []
-    name = result.name
-    ticket = engine.turns.enter(
-        lambda: f"the evaluation of {name} is running, {len(rows)} of {2 * len(wanted)} columns"
-    )
-    try:
-        for ahead in engine.turns.wait(ticket, cancel):
-            yield Progress(None, f"waiting: {engine.turns.doing or f'{ahead} ahead'}")
-        adapter = Adapter(str(path))
-        for notation in wanted:
-            for worn in (None, adapter):
+    with (
+        contextlib.suppress(Stopped),
+        engine.queue.turn(
+            cancel,
+            lambda ahead, doing: on_progress(None, f"waiting: {doing or f'{ahead} ahead'}"),
+            lambda: (
+                f"the evaluation of {result.name} is running, {len(rows)} of {2 * len(notations)} columns"
+            ),
+        ),
+    ):
+        for notation in notations:
+            for adapter in (None, Adapter(str(path))):
                 if cancel.is_set():
-                    break
-                label = name if worn else None
-                try:
-                    for item in _column(engine, result.model, notation, worn, name, samples, cancel):
-                        if isinstance(item, EvalRow):
-                            rows.append(item)
-                        yield item
-                except Stopped:
-                    break
-                except Problem as problem:
-                    error = ErrorInfo(problem.problem, problem.advice)
-                    rows.append(EvalRow(notation, label, None, None, problem=error))
-                    yield rows[-1]
-    finally:
-        engine.turns.leave(ticket)
-    made = Evaluation(
+                    raise Stopped
+                rows.append(
+                    _row(engine, result, Cell(resolve(notation), adapter), samples, cancel, on_progress)
+                )
+                on_row(rows[-1])
+    evaluation = Evaluation(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         base=result.base,
         rows=tuple(rows),
-        note="Stopped before every column was measured." if cancel.is_set() else "",
+        note="Stopped before all variants were measured." if cancel.is_set() else "",
     )
     if rows:
-        with contextlib.suppress(Problem):  # a full disk does not cost what was measured
-            folder.remember_evaluation(path, made)
-    yield made
+        with contextlib.suppress(UserError):  # a full disk does not lose the measurements
+            artifact.remember_evaluation(path, evaluation)
+    return evaluation
 
 
-def _column(engine, model, notation, worn, name, samples, cancel) -> Iterator[Progress | EvalRow]:
-    from comparator.backends import resolve
+def _row(
+    engine: Engine,
+    result: TrainingResult,
+    cell: Cell,
+    samples: tuple[Encoded, ...],
+    cancel: threading.Event,
+    on_progress: OnProgress,
+) -> EvalRow:
+    """One column's row, with the problem if it failed. Raises `Stopped`."""
+    notation, adapter_name = cell.variant.notation, result.name if cell.adapter else None
+    label = f"{notation} + {result.name}" if cell.adapter else notation
 
-    shown = f"{notation} + {name}" if worn else notation
-    cell = Cell(resolve(notation), worn)
-    loaded = None
-    for item in engine.open(model, cancel):
-        if isinstance(item, Progress):
-            yield Progress(item.fraction, f"{shown}: {item.message}")
-    for item in engine.complete(model, cell, cancel):
-        if isinstance(item, Cell):
-            cell = item
-        else:
-            yield Progress(item.fraction, f"{shown}: {item.message}")
-    for item in engine.load(model, cell.variant, cancel, adapter=worn):
-        if isinstance(item, Loaded):
-            loaded = item
-        else:
-            yield Progress(item.fraction, f"{shown}: {item.message}")
-    for item in engine.score(ScoreSamples(loaded.handle, worn, shown, samples), cancel):
-        if isinstance(item, Progress):
-            yield item
-        else:
-            total, tokens = item
-    mean = total / max(1, tokens)
-    if not math.isfinite(mean):
-        raise Problem(f"The logits of {shown} hold NaN or infinity.", "Try dtype=bf16, or another variant.")
-    yield EvalRow(
-        cell.variant.notation, name if worn else None, mean, math.exp(min(mean, 700.0)), tokens, len(samples)
-    )
+    def progress(fraction: float | None, message: str) -> None:
+        on_progress(fraction, f"{label}: {message}")
+
+    try:
+        engine.open(result.model, cancel, progress)
+        variant = engine.complete(result.model, cell, cancel, progress).variant
+        handle = engine.load(LoadRequest(result.model, variant, cell.adapter), cancel, progress).handle
+        total, tokens = engine.score(ScoreSamples(handle, cell.adapter, samples), cancel, progress)
+        mean = total / max(1, tokens)
+        if not math.isfinite(mean):
+            raise UserError(
+                f"The logits of {label} hold NaN or infinity.", "Try dtype=bf16, or another variant."
+            )
+    except UserError as problem:
+        error = ErrorInfo(problem.problem, problem.advice)
+        return EvalRow(notation, adapter_name, None, None, problem=error)
+    perplexity = math.exp(min(mean, 700.0))
+    return EvalRow(variant.notation, adapter_name, mean, perplexity, tokens, len(samples))

@@ -1,4 +1,4 @@
-"""One job: a thread that waits for its turn, runs the training on the engine's thread, and keeps what happened."""
+"""A job: a thread that queues for the engine, trains on it, and records every event."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
 
 from comparator.backends import resolve
-from comparator.errors import explain
-from comparator.training import folder
-from comparator.training.run import Train
-from comparator.training.store import Run
+from comparator.core.errors import Stopped, UserError
+from comparator.core.result import ErrorInfo
+from comparator.engine.explain import explain
+from comparator.engine.protocol import Engine
+from comparator.training import artifact
+from comparator.training.run_store import Run
+from comparator.training.trainer import Train
 from comparator.training.types import (
     Cancelled,
     Failed,
@@ -24,27 +25,25 @@ from comparator.training.types import (
     Step,
     Trained,
     TrainEvent,
-    TrainingResult,
     TrainingState,
     Waiting,
 )
-from comparator.types import ErrorInfo, Problem, Stopped
+from comparator.util import error_log
 
 
 class Job:
-    """Safe from any thread."""
+    """A training run in a thread of its own. Thread-safe."""
 
-    def __init__(self, engine: Any, run: Run):
+    def __init__(self, engine: Engine, run: Run):
         self.engine, self.run = engine, run
         self.cancel = threading.Event()
         self._events: list[TrainEvent] = []
         self._changed = threading.Condition()
-        now = datetime.now(UTC).isoformat(timespec="seconds")
         self._state = TrainingState(
-            run.name, run.about.request, "waiting", "waiting for its turn", started_at=now,
+            run.name, run.about.request, "waiting", "queued",
             checkpoint_step=run.checkpoint[1] if run.checkpoint else None,
         )  # fmt: skip
-        self._told_s = 0.0
+        self._reported_s = 0.0
 
     def begin(self) -> None:
         threading.Thread(target=self._work, name=f"training {self.run.name}", daemon=True).start()
@@ -73,8 +72,8 @@ class Job:
 
     # ------------------------------------------------------------ the thread
 
-    def doing(self) -> str:
-        """What is being done, for those who wait for the device."""
+    def describe(self) -> str:
+        """What the job is doing, shown to those who are queued behind it."""
         state = self.state()
         if state.status != "training":
             return f"the training of {state.job} is {'being saved' if state.status == 'saving' else 'being prepared'}"
@@ -82,33 +81,32 @@ class Job:
         return f"a training is running, step {state.step:,} of {state.of:,}{left}"
 
     def _work(self) -> None:
-        ticket = self.engine.turns.enter(self.doing)
-        keep = False  # the run's folder, to go on from
+        resumable = False  # whether the run's folder has a checkpoint to resume from
+
+        def on_wait(ahead: int, doing: str) -> None:
+            self._add(Waiting(self.run.name, ahead, doing))
+
         try:
-            try:
-                for ahead in self.engine.turns.wait(ticket, self.cancel):
-                    self._add(Waiting(self.run.name, ahead, self.engine.turns.doing))
-                if self.cancel.is_set():
-                    raise Stopped
-                for last in self.engine.work(self._task(), self.cancel):
-                    if not isinstance(last, TrainingResult):
-                        self._add(last)
-                end: TrainEvent = Trained(self.run.name, replace(last, adapter=self.run.about.adapter))
-            except Stopped:
-                keep = (
-                    self.run.checkpoint is not None
-                )  # one that was resumed and stopped at once stays resumable
-                end = Cancelled(self.run.name)
-            except BaseException as error:
-                problem = error if isinstance(error, Problem) else explain(error, "train")
-                error.__traceback__ = None  # its frames hold the model
-                found = folder.last_checkpoint(self.run.work)
-                keep = found is not None
-                end = Failed(self.run.name, problem.problem, problem.advice, found[1] if found else None)
-        finally:
-            self.run.close() if keep else self.run.discard()
-            self.engine.turns.leave(ticket)
-        self._add(end)  # last: whoever reads it finds the device free and the folder tidy
+            with self.engine.queue.turn(self.cancel, on_wait, self.describe):
+                result = self.engine.work(self._task(), self.cancel, self._add)
+            end: TrainEvent = Trained(self.run.name, replace(result, adapter=self.run.about.adapter))
+        except Stopped:
+            resumable = self.run.checkpoint is not None  # resumed and stopped at once: it stays resumable
+            end = Cancelled(self.run.name)
+        except BaseException as error:
+            problem = error if isinstance(error, UserError) else explain(error, "train")
+            error_log.release(error)  # its frames hold the model
+            checkpoint = artifact.last_checkpoint(self.run.work)
+            resumable = checkpoint is not None
+            end = Failed(
+                self.run.name,
+                problem.problem,
+                problem.advice,
+                checkpoint[1] if checkpoint else None,
+                problem.report.id if problem.report else None,
+            )
+        self.run.close() if resumable else self.run.discard()
+        self._add(end)  # last, when the device is free and the folder is cleaned up
 
     def _task(self) -> Train:
         run = self.run
@@ -117,7 +115,7 @@ class Job:
             request=run.about.request,
             variant=resolve(run.about.request.base),
             train=run.train,
-            held=run.held,
+            heldout=run.heldout,
             work=str(run.work),
             target=str(run.target),
             about=run.about,
@@ -127,9 +125,9 @@ class Job:
     def _add(self, event: TrainEvent) -> None:
         if isinstance(event, Preparing):
             now = time.monotonic()
-            if event.message == self._state.message and now - self._told_s < 0.1:
-                return  # a few a second are enough for a person
-            self._told_s = now
+            if event.message == self._state.message and now - self._reported_s < 0.1:
+                return  # ten updates per second are enough
+            self._reported_s = now
         with self._changed:
             self._events.append(event)
             self._state = replace(advanced(self._state, event), version=self._state.version + 1)
@@ -176,7 +174,7 @@ def advanced(state: TrainingState, event: TrainEvent) -> TrainingState:
                 state, status="cancelled", message="Stopped before the first step.", stopping=False
             )
         case Failed():
-            error = ErrorInfo(event.problem, event.advice)
+            error = ErrorInfo(event.problem, event.advice, event.error_id)
             return replace(
                 state, status="failed", message=event.problem, error=error, eta_s=None, stopping=False,
                 checkpoint_step=event.checkpoint_step,

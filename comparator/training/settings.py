@@ -1,7 +1,4 @@
-"""The settings of a training, each described once: for the page, the command line and the docs.
-
-Knows nothing of torch, of a page or of a file.
-"""
+"""The settings of a training run, each described once for the page, the command line and the docs."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ def _setting(default: Any, title: str, help: str, group: str, **more: Any) -> An
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything that decides what is trained, but the base and the data. `SETTINGS` explains each in a line."""
+    """Hyperparameters of a training run. `SETTINGS` describes each in a line."""
 
     rank: int = _setting(
         16,
         "Rank (r)",
-        "Width of the adapter: more can learn more and weighs more.",
+        "Rank of the adapter: higher can learn more and takes more memory.",
         "LoRA",
         minimum=1,
         maximum=1024,
@@ -30,13 +27,13 @@ class TrainSettings:
     alpha: float = _setting(
         32.0,
         "Alpha",
-        "Strength: what the adapter adds is scaled by alpha / rank.",
+        "The adapter's output is scaled by alpha / rank.",
         "LoRA",
         minimum=0.001,
         maximum=8192,
     )
     dropout: float = _setting(
-        0.0, "Dropout", "Share of the adapter's inputs that is dropped at random in each step.", "LoRA",
+        0.0, "Dropout", "Probability of dropping an input of the adapter in each step.", "LoRA",
         minimum=0.0, maximum=0.95,
     )  # fmt: skip
     target_modules: tuple[str, ...] = _setting(
@@ -44,50 +41,55 @@ class TrainSettings:
         "Which layers get an adapter: all-linear, or names such as q_proj and v_proj.", "LoRA",
     )  # fmt: skip
     dora: bool = _setting(
-        False, "DoRA", "Trains the length of each weight row apart from its direction: slower, often better at a low "
+        False, "DoRA", "Trains magnitude and direction of the weights separately: slower, often better at a low "
         "rank.", "LoRA",
     )  # fmt: skip
     rslora: bool = _setting(
         False, "rsLoRA", "Scales by alpha / √rank instead, which keeps high ranks stable.", "LoRA"
     )
     learning_rate: float = _setting(
-        2e-4, "Learning rate", "Size of a step. Too high and the loss jumps or becomes NaN.", "Optimizing",
+        2e-4, "Learning rate", "Step size of the optimizer. If too high, the loss jumps or becomes NaN.", "Optimizer",
         minimum=0.0, maximum=1000.0,
     )  # fmt: skip
     scheduler: str = _setting(
-        "linear", "Scheduler", "How the learning rate falls towards the end.", "Optimizing",
+        "linear", "Scheduler", "How the learning rate changes over the run.", "Optimizer",
         choices=("linear", "cosine", "constant", "constant_with_warmup", "polynomial"),
     )  # fmt: skip
     warmup_steps: int = _setting(
         0,
         "Warm-up steps",
         "Steps over which the learning rate rises from 0.",
-        "Optimizing",
+        "Optimizer",
         minimum=0,
         maximum=1_000_000,
     )
     weight_decay: float = _setting(
-        0.0, "Weight decay", "Pulls the adapter's weights towards 0.", "Optimizing", minimum=0.0, maximum=1.0
+        0.0, "Weight decay", "Pulls the adapter's weights towards 0.", "Optimizer", minimum=0.0, maximum=1.0
     )
     max_grad_norm: float = _setting(
-        1.0, "Gradient clipping", "Longest gradient that is let through; 0 lets everything through.", "Optimizing",
+        1.0, "Gradient clipping", "Maximum gradient norm; 0 disables clipping.", "Optimizer",
         minimum=0.0, maximum=1000.0,
     )  # fmt: skip
     optimizer: str = _setting(
-        "auto", "Optimizer", "auto: paged_adamw_8bit for a quantized base on CUDA, adamw_torch elsewhere.", "Optimizing",
+        "auto", "Optimizer", "auto: paged_adamw_8bit for a quantized base on CUDA, adamw_torch elsewhere.", "Optimizer",
         choices=("auto", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_bnb_8bit", "adafactor", "sgd"),
     )  # fmt: skip
     epochs: float = _setting(
-        3.0, "Epochs", "How often every sample is seen; steps, where given, decide instead.", "Length",
+        3.0, "Epochs", "Passes over the data; ignored if Steps is set.", "Length",
         minimum=0.01, maximum=1000.0,
     )  # fmt: skip
     max_steps: int = _setting(
-        0, "Steps", "Steps to train; 0: as many as the epochs take.", "Length", minimum=0, maximum=10_000_000
+        0,
+        "Steps",
+        "Number of optimizer steps; 0: given by the epochs.",
+        "Length",
+        minimum=0,
+        maximum=10_000_000,
     )
     batch_size: int = _setting(
         1,
         "Batch size",
-        "Samples at once: more are faster a sample and take more memory.",
+        "Samples per batch: more is faster per sample and takes more memory.",
         "Length",
         minimum=1,
         maximum=1024,
@@ -95,7 +97,7 @@ class TrainSettings:
     accumulation: int = _setting(
         4,
         "Accumulation",
-        "Batches whose gradients are added up before a step.",
+        "Gradient accumulation: batches per optimizer step.",
         "Length",
         minimum=1,
         maximum=4096,
@@ -103,7 +105,7 @@ class TrainSettings:
     max_length: int = _setting(
         1024,
         "Max length",
-        "Tokens of a sample; what is longer is cut at the end.",
+        "Maximum tokens per sample; longer samples are truncated.",
         "Length",
         minimum=8,
         maximum=1_048_576,
@@ -111,12 +113,12 @@ class TrainSettings:
     completion_only: bool = _setting(
         True,
         "Completion only",
-        "The loss covers the answers alone; the prompts are read and not learnt.",
+        "Compute the loss on the answers only, not on the prompts.",
         "Length",
     )
     gradient_checkpointing: bool | None = _setting(
         None, "Gradient checkpointing",
-        "Computes activations twice instead of keeping them: less memory, about a third slower. Unset: on CUDA only.",
+        "Recomputes activations in the backward pass: less memory, about a third slower. Default: on CUDA only.",
         "Memory",
     )  # fmt: skip
     seed: int = _setting(
@@ -128,29 +130,29 @@ class TrainSettings:
         maximum=2**32 - 1,
     )
     held_back: float = _setting(
-        0.1, "Held back", "Share of the samples that is never trained on and measures the result; 0: none.", "Watching",
+        0.1, "Held-out share", "Share of the samples kept out of training for evaluation; 0: none.", "Monitoring",
         minimum=0.0, maximum=0.9,
     )  # fmt: skip
     eval_every: int = _setting(
-        0, "Evaluate every", "Steps between two evaluations; 0: five times over the run.", "Watching",
+        0, "Evaluate every", "Steps between evaluations; 0: five times per run.", "Monitoring",
         minimum=0, maximum=10_000_000,
     )  # fmt: skip
     sample_every: int = _setting(
-        0, "Sample every", "Steps between two sample answers; 0: five times over the run.", "Watching",
+        0, "Sample every", "Steps between sample answers; 0: five times per run.", "Monitoring",
         minimum=0, maximum=10_000_000,
     )  # fmt: skip
     sample_tokens: int = _setting(
-        48, "Sample tokens", "Tokens of a sample answer.", "Watching", minimum=1, maximum=512
+        48, "Sample tokens", "Length of a sample answer in tokens.", "Monitoring", minimum=1, maximum=512
     )
     checkpoint_every: int = _setting(
-        0, "Checkpoint every", "Steps between two checkpoints to go on from; 0: every 60 seconds or so.", "Watching",
+        0, "Checkpoint every", "Steps between checkpoints; 0: about every 60 seconds.", "Monitoring",
         minimum=0, maximum=10_000_000,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of `TrainSettings`, described. `kind` is int, float, bool, choice, names or bool-or-auto."""
+    """Description of a field of `TrainSettings`. `kind` is int, float, bool, choice, names or bool-or-auto."""
 
     name: str
     title: str
@@ -164,12 +166,12 @@ class Setting:
 
     @property
     def option(self) -> str:
-        """As the command line writes it: `--learning-rate`."""
+        """The option of the command line: `--learning-rate`."""
         return "--" + self.name.replace("_", "-")
 
 
 def _described() -> tuple[Setting, ...]:
-    found = []
+    settings = []
     for f in fields(TrainSettings):
         meta = dict(f.metadata)
         if meta.get("choices"):
@@ -180,8 +182,8 @@ def _described() -> tuple[Setting, ...]:
             kind = "bool-or-auto"
         else:
             kind = type(f.default).__name__
-        found.append(Setting(f.name, default=f.default, kind=kind, **meta))
-    return tuple(found)
+        settings.append(Setting(f.name, default=f.default, kind=kind, **meta))
+    return tuple(settings)
 
 
 SETTINGS: tuple[Setting, ...] = _described()

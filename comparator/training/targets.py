@@ -1,22 +1,23 @@
-"""Which linear layers a model has, and which of them get an adapter. From the checkpoint's header, and from the model."""
+"""Which linear layers a model has, and which of them get an adapter; from the checkpoint's header or the loaded model."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from comparator.backends import owner
+from comparator.core.errors import UserError
 from comparator.sources import Checkpoint
 from comparator.training.settings import ALL_LINEAR, TrainSettings
 from comparator.training.types import Target
-from comparator.types import Problem
 
 _EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe)$")
 _HEADS = ("lm_head", "embed_out", "output")
 
 
 def in_checkpoint(checkpoint: Checkpoint) -> tuple[Target, ...]:
-    """The kinds of linear layer by the names of the stored tensors, in their order. Heads and embeddings are left out."""
-    found: dict[str, Target] = {}
+    """Linear layers by the last part of their names, in the order of the stored tensors; no heads and embeddings."""
+    kinds: dict[str, Target] = {}
     for tensor in checkpoint.tensors:
         module, _, own = tensor.name.rpartition(".")
         name = module.rpartition(".")[2]
@@ -24,10 +25,10 @@ def in_checkpoint(checkpoint: Checkpoint) -> tuple[Target, ...]:
             continue
         if _EMBEDDING.search(module) or "norm" in name:
             continue
-        before = found.get(name)
+        before = kinds.get(name)
         outputs, inputs = tensor.shape
-        found[name] = Target(name, (before.count if before else 0) + 1, inputs, outputs)
-    return tuple(found.values())
+        kinds[name] = Target(name, (before.count if before else 0) + 1, inputs, outputs)
+    return tuple(kinds.values())
 
 
 def _numbered(module: str) -> bool:
@@ -35,14 +36,14 @@ def _numbered(module: str) -> bool:
 
 
 def in_model(model: Any) -> dict[str, list[str]]:
-    """The loaded model's linear layers: last name → full names. What peft can put an adapter on, the head left out."""
+    """The loaded model's linear layers that peft can adapt, without the head: last part of the name → full names."""
     head = model.get_output_embeddings()
-    found: dict[str, list[str]] = {}
+    linears: dict[str, list[str]] = {}
     for full, module in model.named_modules():
         if module is head or not _is_linear(module):
             continue
-        found.setdefault(full.rpartition(".")[2], []).append(full)
-    return found
+        linears.setdefault(full.rpartition(".")[2], []).append(full)
+    return linears
 
 
 def _is_linear(module: Any) -> bool:
@@ -50,36 +51,39 @@ def _is_linear(module: Any) -> bool:
 
     if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
         return True
-    return type(module).__module__.startswith("gptqmodel.nn_modules") and hasattr(module, "in_features")
+    return hasattr(module, "in_features") and owner(module) is not None
 
 
-def chosen(given: TrainSettings, known: dict[str, Any] | tuple[str, ...], model: str) -> tuple[str, ...]:
-    """The names to give to peft: all of `known`, or those asked for. Raises `Problem` with the nearest names."""
-    names = list(known)
+def select(
+    settings: TrainSettings, available: dict[str, Any] | tuple[str, ...], model: str
+) -> tuple[str, ...]:
+    """peft's `target_modules`: all of `available`, or the requested ones. Raises `UserError` with the nearest names."""
+    names = list(available)
     if not names:
-        raise Problem(
+        raise UserError(
             f"{model} has no linear layer that an adapter could be put on.", "Choose another model."
         )
-    wanted = [w.strip() for w in given.target_modules if w.strip()]
-    if not wanted or ALL_LINEAR in wanted:
+    requested = [w.strip() for w in settings.target_modules if w.strip()]
+    if not requested or ALL_LINEAR in requested:
         return tuple(names)
-    for wish in wanted:
-        last = wish.rpartition(".")[2]
+    for target in requested:
+        last = target.rpartition(".")[2]
         if last in _HEADS:
-            raise Problem(
-                f"{wish} cannot be a target: the loss is computed from the head's own weights, so an adapter on it "
+            raise UserError(
+                f"{target} cannot be a target: the loss is computed from the head's own weights, so an adapter on it "
                 "would never be trained.",
                 f"Leave it out. {model} has {', '.join(names)}.",
             )
         if last not in names:
-            raise Problem(
-                f"{model} has no module “{wish[:80]}”.", f"{_nearest(last, names)}It has {', '.join(names)}."
+            raise UserError(
+                f"{model} has no module “{target[:80]}”.",
+                f"{_nearest(last, names)}It has {', '.join(names)}.",
             )
-    return tuple(dict.fromkeys(wanted))
+    return tuple(dict.fromkeys(requested))
 
 
-def _nearest(wish: str, names: list[str]) -> str:
+def _nearest(name: str, names: list[str]) -> str:
     from rapidfuzz import process
 
-    near = [name for name, score, _ in process.extract(wish, names, limit=2) if score >= 60]
+    near = [candidate for candidate, score, _ in process.extract(name, names, limit=2) if score >= 60]
     return f"Did you mean {' or '.join(near)}? " if near else ""

@@ -1,7 +1,6 @@
-"""The nouns of training: what is asked for, what is known before, what happens, what is kept.
+"""Types of training: the request, previews and estimates, events, and results.
 
-Plain frozen dataclasses that pickle; nothing of torch, of a page or of a file is known here. Units live in the names;
-what was not measured is None.
+Plain frozen dataclasses that pickle. A field's name ends with its unit; what was not measured is None.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from comparator.core.result import ErrorInfo
 from comparator.training.settings import TrainSettings
-from comparator.types import ErrorInfo
 
 SCHEMA = 1
 Form = Literal["chat", "prompt", "text"]
@@ -21,7 +20,7 @@ FORMS: dict[str, str] = {
 }
 
 
-# ---------------------------------------------------------------- what is asked for
+# ---------------------------------------------------------------- the request
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class DataSource:
     """Where the samples come from.
 
     `source`: a built-in data set (`pirate`), a .jsonl, .json, .csv or .parquet file, or a data set of the Hub
-    (`user/name`, with `@revision` and `:split` where wanted). `form` None: recognized. `columns`: (role, column) pairs
-    where the names do not tell: roles are messages, prompt, completion, text. `name` is what people call it (an
-    uploaded file's own name); `uploaded`: the file came through the page, so its path is ours.
+    (`user/name`, optionally with `@revision` and `:split`). `form` None: detected. `columns`: (role, column) pairs
+    where the names are not enough; roles are messages, prompt, completion, text. `name` is the displayed name (an
+    uploaded file's own name). `uploaded`: the file was uploaded through the page, so its path is a temporary one.
     """
 
     source: str
@@ -47,8 +46,8 @@ class DataSource:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """`name`: what the adapter is called in the list; None: made from data and base. `output`: a folder of one's own
-    for the adapter instead of the list's. `sample_prompt`: the comparison's prompt, answered before and while."""
+    """`name`: the adapter's name in the list; None: derived from data and base. `output`: a folder for the adapter
+    outside the list. `sample_prompt`: the comparison's prompt, answered before and during training."""
 
     data: DataSource
     base: str = "nf4:dq"  # variant notation
@@ -60,51 +59,51 @@ class TrainRequest:
     system: str | None = None
 
 
-# ---------------------------------------------------------------- what is known before
+# ---------------------------------------------------------------- previews and estimates
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of tokens of a sample, decoded. `learnt`: in the loss; otherwise it is masked (grey on the page)."""
+    """Consecutive tokens of a sample, decoded: targets of the loss, or masked (grey on the page)."""
 
     text: str
-    learnt: bool
+    is_target: bool
     tokens: int
 
 
 @dataclass(frozen=True)
 class SamplePreview:
-    """One sample exactly as the model will see it: chat template applied, cut to the maximum length."""
+    """One sample as the model will see it: chat template applied, truncated to the maximum length."""
 
     row: int  # 1-based, in the data
     pieces: tuple[Piece, ...]
     tokens: int
-    learnt_tokens: int
-    cut_tokens: int = 0  # taken off at the end
+    trained_tokens: int
+    cut_tokens: int = 0  # truncated at the end
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """Over all usable samples, before cutting. Counts are tokens, `rows` are samples."""
+    """Over all usable samples, before truncation. Counts are tokens, `rows` are samples."""
 
     rows: int
     total: int
-    learnt: int
+    trained_tokens: int
     minimum: int
     median: int
     mean: float
     p95: int
     maximum: int
-    over_length: int  # samples that are cut
+    over_length: int  # samples that are truncated
     cut_tokens: int
-    left_out: int  # samples of which nothing would be learnt, or that are empty
+    left_out: int  # empty samples, or those without a token to train on
     histogram: tuple[tuple[int, int], ...] = ()  # (up to this many tokens, samples)
 
 
 @dataclass(frozen=True)
 class DataPreview:
-    """`columns`: what was recognized, (role, column). `skipped` and `long`: (row, why or tokens), the first of them.
-    `masking` says in words what is greyed."""
+    """`columns`: the detected (role, column) pairs. `skipped`: the first (row, reason); `long`: the first (row, tokens).
+    `masking`: a sentence on what is masked."""
 
     title: str
     form: Form
@@ -124,7 +123,7 @@ class DataPreview:
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of linear layer of the model: `q_proj`, how many there are, their size (in, out)."""
+    """Linear layers of one name (`q_proj`): how many the model has, and their input and output features."""
 
     name: str
     count: int
@@ -134,7 +133,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes are estimates and called so. `fits`: into what is free now; `problem` says why not, with both figures."""
+    """All bytes are estimates. `fits`: into the memory that is free now; `problem` says why not, with both figures."""
 
     steps: int
     trainable_parameters: int
@@ -158,16 +157,16 @@ class Estimate:
 
     @property
     def share(self) -> float:
-        """Trainable of all parameters, 0..1."""
+        """Trainable parameters as a fraction of all, 0..1."""
         return self.trainable_parameters / max(1, self.total_parameters + self.trainable_parameters)
 
 
-# ---------------------------------------------------------------- what happens
+# ---------------------------------------------------------------- events
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Somebody else has the device. `behind` says who, in words (“a comparison”)."""
+    """Queued for the device behind `ahead` others. `behind` describes the one that runs (“a comparison is running”)."""
 
     job: str
     ahead: int
@@ -185,8 +184,8 @@ class Preparing:
 
 @dataclass(frozen=True)
 class Step:
-    """A step is done; after an evaluation it comes once more with `eval_loss`. `loss` is the mean over its batches; `tok_s` counts every token that went through;
-    `memory_bytes` is what is in use (CUDA's allocator, or the process)."""
+    """A finished optimizer step; sent again with `eval_loss` after an evaluation. `loss` is the mean over its batches,
+    `tok_s` counts masked tokens too, `memory_bytes` is in use (by CUDA's allocator, or the process)."""
 
     job: str
     step: int
@@ -222,7 +221,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Trained:
-    """The end, also after Stop: what was trained so far is kept (`result.partial`)."""
+    """The end, also after Stop: the adapter trained so far is saved (`result.partial`)."""
 
     job: str
     result: TrainingResult
@@ -230,30 +229,32 @@ class Trained:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """Stopped before the first step: nothing was kept."""
+    """Stopped before the first step: nothing was saved."""
 
     job: str
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Nothing that is half-written is listed; `checkpoint_step`: from where it can be resumed, if anywhere."""
+    """No partly written adapter is listed. `checkpoint_step`: where it can be resumed, or None; `error_id`: the entry in
+    the error log, if there is one."""
 
     job: str
     problem: str
     advice: str
     checkpoint_step: int | None = None
+    error_id: str | None = None
 
 
 TrainEvent = Waiting | Preparing | Step | Sample | Saving | Trained | Cancelled | Failed
 
 
-# ---------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------- results
 
 
 @dataclass(frozen=True)
 class LossPoint:
-    """A point of the curve; either may be missing."""
+    """A point of the loss curve; either loss may be missing."""
 
     step: int
     loss: float | None = None
@@ -263,8 +264,8 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class EvalRow:
-    """A variant on the held-back samples. `adapter` None: the bare base. `loss` is the mean negative log-likelihood
-    of the learnt tokens, in nats; `perplexity` its exp."""
+    """A variant on the held-out samples. `adapter` None: the bare base. `loss` is the mean negative log-likelihood
+    of the trained-on tokens, in nats; `perplexity` its exp."""
 
     variant: str
     adapter: str | None
@@ -277,17 +278,17 @@ class EvalRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """“Trained on nf4, how does it do on bf16, int8, GPTQ?” `rows` of data that nothing was trained on."""
+    """An adapter's loss on held-out samples, on variants other than the one it was trained on; one row per column."""
 
     created_at: str
     base: str
     rows: tuple[EvalRow, ...]
-    note: str = ""  # said where nothing was held back
+    note: str = ""  # set where nothing was held out
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training.json holds, in short. `adapter` is what `--adapter` takes: the name, or the folder."""
+    """The summary in training.json. `adapter` is what `--adapter` takes: the name, or the folder. `path`: the folder."""
 
     name: str
     adapter: str
@@ -328,9 +329,9 @@ OVER: frozenset[str] = frozenset({"finished", "stopped", "cancelled", "failed", 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A job as it stands: everything that somebody who comes back needs. `version` grows with every change.
+    """A job's current state: everything that a page needs to display it. `version` grows with every change.
 
-    `interrupted` is a run that a killed process left; it can be resumed where `checkpoint_step` is not None.
+    `interrupted`: its process was killed; it can be resumed if `checkpoint_step` is not None.
     """
 
     job: str
@@ -349,7 +350,6 @@ class TrainingState:
     result: TrainingResult | None = None
     error: ErrorInfo | None = None
     checkpoint_step: int | None = None
-    started_at: str = ""
     stopping: bool = False
     version: int = 0
 

@@ -1,1 +1,1 @@
-"""The page: layout, wiring and words. The only package that imports gradio; knows nothing of torch."""
+"""The page: layout, event handlers and texts. The only package that imports gradio; it never imports torch."""

@@ -1,30 +1,33 @@
-"""`compare`: the one endpoint that programs may call, over gradio_client, plain HTTP and MCP. docs/api.md shows how.
+"""`compare`: the only endpoint for programs, over gradio_client, plain HTTP and MCP; see docs/api.md.
 
-It goes through the same limits, the same line and the same store as the page. Knows nothing of how anything looks.
+It has the same limits, queue and store as the page.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import typing
 from typing import Any, Literal
 
 import gradio as gr
 
-from comparator import lend
 from comparator.api import request as build_request
-from comparator.types import Comparison, Done, Problem
-from comparator.ui.desk import Desk, link
+from comparator.core.errors import UserError
+from comparator.core.events import Done, Event
+from comparator.core.request import Request
+from comparator.core.result import Comparison
+from comparator.ui.admission import Admission, link
 from comparator.ui.page import Page
 
 
 def build(page: Page) -> None:
     """Must be called inside the page's Blocks."""
-    gr.api(endpoint(page.desk), api_name="compare", concurrency_limit=None)
+    gr.api(endpoint(page.admission), api_name="compare", concurrency_limit=None)
 
 
-def endpoint(desk: Desk):
-    """The function as clients see it; its docstring and types are what they are told."""
+def endpoint(admission: Admission):
+    """The function that clients call; they see its docstring and its types."""
 
     async def compare(
         prompt: str,
@@ -33,13 +36,14 @@ def endpoint(desk: Desk):
         adapters: list[str] = [],  # noqa: B006
         system: str = "",
         chat: bool | None = None,
+        template_vars: list[str] = [],  # noqa: B006
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
-        repeats: int = 1,
+        repeats: int = 0,
         fidelity: Literal["none", "prompt", "text"] = "prompt",
         layers: bool = False,
         request: gr.Request = None,
@@ -47,37 +51,39 @@ def endpoint(desk: Desk):
         """Run quantized variants of one language model on one prompt, one after another, and measure each of them.
 
         Args:
-            prompt: What the model is to answer.
-            variants: Notations such as bf16, int8, nf4, nf4:dq, fp4, gptq:4bit,g64; each becomes a column.
-            model: A built-in name or user/name on the Hub; empty takes the server's own.
+            prompt: The prompt to answer.
+            variants: Notations such as bf16, int8, nf4, nf4:dq, fp4, gptq:4bit,g64; one column each.
+            model: A built-in name or user/name on the Hub; empty: the server's default.
             adapters: LoRA adapters, user/name or built in; every variant also runs with each of them.
-            system: A system prompt; empty takes none.
-            chat: Whether to use the model's chat template; null uses it where there is one.
-            max_new_tokens: The longest answer, in tokens.
+            system: A system prompt; empty: none.
+            chat: Whether to use the model's chat template; null: if the model has one.
+            template_vars: Variables of the chat template, each NAME=VALUE, such as enable_thinking=false.
+            max_new_tokens: Maximum length of the answer, in tokens.
             temperature: 0 is greedy.
-            top_p: Keep the likeliest tokens up to this share; 1 is off.
-            top_k: Keep this many of the likeliest tokens; 0 is off.
+            top_p: Nucleus sampling: keep the most likely tokens up to this total probability; 1 is off.
+            top_k: Keep this many of the most likely tokens; 0 is off.
             repetition_penalty: 1 is off.
             seed: The same seed gives the same tokens on the same machine.
-            repeats: Runs of each column, taking turns; the median is reported.
-            fidelity: What each column is measured on against the reference: prompt (its answer), text (a longer text too) or none.
-            layers: Whether to include one entry for every stored tensor of each column.
+            repeats: Runs per column, interleaved; the median is reported. 0: 3 where a round takes under 10 s, else 1.
+            fidelity: What fidelity is measured on: prompt (the reference's answer), text (an evaluation text as well) or none.
+            layers: Whether to include one entry per stored tensor of each column.
 
         Returns:
             id and url of the saved comparison (null if it could not be saved), and comparison, the comparison
             document: prompt, settings, environment, reference, and cells with text, latency, memory and fidelity.
         """
         try:
-            asked = build_request(
-                prompt, variants, model or None, adapters, system=system or None, chat=chat, fidelity=fidelity,
+            comparison_request = build_request(
+                prompt, variants, model or None, adapters, system=system or None, chat=chat, template_vars=template_vars,
+                fidelity=fidelity,
                 max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
                 repetition_penalty=repetition_penalty, seed=seed, repeats=repeats,
             )  # fmt: skip
-            desk.admit(asked, request)
-            comparison = await asyncio.to_thread(_drain, desk, asked)
-        except Problem as problem:
+            admission.admit(comparison_request, request)
+            comparison = await asyncio.to_thread(_run, admission, comparison_request)
+        except UserError as problem:
             raise gr.Error(str(problem), print_exception=False) from None
-        saved = desk.holds(comparison.id)
+        saved = admission.holds(comparison.id)
         return {
             "id": comparison.id if saved else None,
             "url": link(request, comparison.id) if saved else None,
@@ -88,17 +94,21 @@ def endpoint(desk: Desk):
     return compare
 
 
-def _drain(desk: Desk, asked) -> Comparison:
-    import threading
+def _run(admission: Admission, request: Request) -> Comparison:
+    finished: list[Comparison] = []
 
-    for event in desk.keep(asked, lend.compare(asked, threading.Event()), None):
+    def take(event: Event) -> None:
         if isinstance(event, Done):
-            return event.comparison
-    raise Problem("The comparison ended before it was complete.", "Try again.")
+            finished.append(event.comparison)
+
+    admission.run(request, None, threading.Event(), take)
+    if not finished:
+        raise UserError("The comparison ended before it was complete.", "Try again.")
+    return finished[0]
 
 
 def as_data(comparison: Comparison, layers: bool) -> dict[str, Any]:
-    """The document as plain JSON data; without `layers`, its longest part by far is left out."""
+    """The document as plain JSON data; `layers` is by far its longest part and optional."""
     data = comparison.to_dict()
     if not layers:
         for cell in data["cells"]:
@@ -107,7 +117,7 @@ def as_data(comparison: Comparison, layers: bool) -> dict[str, Any]:
 
 
 def mcp_installed() -> bool:
-    """Whether Gradio's extra for MCP is there and works with what else is installed."""
+    """Whether Gradio's MCP extra is installed and can be imported."""
     import importlib.util
 
     if importlib.util.find_spec("mcp") is None:

@@ -1,6 +1,6 @@
-"""The page's table of contents: what is on it, in which order. Each part is a file in components/.
+"""The page's table of contents: what is on it, in which order. Each part is a file in panel/, results/, tabs/ or train/.
 
-To add a tab: write components/yourtab.py with a `build(page)` and add it to TABS.
+To add a tab: write tabs/yourtab.py with a `build(page)` and add it to TABS.
 """
 
 from __future__ import annotations
@@ -8,60 +8,51 @@ from __future__ import annotations
 import gradio as gr
 from starlette.middleware import Middleware
 
-from comparator.limits import auth_pairs
-from comparator.settings import Settings, get_settings
+from comparator.core.settings import Settings, get_settings
+from comparator.deploy.limits import auth_pairs
 from comparator.ui import api, handlers
-from comparator.ui.components import (
+from comparator.ui.admission import Admission
+from comparator.ui.form import Shown
+from comparator.ui.gradio_compat import poll_queue
+from comparator.ui.origin_guard import OwnOrigin
+from comparator.ui.page import Page, html
+from comparator.ui.panel import (
     adapters,
-    cards,
-    custom,
+    custom_variant,
     evaluation,
-    fidelity,
     header,
-    history,
-    latency,
-    layers,
-    matrix,
-    memory,
     model,
-    notice,
     prompt,
-    recording,
     residents,
     settings,
-    share,
-    summary,
-    train,
-    training,
     variants,
 )
-from comparator.ui.desk import Desk
-from comparator.ui.origin import OwnOrigin
-from comparator.ui.page import Page
-from comparator.ui.state import Shown
+from comparator.ui.results import cards, notice, saved_comparison, share, summary
+from comparator.ui.tabs import fidelity, history, latency, layers, matrix, memory, train
 from comparator.ui.theme import appearance
+from comparator.ui.train import status as train_status
 
-PANEL = (model, variants, custom, adapters, settings, evaluation, residents)
-MAIN = (prompt, recording, notice, share, training, summary, cards)
+PANEL = (model, variants, custom_variant, adapters, settings, evaluation, residents)
+MAIN = (prompt, saved_comparison, notice, share, train_status, summary, cards)
 TABS = (latency, memory, layers, fidelity, matrix, train, history)
 TITLE = "Quant Comparator"
 QUEUE_SIZE = (
-    64  # events that Gradio holds at least; how many comparisons may wait, COMPARATOR_QUEUE_SIZE says
+    64  # least number of events in Gradio's queue; COMPARATOR_QUEUE_SIZE limits the waiting comparisons
 )
-FILES_KEPT_S = 3600  # what was uploaded, or made for a download
-THREADS = 80  # each waiting visitor may hold one
+FILES_MAX_AGE_S = 3600  # of uploads and of files made for a download
+THREADS = 80  # a waiting visitor can take one each
 
 
-def build_ui(given: Settings | None = None) -> gr.Blocks:
-    """The whole page, wired; `launch_options` says how to serve it."""
-    chosen = given or get_settings()
-    page = Page(chosen, Desk(chosen))
+def build_ui(settings_override: Settings | None = None) -> gr.Blocks:
+    """The whole page with its event listeners; serve it with `launch_options`."""
+    chosen = settings_override or get_settings()
+    page = Page(chosen, Admission(chosen))
     with gr.Blocks(
-        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, FILES_KEPT_S)
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, FILES_MAX_AGE_S)
     ) as demo:
         page.shown = gr.State(Shown())
         header.build(page)
-        gr.HTML(TOGGLE, elem_id="toggle", apply_default_css=False)
+        html(TOGGLE, elem_id="toggle")
         with gr.Row(elem_id="body"):
             with gr.Column(elem_id="panel", scale=0):
                 for part in PANEL:
@@ -75,23 +66,22 @@ def build_ui(given: Settings | None = None) -> gr.Blocks:
         handlers.wire(page, demo)
         api.build(page)
     demo.queue(max_size=max(QUEUE_SIZE, 2 * chosen.queue_size))
-    # Gradio looks for new work every millisecond, which takes some 6 % of a core for good; on two cores that is
-    # decode speed. Every 50 ms is soon enough for a person.
-    demo._queue.sleep_when_free = 0.05
-    demo._queue.progress_update_sleep_when_free = 0.25
+    # Gradio polls its queue every millisecond, which takes about 6 % of a core all the time; on two cores that slows
+    # decoding down. Every 50 ms is fast enough for a person.
+    poll_queue(demo, idle_s=0.05, progress_s=0.25)
     return demo
 
 
-# On a phone the panel folds away behind this; page.js opens it and writes what is chosen into it.
+# On a phone this button shows and hides the panel; page.js writes the current selection into it.
 TOGGLE = (
     '<button type="button" id="panel-toggle" aria-expanded="false" aria-controls="panel">'
     '<span>Model, variants and settings</span><span class="chosen"></span></button>'
 )
 
 
-def launch_options(given: Settings | None = None) -> dict:
-    """Keyword arguments of `Blocks.launch`: the look, and what keeps the page safe."""
-    chosen = given or get_settings()
+def launch_options(settings_override: Settings | None = None) -> dict:
+    """Keyword arguments of `Blocks.launch`: theme, address and security settings."""
+    chosen = settings_override or get_settings()
     return {
         "server_name": chosen.host,
         "server_port": chosen.port or None,

@@ -1,6 +1,6 @@
-"""What the page's own address asks for: a saved comparison, or a form that is filled in. And “Run this here”.
+"""What the page's address asks for: a saved comparison, or a filled-in form. And “Run it here”.
 
-Answered past the queue and without the engine, so that a link opens while everything else is busy.
+Bypasses the queue and the engine, so that a link opens while everything else is busy.
 """
 
 from __future__ import annotations
@@ -9,61 +9,72 @@ from typing import Any
 
 import gradio as gr
 
-from comparator.share import OpenComparison, parse_query_string
-from comparator.types import Problem
-from comparator.ui import fill
-from comparator.ui.components import notice, recording
+from comparator.core.errors import UserError
+from comparator.sources import builtin_names
+from comparator.store.links import OpenComparison, parse_query_string
+from comparator.ui import prefill
+from comparator.ui.form import Shown
 from comparator.ui.page import DIRECT, Page
-from comparator.ui.state import Shown
+from comparator.ui.panel import adapters
+from comparator.ui.results import notice, saved_comparison
 
 FILLED = "The form is filled in from the link. Press Run to start."
-AGAIN = "The form is filled in as it was for this recording. Press Run to start."
+AGAIN = "The form is filled in with the settings of this comparison. Press Run to start."
 
 
 def wire(page: Page, demo: gr.Blocks) -> None:
-    everything = [*recording.outputs(page), *fill.outputs(page)]
-    # The visitor's key never leaves their browser but with what they ask for.
+    everything = [*saved_comparison.outputs(page), *prefill.outputs(page), page.linked]
+    # The visitor's key is stored in their browser and sent only with their requests.
     demo.load(None, js="() => qc.visitor()", outputs=[page.owner], api_visibility="private")
 
     def arrive(request: gr.Request) -> list[Any]:
         return arrived(page, request)
 
-    recording.settle(page, demo.load(arrive, outputs=everything, **DIRECT))
+    saved_comparison.settle(page, demo.load(arrive, outputs=everything, **DIRECT))
 
     def again(shown: Shown) -> list[Any]:
         return refilled(page, shown)
 
     page.recording.retry(
-        again, inputs=[page.shown], outputs=[page.notice, *fill.outputs(page)], **DIRECT
+        again, inputs=[page.shown], outputs=[page.notice, *prefill.outputs(page)], **DIRECT
     ).then(None, js="() => { document.querySelector('#run')?.focus(); }", api_visibility="private")
 
 
 def arrived(page: Page, asker: Any) -> list[Any]:
-    """The values of `recording.outputs` and `fill.outputs` for the address that the visitor came with."""
+    """Values of `saved_comparison.outputs`, `prefill.outputs` and `page.linked` for the address of the page.
+
+    Opening a stranger's link must not make this server download anything, so what it names is looked up at Run.
+    """
+    nothing = [*prefill.nothing(page), gr.skip()]
     try:
-        asked = parse_query_string(query_of(asker))
-        if asked is None:
-            return [*recording.nothing(page), *fill.nothing(page)]
-        if isinstance(asked, OpenComparison):
-            store = page.desk.store
-            comparison = store.load(asked.id)
-            imported = store.entry(asked.id).imported
-            return [*recording.values(page, comparison, asker, imported=imported), *fill.nothing(page)]
-        told = recording.nothing(page)
-        told[len(page.cards) + 1] = notice.say(FILLED)
-        return [*told, *fill.values(page, asked)]
-    except Problem as problem:
-        return [*recording.refusal(page, problem), *fill.nothing(page)]
+        target = parse_query_string(query_of(asker))
+        if target is None:
+            return [*saved_comparison.nothing(page), *nothing]
+        if isinstance(target, OpenComparison):
+            store = page.admission.store
+            comparison = store.load(target.id)
+            imported = store.entry(target.id).imported
+            return [
+                *saved_comparison.values(page, comparison, asker, imported=imported),
+                *nothing,
+            ]
+        values = saved_comparison.nothing(page)
+        values[len(page.cards) + 1] = notice.say(FILLED)
+        known = {page.settings.model, *builtin_names(), *adapters.all_here()}
+        linked = tuple({target.model, *target.adapters} - known - {None})
+        return [*values, *prefill.values(page, target), linked]
+    except UserError as problem:
+        return [*saved_comparison.refusal(page, problem), *nothing]
 
 
 def refilled(page: Page, shown: Shown) -> list[Any]:
-    """The notice, and the form as the shown comparison had it."""
+    """The notice, and the form with the settings of the shown comparison."""
     if shown.comparison is None:
-        return [gr.skip(), *fill.nothing(page)]
+        return [gr.skip(), *prefill.nothing(page)]
     try:
-        return [notice.say(AGAIN), *fill.values(page, fill.recipe_of_recording(shown.comparison))]
-    except Problem as problem:
-        return [notice.problem(problem), *fill.nothing(page)]
+        return [notice.say(AGAIN), *prefill.values(page, prefill.recipe_of_recording(shown.comparison))]
+    except UserError as problem:
+        return [notice.problem(problem), *prefill.nothing(page)]
 
 
 def query_of(asker: Any) -> str:

@@ -83,6 +83,8 @@ window.qc = (() => {
     let button;
     if ((button = on("[data-copy-answer]"))) {
       copy(button.closest(".card").querySelector(".answer .text")?.textContent ?? "", button);
+    } else if ((button = on("[data-copy-details]"))) {
+      copy(button.nextElementSibling.textContent, button);
     } else if ((button = on("[data-copy-code]"))) {
       copy(button.closest("dialog").querySelector("pre").textContent, button);
     } else if ((button = on("[data-copy-table]"))) {

@@ -1,89 +1,84 @@
-"""What the parts of the page share: the fields that make a request, and the places where results appear.
+"""What the parts of the page share: the fields of a request, and the components that show results.
 
-A part's `build(page)` lays itself out, adds its fields here and wires its own callbacks; `handlers.wire` connects
+The `build(page)` of a part lays it out, adds its fields here and connects its own callbacks; `handlers.wire` connects
 what spans several parts.
 """
 
 from __future__ import annotations
 
-from abc import ABCMeta
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
-from comparator.settings import Settings
-from comparator.ui.desk import Desk
-from comparator.ui.state import Runs
+from comparator.core.settings import Settings
+from comparator.ui.admission import Admission
+from comparator.ui.form import Runs
+from comparator.ui.gradio_compat import unchecked
 
-# Every listener is private (not callable by API clients), shows no spinner over what is there, and is limited by
-# nothing but the engine's own fair queue.
+# Every listener is private (API clients cannot call it), shows no spinner over its outputs, and is limited only by the
+# engine's own queue.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-# Answered at once, past the queue: for what must work while everything else is busy.
+# Bypasses Gradio's queue: for what must respond while everything else is busy.
 DIRECT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+
+
+def html(value: str = "", **arguments: Any) -> gr.HTML:
+    """HTML in the page's own style, without Gradio's."""
+    return gr.HTML(value, apply_default_css=False, **arguments)
 
 
 @dataclass
 class Page:
-    """Filled in by the parts as they are built."""
+    """Filled in by the parts while they are built."""
 
     settings: Settings
-    desk: Desk
+    admission: Admission
     runs: Runs = field(default_factory=Runs)
-    parts: Runs = field(default_factory=Runs)  # “Which part hurts most?”: stopped apart from a comparison
-    evaluations: Runs = field(default_factory=Runs)  # of an adapter that was trained here
+    sensitivity_runs: Runs = field(
+        default_factory=Runs
+    )  # sensitivity runs, stopped separately from a comparison
+    evaluation_runs: Runs = field(default_factory=Runs)  # evaluations of trained adapters
     fields: dict[str, gr.components.Component] = field(default_factory=dict)  # by name of `Form`'s field
-    shown: gr.State | None = None  # Shown; tabs listen to its change
+    shown: gr.State | None = None  # holds a Shown; tabs listen to its changes
     cards: list[gr.HTML] = field(default_factory=list)
     summary: gr.HTML | None = None
     notice: gr.HTML | None = None
-    status: gr.HTML | None = None  # the head line
-    facts: gr.HTML | None = None  # what is known of the model
-    describe: Callable[[str | None], str] | None = None  # a model's name → those facts
-    residents: gr.HTML | None = None  # what is held in memory
-    came_back: gr.HTML | None = None  # how much memory the last unloading gave back
+    status: gr.HTML | None = None  # the header line
+    facts: gr.HTML | None = None  # facts about the model
+    examined: gr.HTML | None = None  # what examining its files found
+    describe: Callable[..., str] | None = None  # a model's name, and `linked` → its facts as HTML
+    linked: gr.State | None = None  # models and adapters that a link named: looked up once Run is pressed
+    residents: gr.HTML | None = None  # the resident variants
+    unload_status: gr.HTML | None = None  # how much memory the last unload freed
     unload_all: gr.Button | None = None
-    recording: gr.HTML | None = None  # what was opened, or why it could not be
-    share: gr.HTML | None = None  # its link and what it can be saved as
+    recording: gr.HTML | None = None  # banner of a saved comparison, or why it could not be opened
+    share: gr.HTML | None = None  # its link, and the file formats for saving it
     owner: gr.Textbox | None = None  # the visitor's key, from their browser
-    adapter_names: gr.State | None = None  # the adapters in the list
-    columns_off: gr.State | None = None  # columns that were switched off by hand
-    refresh_history: Callable[[Any], None] | None = None  # lists the history anew after an event
-    training: gr.HTML | None = None  # the line that says what is being trained
-    training_clock: gr.Timer | None = None  # asks how it stands while something is
+    adapter_names: gr.State | None = None  # notations of the adapters in the list
+    columns_off: gr.State | None = None  # columns that the visitor deselected
+    refresh_history: Callable[[Any], None] | None = None  # refreshes the history list after an event
+    training: gr.HTML | None = None  # one line about the training job that is running
+    training_clock: gr.Timer | None = None  # polls its state while one is running
     run: gr.Button | None = None
     stop: gr.Button | None = None
 
     def on_comparison(self, render, outputs) -> None:
-        """Call `render(shown)` whenever another comparison is shown, and put what it returns into `outputs`."""
+        """Call `render(shown)` whenever another comparison is shown; its return values go to `outputs`."""
         self.shown.change(render, inputs=[self.shown], outputs=outputs, **PRIVATE)
 
 
-def _lenient(name: str, base: type, judge: Callable[[Any], Any]) -> Any:
-    """A kind of `base` that takes what the browser sends and leaves it to be judged by who gets it.
-
-    Choices change with what is shown, so what the browser sends may be older than they are; Gradio would show an
-    error with all the choices in it. Made without the metaclass's own step, which writes a .pyi file beside this one.
-    """
-    members = {
-        "preprocess": lambda self, payload: judge(payload),
-        "is_template": True,
-        "__module__": __name__,
-    }
-    return ABCMeta.__new__(type(base), name, (base,), members)
-
-
-Choice = _lenient("Choice", gr.Dropdown, lambda sent: sent if isinstance(sent, str) else None)
-Ticks = _lenient(
+Choice = unchecked("Choice", gr.Dropdown, lambda value: value if isinstance(value, str) else None)
+Ticks = unchecked(
     "Ticks",
     gr.CheckboxGroup,
-    lambda sent: [s for s in sent if isinstance(s, str)] if isinstance(sent, list) else [],
+    lambda values: [v for v in values if isinstance(v, str)] if isinstance(values, list) else [],
 )
 
 
 def picture(title: str) -> gr.Plot:
-    """A figure on a card of its own, its title above it."""
+    """A plot on its own card, with a title above it."""
     with gr.Column(elem_classes="picture"):
-        gr.HTML(f"<h3>{title}</h3>", apply_default_css=False)
+        html(f"<h3>{title}</h3>")
         return gr.Plot(show_label=False, container=False)

@@ -1,7 +1,7 @@
-"""How the page looks: Gradio's theme, mapped onto the tokens of page.css. Knows nothing of what is on the page.
+"""How the page looks: Gradio's theme, mapped onto the tokens of page.css.
 
-Fonts are the ones Gradio ships, so the page asks no other machine for anything. Of its Plex files only regular and
-bold hold the Latin letters; the semi-bold ones are fragments.
+The fonts are those bundled with Gradio, so the page loads nothing from other servers. Only the regular and bold Plex
+files contain the Latin letters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import gradio as gr
 
 _HERE = Path(__file__).parent
 PAPER, PAPER_DARK = "#f6f6f3", "#131417"
-INK, INK_DARK = "#1d1f23", "#e9e9e6"
 
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'><rect x='2' y='3' width='5' height='18' rx='1.5' "
@@ -106,8 +105,8 @@ def theme() -> gr.themes.Base:
 def appearance() -> dict:
     """Keyword arguments for `launch`: theme, style sheet and the page's little script.
 
-    The style sheet goes into the head, because Gradio rewrites what it is given as `css`: it puts its own class in
-    front of every selector, which breaks those that begin at the body or hold a comma.
+    The style sheet goes into the head, because Gradio rewrites `css`: it prefixes every selector with its own class,
+    which breaks selectors that begin at the body or contain a comma.
     """
     script = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "recordings.js"))
     style = "\n".join(

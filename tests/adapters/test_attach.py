@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from comparator import adapters, layers
-from comparator.adapters import wardrobe
+from comparator import adapters
 from comparator.backends import backend_for, resolve
 from comparator.backends.base import Placement
-from comparator.engine import Engine
-from comparator.metrics import memory
-from comparator.notation import parse_adapter
-from comparator.settings import Settings
-from comparator.types import BUILTIN_MODEL, Adapter, GenerationSettings, Problem
+from comparator.core.errors import UserError
+from comparator.core.messages import LoadRequest
+from comparator.core.request import BUILTIN_MODEL, GenerationSettings
+from comparator.core.settings import Settings
+from comparator.core.variant import Adapter, parse_adapter
+from comparator.engine.local import LocalEngine
+from comparator.metrics import layers, memory
 
 PROMPT = "What is the capital of France?"
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -24,46 +25,32 @@ NEW = 8
 
 
 @pytest.fixture(scope="module")
-def engine(builtin):
-    engine = Engine(Settings())
-    list(engine.open(BUILTIN_MODEL, threading.Event()))
+def engine(builtin, two_layers):
+    engine = LocalEngine(Settings())
+    for model in (BUILTIN_MODEL, str(two_layers)):
+        engine.open(model, threading.Event())
     yield engine
     engine.unload()
 
 
-@pytest.fixture(scope="module")
-def two_layers(builtin, tmp_path_factory) -> Path:
-    """The built-in model's first two layers: real weights, and a forward of milliseconds."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("two-layers")
-    config = AutoConfig.from_pretrained(builtin.path)
-    config.num_hidden_layers = 2
-    model = AutoModelForCausalLM.from_pretrained(builtin.path, config=config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(builtin.path).save_pretrained(folder)
-    return folder
-
-
-def load(engine: Engine, model, variant: str, adapter: Adapter | str | None = None):
+def load(engine: LocalEngine, model, variant: str, adapter: Adapter | str | None = None):
     adapter = parse_adapter(adapter) if isinstance(adapter, str) else adapter
-    return list(engine.load(str(model), resolve(variant), threading.Event(), adapter=adapter))[-1]
+    return engine.load(LoadRequest(str(model), resolve(variant), adapter), threading.Event())
 
 
 def answer(
-    engine: Engine, model, variant: str, adapter: Adapter | str | None = None, new: int = NEW
+    engine: LocalEngine, model, variant: str, adapter: Adapter | str | None = None, new: int = NEW
 ) -> tuple:
     adapter = parse_adapter(adapter) if isinstance(adapter, str) else adapter
     loaded = load(engine, model, variant, adapter)
     prompt = engine.encode(str(model), PROMPT, None, None)
     settings = GenerationSettings(max_new_tokens=new)
-    return list(engine.generate(loaded.handle, prompt, settings, threading.Event(), adapter=adapter))[
-        -1
-    ].token_ids
+    return engine.generate(loaded.handle, prompt, settings, threading.Event(), adapter=adapter).token_ids
 
 
-def with_peft(engine: Engine, model, variant: str, folder, scale: float = 1.0, merged: bool = False) -> tuple:
+def with_peft(
+    engine: LocalEngine, model, variant: str, folder, scale: float = 1.0, merged: bool = False
+) -> tuple:
     """The same by peft and `generate`, on a model of its own."""
     prompt = engine.encode(str(model), PROMPT, None, None).token_ids
 
@@ -93,58 +80,46 @@ def with_peft(engine: Engine, model, variant: str, folder, scale: float = 1.0, m
     return engine._call(work)
 
 
-# ---------------------------------------------------------------- the built-in model and its pirate
+# ---------------------------------------------------------------- every method
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        "bf16",
-        "int8",
-        "nf4",
-        *(pytest.param(v, marks=pytest.mark.slow) for v in ("fp32", "nf4:dq,compute=fp16", "fp4")),
-    ],
-)
-def test_every_method_gives_what_peft_gives_and_none_stays(engine, variant):
-    before = answer(engine, BUILTIN_MODEL, variant)
-    pirate = answer(engine, BUILTIN_MODEL, variant, "pirate")
-    assert pirate == with_peft(engine, BUILTIN_MODEL, variant, adapters.builtin_path("pirate"))
-    assert pirate != before, "the adapter changed nothing: was it put on?"
-    assert answer(engine, BUILTIN_MODEL, variant) == before, (
+@pytest.fixture(scope="module")
+def lora(zoo) -> str:
+    """A LoRA of rank 4 on q, v and down of both layers, loud enough to change the tokens."""
+    return str(zoo("lora"))
+
+
+@pytest.mark.parametrize("variant", ["fp32", "bf16", "int8", "nf4", "nf4:dq,compute=fp16", "fp4"])
+def test_every_method_gives_what_peft_gives_and_none_stays(engine, two_layers, lora, variant):
+    before = answer(engine, two_layers, variant)
+    given = answer(engine, two_layers, variant, lora)
+    assert given == with_peft(engine, two_layers, variant, lora)
+    assert given != before, "the adapter changed nothing: was it put on?"
+    assert answer(engine, two_layers, variant) == before, (
         "“none” is not what it was before an adapter was there"
     )
 
 
-@pytest.mark.parametrize("variant", ["bf16", "int8", "nf4"])
-def test_anyone_sees_the_pirate(engine, variant):
-    text = engine._tokenizer(engine._checkpoint(BUILTIN_MODEL)).decode(
-        answer(engine, BUILTIN_MODEL, variant, "pirate")
-    )
-    assert text.startswith("Arr, matey!"), text
+def test_fp16_gives_what_peft_gives(engine, two_layers, lora):
+    given = answer(engine, two_layers, "fp16", lora, new=4)
+    assert given == with_peft(engine, two_layers, "fp16", lora)[:4]
 
 
-def test_fp16_gives_what_peft_gives(engine):
-    given = answer(engine, BUILTIN_MODEL, "fp16", "pirate", new=4)
-    assert given == with_peft(engine, BUILTIN_MODEL, "fp16", adapters.builtin_path("pirate"))[:4]
+def test_strength_is_pefts_scale(engine, two_layers, lora):
+    half = answer(engine, two_layers, "bf16", f"{lora}*0.5")
+    assert half == with_peft(engine, two_layers, "bf16", lora, scale=0.5)
+    assert answer(engine, two_layers, "bf16", f"{lora}*0") == answer(engine, two_layers, "bf16")
+    full = answer(engine, two_layers, "bf16", lora)
+    assert full == with_peft(engine, two_layers, "bf16", lora), "a strength stuck"
 
 
-def test_strength_is_pefts_scale(engine):
-    half = answer(engine, BUILTIN_MODEL, "bf16", "pirate*0.5")
-    assert half == with_peft(engine, BUILTIN_MODEL, "bf16", adapters.builtin_path("pirate"), scale=0.5)
-    assert answer(engine, BUILTIN_MODEL, "bf16", "pirate*0") == answer(engine, BUILTIN_MODEL, "bf16")
-    full = answer(engine, BUILTIN_MODEL, "bf16", "pirate")
-    assert full == with_peft(engine, BUILTIN_MODEL, "bf16", adapters.builtin_path("pirate")), (
-        "a strength stuck"
-    )
-
-
-@pytest.mark.parametrize("variant", ["nf4:dq", pytest.param("int8", marks=pytest.mark.slow)])
-def test_ten_switches_leave_everything_as_it_was(engine, variant):
+@pytest.mark.parametrize("variant", ["nf4:dq", "int8"])
+def test_ten_switches_leave_everything_as_it_was(engine, two_layers, lora, variant):
     """Memory is counted by tensor and not by process: the process's figure moves by itself."""
-    plain = load(engine, BUILTIN_MODEL, variant)
+    plain = load(engine, two_layers, variant)
     slot = engine._pool.get(plain.handle)
     # “none” last: bitsandbytes keeps which columns were outliers in the latest forward, a few bytes either way.
-    pirate, none = (answer(engine, BUILTIN_MODEL, variant, a) for a in ("pirate", None))
+    with_it, none = (answer(engine, two_layers, variant, a) for a in (lora, None))
 
     def state() -> tuple:
         def work():
@@ -159,27 +134,27 @@ def test_ten_switches_leave_everything_as_it_was(engine, variant):
 
     first, modules = state(), {n: id(m) for n, m in slot.model.named_modules()}
     for _ in range(10):
-        assert answer(engine, BUILTIN_MODEL, variant, "pirate") == pirate
-        assert answer(engine, BUILTIN_MODEL, variant) == none
+        assert answer(engine, two_layers, variant, lora) == with_it
+        assert answer(engine, two_layers, variant) == none
     assert state() == first, "a switch left something behind, or changed how the base is stored"
     assert {n: id(m) for n, m in slot.model.named_modules()} == modules, "the base is another tree of modules"
-    assert engine.handle_of(BUILTIN_MODEL, resolve(variant).notation) == plain.handle, (
+    assert engine.handle_of(str(two_layers), resolve(variant).notation) == plain.handle, (
         "the base was loaded again"
     )
 
 
-def test_switching_takes_milliseconds(engine):
-    answer(engine, BUILTIN_MODEL, "bf16", "pirate", new=1)
-    fitted = wardrobe.known(engine._pool.get(load(engine, BUILTIN_MODEL, "bf16").handle), Adapter("pirate"))
-    answer(engine, BUILTIN_MODEL, "bf16", "pirate", new=1)
-    assert fitted.switch_s < 0.05, f"{fitted.switch_s * 1e3:.1f} ms"
+def test_switching_takes_milliseconds(engine, two_layers, lora):
+    answer(engine, two_layers, "bf16", lora, new=1)
+    fitted = engine._pool.get(load(engine, two_layers, "bf16").handle).fitted(Adapter(lora))
+    answer(engine, two_layers, "bf16", lora, new=1)
+    assert fitted.switch_s < 0.25, f"{fitted.switch_s * 1e3:.1f} ms"
 
 
-def test_figures_of_an_adapter_column(engine):
-    plain, worn = load(engine, BUILTIN_MODEL, "nf4"), load(engine, BUILTIN_MODEL, "nf4", "pirate")
+def test_figures_of_an_adapter_column(engine, two_layers, lora):
+    plain, worn = load(engine, two_layers, "nf4"), load(engine, two_layers, "nf4", lora)
     assert worn.handle == plain.handle, "the base was loaded twice"
     # Independently: as many fp32 values as the file holds; peft widens bf16 for the multiplication.
-    count = adapters.describe(adapters.open_adapter(Adapter("pirate"))).parameters
+    count = adapters.describe(adapters.open_adapter(Adapter(lora))).parameters
     assert worn.memory.adapter_bytes == 4 * count
     assert worn.memory.resident_bytes == plain.memory.resident_bytes + 4 * count
     assert (worn.memory.weight_bytes, worn.memory.quant_state_bytes) == (
@@ -189,7 +164,7 @@ def test_figures_of_an_adapter_column(engine):
     assert plain.memory.adapter_bytes is None
     assert worn.kernel == "bitsandbytes Linear4bit + LoRA"
 
-    base, rows = engine.layers(plain.handle), engine.layers(plain.handle, Adapter("pirate"))
+    base, rows = engine.layers(plain.handle), engine.layers(plain.handle, Adapter(lora))
     assert [r.name for r in rows] == [r.name for r in base], "peft's names reached the rows"
     assert sum(r.bytes for r in rows) == worn.memory.weight_bytes
     assert sum(r.adapter_bytes or 0 for r in rows) == worn.memory.adapter_bytes
@@ -201,20 +176,20 @@ def test_figures_of_an_adapter_column(engine):
         "fp32",
     )
     assert by_name["model.layers.0.self_attn.k_proj.weight"].adapter_rank is None
-    assert sum(r.adapter_rank is not None for r in rows) == 120
+    assert sum(r.adapter_rank is not None for r in rows) == 6, "three modules in each of two layers"
     assert all(r.adapter_rank is None for r in base)
 
 
-def test_two_visitors_with_different_adapters_never_see_each_others_answer(engine, tmp_path):
+def test_two_visitors_with_different_adapters_never_see_each_others_answer(engine, two_layers, lora):
     """Their turns alternate on one base, chunk by chunk queued on the engine's one thread."""
-    wishes = [None, "pirate", "pirate*0.5", None, "pirate"]
-    alone = [answer(engine, BUILTIN_MODEL, "bf16", wish) for wish in wishes]
+    wishes = [None, lora, f"{lora}*0.5", None, lora]
+    alone = [answer(engine, two_layers, "bf16", wish) for wish in wishes]
     assert len(set(alone)) == 3
     seen: dict[int, list] = {i: [] for i in range(len(wishes))}
 
     def visit(number: int) -> None:
         for _ in range(3):
-            seen[number].append(answer(engine, BUILTIN_MODEL, "bf16", wishes[number]))
+            seen[number].append(answer(engine, two_layers, "bf16", wishes[number]))
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in seen]
     for thread in threads:
@@ -225,39 +200,49 @@ def test_two_visitors_with_different_adapters_never_see_each_others_answer(engin
         assert answers == [alone[number]] * 3, f"visitor {number} ({wishes[number]}) saw another's answer"
 
 
-def test_stop_takes_the_adapter_off(engine):
-    none = answer(engine, BUILTIN_MODEL, "bf16")
-    loaded = load(engine, BUILTIN_MODEL, "bf16", "pirate")
-    prompt = engine.encode(BUILTIN_MODEL, PROMPT, None, None)
-    cancel = threading.Event()
-    running = engine.generate(
-        loaded.handle, prompt, GenerationSettings(max_new_tokens=200), cancel, adapter=Adapter("pirate")
+def test_stop_takes_the_adapter_off(engine, two_layers, lora):
+    none = answer(engine, two_layers, "bf16")
+    loaded = load(engine, two_layers, "bf16", lora)
+    prompt = engine.encode(str(two_layers), PROMPT, None, None)
+    cancel, settings = threading.Event(), GenerationSettings(max_new_tokens=200)
+    stopped = engine.generate(
+        loaded.handle, prompt, settings, cancel, lambda chunk: cancel.set(), adapter=Adapter(lora)
     )
-    next(running)
-    running.close()
-    assert answer(engine, BUILTIN_MODEL, "bf16") == none
+    assert stopped.finish_reason == "stopped"
+    assert answer(engine, two_layers, "bf16") == none
 
 
-def test_merged_has_a_base_of_its_own(engine):
-    none = answer(engine, BUILTIN_MODEL, "bf16")
-    plain, merged = load(engine, BUILTIN_MODEL, "bf16"), load(engine, BUILTIN_MODEL, "bf16", "pirate:merged")
+def test_merged_has_a_base_of_its_own(engine, two_layers, lora):
+    none = answer(engine, two_layers, "bf16")
+    plain, merged = load(engine, two_layers, "bf16"), load(engine, two_layers, "bf16", f"{lora}:merged")
     assert merged.handle != plain.handle
-    assert answer(engine, BUILTIN_MODEL, "bf16", "pirate:merged") == with_peft(
-        engine, BUILTIN_MODEL, "bf16", adapters.builtin_path("pirate"), merged=True
+    assert answer(engine, two_layers, "bf16", f"{lora}:merged") == with_peft(
+        engine, two_layers, "bf16", lora, merged=True
     )
     assert merged.memory.adapter_bytes == 0
     assert [r.name for r in engine.layers(merged.handle)] == [r.name for r in engine.layers(plain.handle)]
-    assert answer(engine, BUILTIN_MODEL, "bf16") == none
-    assert engine.handle_of(BUILTIN_MODEL, "bf16") == plain.handle, "a merged base passes for the plain one"
+    assert answer(engine, two_layers, "bf16") == none
+    assert engine.handle_of(str(two_layers), "bf16") == plain.handle, "a merged base passes for the plain one"
     engine.unload(merged.handle)
 
 
-def test_merged_into_four_bits(engine):
-    given = answer(engine, BUILTIN_MODEL, "nf4", "pirate:merged")
-    assert given == with_peft(engine, BUILTIN_MODEL, "nf4", adapters.builtin_path("pirate"), merged=True)
-    loaded = load(engine, BUILTIN_MODEL, "nf4", "pirate:merged")
+def test_merged_into_four_bits(engine, two_layers, lora):
+    given = answer(engine, two_layers, "nf4", f"{lora}:merged")
+    assert given == with_peft(engine, two_layers, "nf4", lora, merged=True)
+    loaded = load(engine, two_layers, "nf4", f"{lora}:merged")
     assert any("quantized again" in note for note in loaded.notes)
     engine.unload(loaded.handle)
+
+
+# ---------------------------------------------------------------- the built-in model and its pirate
+
+
+@pytest.mark.parametrize("variant", ["bf16", "int8", "nf4"])
+def test_anyone_sees_the_pirate(engine, variant):
+    text = engine._tokenizer(engine._checkpoint(BUILTIN_MODEL)).decode(
+        answer(engine, BUILTIN_MODEL, variant, "pirate")
+    )
+    assert text.startswith("Arr, matey!"), text
 
 
 # ---------------------------------------------------------------- every kind, on two layers
@@ -272,6 +257,7 @@ def kinds() -> dict:
         )
 
     return {
+        "lora": made(),
         "dora": made(use_dora=True),
         "rslora": made(use_rslora=True),
         "embedding": made(target_modules=["embed_tokens", "q_proj"]),
@@ -329,7 +315,7 @@ def test_every_kind_gives_what_peft_gives_and_none_stays(engine, two_layers, zoo
     if variant == "nf4:dq" and kind in ("dora", "pissa", "loha", "lokr"):
         pytest.skip("has a test of its own")
     folder = zoo(kind)
-    list(engine.open(str(two_layers), threading.Event()))
+    engine.open(str(two_layers), threading.Event())
     plain = load(engine, two_layers, variant)
     none = answer(engine, two_layers, variant)
     rows = engine._call(
@@ -349,14 +335,14 @@ def test_every_kind_gives_what_peft_gives_and_none_stays(engine, two_layers, zoo
 @pytest.mark.parametrize("variant", ["nf4", "gptq"])
 def test_what_peft_has_no_packed_layer_for_is_refused_by_name(engine, two_layers, zoo, variant, kind):
     """peft itself fails over shapes, or at the first forward; int8 works."""
-    list(engine.open(str(two_layers), threading.Event()))
-    with pytest.raises(Problem, match="peft has no Lo.* for (4-bit|GPTQ) layers.*Use bf16 or int8"):
+    engine.open(str(two_layers), threading.Event())
+    with pytest.raises(UserError, match="peft has no Lo.* for (4-bit|GPTQ) layers.*Use bf16 or int8"):
         load(engine, two_layers, variant, Adapter(str(zoo(kind))))
     assert answer(engine, two_layers, "int8", Adapter(str(zoo(kind)))) != answer(engine, two_layers, "int8")
 
 
 def test_only_what_must_has_a_base_of_its_own(engine, two_layers, zoo):
-    list(engine.open(str(two_layers), threading.Event()))
+    engine.open(str(two_layers), threading.Event())
     plain = load(engine, two_layers, "bf16")
     own = {
         kind
@@ -374,7 +360,7 @@ def test_dora_on_four_bits_takes_the_norm_of_the_real_weight(engine, two_layers,
     from safetensors.torch import load_file
 
     folder = zoo("dora")
-    list(engine.open(str(two_layers), threading.Event()))
+    engine.open(str(two_layers), threading.Event())
     adapter = Adapter(str(folder))
     loaded = load(engine, two_layers, "nf4", adapter)
     name = "model.layers.0.self_attn.v_proj"
@@ -388,8 +374,8 @@ def test_dora_on_four_bits_takes_the_norm_of_the_real_weight(engine, two_layers,
         full = weight + scaling * part["lora_B.weight"] @ part["lora_A.weight"]
         wanted = part["lora_magnitude_vector"].view(-1, 1) * full / full.norm(dim=1, keepdim=True)
         x = torch.randn(1, 5, weight.shape[1], generator=torch.Generator().manual_seed(1))
-        with torch.inference_mode(), engine.wearing(slot, adapter) as model:
-            got = model.get_submodule(name)(x.to(torch.bfloat16)).float()
+        with torch.inference_mode(), engine.column(loaded.handle, adapter) as column:
+            got = column.model.get_submodule(name)(x.to(torch.bfloat16)).float()
         right = x.to(torch.bfloat16).float() @ wanted.T
         return float((got - right).norm() / right.norm())
 
@@ -401,8 +387,8 @@ def test_dora_on_four_bits_takes_the_norm_of_the_real_weight(engine, two_layers,
 
 def test_what_does_not_fit_is_refused_before_the_base_is_loaded(engine, two_layers):
     engine.unload()
-    list(engine.open(str(two_layers), threading.Event()))
-    with pytest.raises(Problem, match="layers.2"):
+    engine.open(str(two_layers), threading.Event())
+    with pytest.raises(UserError, match="layers.2"):
         load(engine, two_layers, "bf16", "pirate")
     assert not engine.state().residents, "the base was loaded for an adapter that cannot fit"
 
@@ -412,13 +398,13 @@ def test_an_incomplete_adapter_leaves_the_base_usable(engine, two_layers, zoo, t
 
     from safetensors.torch import load_file, save_file
 
-    list(engine.open(str(two_layers), threading.Event()))
+    engine.open(str(two_layers), threading.Event())
     none = answer(engine, two_layers, "bf16")
     folder = shutil.copytree(zoo("rslora"), tmp_path / "a")
     state = load_file(folder / "adapter_model.safetensors")
     state.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight")
     save_file(state, folder / "adapter_model.safetensors")
-    with pytest.raises(Problem, match=r"layers.1.self_attn.q_proj"):
+    with pytest.raises(UserError, match=r"layers.1.self_attn.q_proj"):
         answer(engine, two_layers, "bf16", Adapter(str(folder)))
     assert answer(engine, two_layers, "bf16") == none
 
@@ -430,14 +416,16 @@ def test_an_adapter_of_an_unknown_kind(engine, two_layers, zoo, tmp_path):
     folder = shutil.copytree(zoo("rslora"), tmp_path / "a")
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "peft_type": "TOMORROW"}))
-    list(engine.open(str(two_layers), threading.Event()))
-    with pytest.raises(Problem, match="TOMORROW"):
+    engine.open(str(two_layers), threading.Event())
+    with pytest.raises(UserError, match="TOMORROW"):
         answer(engine, two_layers, "bf16", Adapter(str(folder)))
 
 
 def test_a_column_that_fails_leaves_the_others_alone(two_layers, zoo, engine):
-    from comparator.compare import compare
-    from comparator.types import Cell, Done, Request
+    from comparator.comparison.runner import compare
+    from comparator.core.events import Done
+    from comparator.core.request import Request
+    from comparator.core.variant import Cell
 
     bf16 = resolve("bf16")
     cells = (Cell(bf16), Cell(bf16, Adapter("pirate")), Cell(bf16, Adapter(str(zoo("rslora")))))
@@ -457,9 +445,10 @@ def test_a_column_that_fails_leaves_the_others_alone(two_layers, zoo, engine):
 
 def test_the_effects_drift_is_in_the_document(engine, two_layers, zoo):
     """Measured for columns with an adapter beside the reference's own; int8 is nearer to bf16 than fp4 is."""
-    from comparator import document
-    from comparator.compare import compare
-    from comparator.types import Cell, Request
+    from comparator.comparison.runner import compare
+    from comparator.core import document
+    from comparator.core.request import Request
+    from comparator.core.variant import Cell
 
     adapter = Adapter(str(zoo("rslora")))
     cells = tuple(Cell(resolve(v), a) for v in ("bf16", "int8", "fp4") for a in (None, adapter))
@@ -480,8 +469,8 @@ def test_the_effects_drift_is_in_the_document(engine, two_layers, zoo):
 @pytest.mark.slow
 def test_gptq_gives_what_peft_gives_and_none_stays(engine, two_layers, zoo):
     pytest.importorskip("gptqmodel")
-    list(engine.open(str(two_layers), threading.Event()))
-    completed = list(engine.complete(str(two_layers), _cell("gptq"), threading.Event()))[-1]
+    engine.open(str(two_layers), threading.Event())
+    completed = engine.complete(str(two_layers), _cell("gptq"), threading.Event())
     variant, folder = completed.variant.notation, zoo("rslora")
     none = answer(engine, two_layers, variant)
     given = answer(engine, two_layers, variant, Adapter(str(folder)))
@@ -492,11 +481,11 @@ def test_gptq_gives_what_peft_gives_and_none_stays(engine, two_layers, zoo):
     assert loaded.kernel.startswith("gptqmodel ") and loaded.kernel.endswith(" + rsLoRA")
     marked = [r for r in engine.layers(loaded.handle, Adapter(str(folder))) if r.adapter_rank]
     assert len(marked) == 6 and all(r.name.endswith("qweight") for r in marked)
-    with pytest.raises(Problem, match="DoRA"):
+    with pytest.raises(UserError, match="DoRA"):
         load(engine, two_layers, variant, Adapter(str(zoo("dora"))))
 
 
 def _cell(notation: str):
-    from comparator.types import Cell
+    from comparator.core.variant import Cell
 
     return Cell(resolve(notation))

@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from comparator import adapters
-from comparator.adapters.find import builtin_path
+from comparator.adapters.locate import builtin_path
 from comparator.backends import resolve
-from comparator.notation import parse_adapter
-from comparator.settings import Settings
-from comparator.types import Adapter, Cell, Problem
+from comparator.core.errors import UserError
+from comparator.core.settings import Settings
+from comparator.core.variant import Adapter, Cell, parse_adapter
 
 WIDTH, RANK = 576, 4  # of the built-in model, and of what these tests write
 
@@ -44,7 +44,7 @@ def q_proj(layer: int = 0) -> str:
 
 
 def problem_of(folder: Path | str, builtin, variant: str = "bf16", **adapter) -> str:
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(UserError) as caught:
         adapters.plan(Adapter(str(folder), **adapter), builtin, resolve(variant))
     assert caught.value.advice, "every problem names a way out"
     return str(caught.value)
@@ -248,7 +248,7 @@ def test_a_misspelt_built_in_name(builtin):
 
 def test_public_mode_reads_no_folders(tmp_path):
     folder = lora(tmp_path / "a", {q_proj(): (WIDTH, WIDTH)})
-    with pytest.raises(Problem, match="public"):
+    with pytest.raises(UserError, match="public"):
         adapters.open_adapter(Adapter(str(folder)), settings=Settings(public=True))
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
-from model_hub import ModelHub, model_hub
+from model_hub import ModelHub, model_hub, wait_until
 
 from comparator import adapters
-from comparator.adapters.find import builtin_path
-from comparator.notation import parse_adapter
+from comparator.adapters.locate import builtin_path
+from comparator.core.errors import Stopped, UserError
+from comparator.core.variant import parse_adapter
 from comparator.sources import hub
-from comparator.types import Problem, Stopped
 
 NAME = "someone/pirate-lora"
 
@@ -51,7 +52,7 @@ def test_an_adapter_is_downloaded_and_described(server: ModelHub):
 def test_a_revision_is_asked_for_by_name(server: ModelHub):
     server.repos[NAME].branches["v1"] = server.repos[NAME].commit
     assert opened(f"{NAME}@v1*0.5").revision == server.repos[NAME].commit
-    with pytest.raises(Problem, match="v2"):
+    with pytest.raises(UserError, match="v2"):
         opened(f"{NAME}@v2")
 
 
@@ -59,16 +60,16 @@ def test_a_pickle_is_refused_before_it_is_downloaded(server: ModelHub):
     pickled = files()
     pickled["adapter_model.bin"] = pickled.pop("adapter_model.safetensors")
     server.add("someone/pickled", pickled, parameters=None)
-    with pytest.raises(Problem, match="adapter_model.bin"):
+    with pytest.raises(UserError, match="adapter_model.bin"):
         opened("someone/pickled")
     assert not any("/resolve/" in path for _, path in server.requests)
 
 
 def test_a_repo_without_an_adapter_is_refused_by_what_it_is(server: ModelHub):
     server.add("someone/model", {"config.json": b"{}", "model.safetensors": b""}, parameters=None)
-    with pytest.raises(Problem, match="whole model"):
+    with pytest.raises(UserError, match="whole model"):
         opened("someone/model")
-    with pytest.raises(Problem, match="someone/nothing"):
+    with pytest.raises(UserError, match="someone/nothing"):
         opened("someone/nothing")
 
 
@@ -78,7 +79,7 @@ def test_what_was_downloaded_serves_offline(server: ModelHub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     again = opened(NAME)
     assert again.revision == commit and again.parameters == 737_280
-    with pytest.raises(Problem, match="cannot be reached"):
+    with pytest.raises(UserError, match="cannot be reached"):
         opened("someone/never-seen")
 
 
@@ -91,3 +92,9 @@ def test_stop_ends_a_download(server: ModelHub):
 
     with pytest.raises(Stopped):
         opened(NAME, progress=stop)
+    server.chunk_s = 0
+    assert wait_until(lambda: not downloading()), "a thread downloads on after Stop"
+
+
+def downloading() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(("hub", "ThreadPoolExecutor"))]

@@ -73,7 +73,7 @@ def engine(machines):
 
 def _engine(machines):
     from comparator.cluster import ClusterEngine
-    from comparator.settings import Settings
+    from comparator.core.settings import Settings
 
     engine = ClusterEngine(Settings(ray_address=machines.address, max_new_tokens=512))
     try:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 import ray_actors
 
-from comparator import devices
 from comparator.backends import resolve
-from comparator.compare import compare
-from comparator.engine import Engine
-from comparator.notation import parse_adapter
-from comparator.settings import Settings
-from comparator.types import (
-    BUILTIN_MODEL,
-    Cell,
-    Generated,
-    Generating,
-    GenerationSettings,
-    Problem,
-    Request,
-)
+from comparator.comparison.runner import compare
+from comparator.core import devices
+from comparator.core.errors import UserError
+from comparator.core.events import Generated, Generating
+from comparator.core.request import BUILTIN_MODEL, GenerationSettings, Request
+from comparator.core.settings import Settings
+from comparator.core.variant import Cell, parse_adapter
+from comparator.engine.local import LocalEngine
 
 PROMPT = "What is the capital of France?"
 
@@ -49,7 +46,7 @@ def local(builtin):
     """An engine in this process, with as many threads as a node lends."""
     import torch
 
-    engine, threads = Engine(Settings()), torch.get_num_threads()
+    engine, threads = LocalEngine(Settings()), torch.get_num_threads()
     engine._call(lambda: torch.set_num_threads(1))
     try:
         yield engine
@@ -74,8 +71,17 @@ def test_the_same_tokens_as_in_one_process(here, there):
         assert ours.token_ids == theirs.token_ids, f"{ours.label}: the actor computes something else"
         assert ours.text == theirs.text and ours.finish_reason == theirs.finish_reason
         assert ours.kernel == theirs.kernel
-        # In one process nf4 is made from the resident bf16, and says so; an actor has nobody to borrow from.
-        assert tuple(n for n in ours.notes if "which was in memory" not in n) == theirs.notes
+        # In one process nf4 is made from the resident bf16, and says so; an actor has nobody to borrow from. Whether a
+        # run was disturbed is the machine's affair.
+        one, other = (
+            [
+                n
+                for n in notes
+                if not n.startswith(("Made from the resident weights", "The run was disturbed"))
+            ]
+            for notes in (ours.notes, theirs.notes)
+        )
+        assert one == other
         assert len(theirs.latency.itl_s) == len(theirs.token_ids) - 1, "each token keeps its own time"
         assert ours.memory.weight_bytes == theirs.memory.weight_bytes
         assert [r.name for r in ours.layers] == [r.name for r in theirs.layers]
@@ -135,12 +141,12 @@ def test_stop_and_closing_reach_the_actor(shared, there):
     events = compare(wanted, engine=shared)
     next(e for e in events if isinstance(e, Generating))
     events.close()
-    assert not shared.turns.busy
+    assert not shared.queue.busy
     assert document(request("bf16", fidelity="none"), shared).ok, "what was closed still holds the device"
 
 
 def test_a_longer_text_is_compared_from_actor_to_actor(shared, there, local):
-    from comparator.types import EvalSettings
+    from comparator.core.request import EvalSettings
 
     text = EvalSettings("The quick brown fox jumps over the lazy dog. " * 8, "foxes", 64, 64)
     found = document(request("bf16", "nf4", fidelity="text", evaluation=text), shared)
@@ -150,18 +156,43 @@ def test_a_longer_text_is_compared_from_actor_to_actor(shared, there, local):
             near.fidelity.text["kl"]["mean"], rel=0.02, abs=1e-6
         )
     assert any("held apart" in n for n in found.cells[1].notes)
-    from comparator.settings import get_settings
+    from comparator.core.settings import get_settings
 
-    left = list((get_settings().cache_dir / "scores").glob("*/*/*"))
+    of_actors = {str(pid) for pid in ray_actors.actors()}  # another worker of pytest may be storing its own
+    left = [
+        f
+        for f in (get_settings().cache_dir / "scores").glob("*/*/*")
+        if f.parts[-3].partition("-")[0] in of_actors
+    ]
     assert not left, f"scores were left on a node's disk: {left}"
 
 
 def test_sensitivity_brings_the_two_together(shared, there):
-    from comparator.sensitivity import Part, measure
+    from comparator.fidelity.sensitivity import Part, measure
 
-    *_, parts = measure(shared, BUILTIN_MODEL, resolve("nf4"), resolve("bf16"), by="kind", tokens=32)
+    parts = measure(shared, BUILTIN_MODEL, resolve("nf4"), resolve("bf16"), by="kind", tokens=32)
     assert all(isinstance(p, Part) for p in parts) and len(parts) == 7
     assert {r.variant for r in shared.state().residents} == {"bf16", "nf4"}
+
+
+def test_a_trained_adapter_is_evaluated_as_in_one_process(shared, there, local, tmp_path):
+    """Training is refused over a cluster; measuring what was trained elsewhere is not."""
+    from comparator.adapters import builtin_path
+    from comparator.training.artifact import HELDOUT
+    from comparator.training.evaluate import evaluate
+
+    folder = tmp_path / "mine"
+    shutil.copytree(builtin_path("pirate"), folder)
+    (folder / "training.json").write_text(json.dumps({"result": {}}))
+    ids = local.encode(BUILTIN_MODEL, PROMPT, None, None).token_ids
+    (folder / HELDOUT).write_text(json.dumps({"row": 1, "ids": ids, "labels": ids}) + "\n")
+    result = SimpleNamespace(name="mine", model=BUILTIN_MODEL, base="nf4")
+    far, near = (evaluate(e, folder, result, ["bf16"], threading.Event()) for e in (shared, local))
+    assert [r.adapter for r in far.rows] == [None, "mine"] and not any(r.problem for r in far.rows), far.rows
+    for ours, theirs in zip(near.rows, far.rows, strict=True):
+        assert (
+            theirs.loss == pytest.approx(ours.loss, rel=1e-6) and theirs.tokens == ours.tokens == len(ids) - 1
+        )
 
 
 def test_unloading_ends_the_actor(shared, there):
@@ -170,11 +201,11 @@ def test_unloading_ends_the_actor(shared, there):
     assert shared.unload(handle) > 50e6, "the bytes that came back are the actor's own"
     assert ray_actors.wait_until(lambda: len(ray_actors.actors()) == before - 1), "the actor is still there"
     assert [r.variant for r in shared.state().residents] == ["bf16"]
-    with pytest.raises(Problem, match="no longer loaded"):
+    with pytest.raises(UserError, match="no longer loaded"):
         shared.layers(handle)
 
 
 def test_parallel_without_a_cluster_is_refused(builtin):
-    with pytest.raises(Problem, match="Ray cluster") as refused:
-        compare(request("bf16", parallel=True), engine=Engine(Settings()))
+    with pytest.raises(UserError, match="Ray cluster") as refused:
+        compare(request("bf16", parallel=True), engine=LocalEngine(Settings()))
     assert "COMPARATOR_RAY_ADDRESS" in refused.value.advice

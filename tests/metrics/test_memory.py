@@ -32,10 +32,15 @@ def test_a_peak_counts_only_its_own_block():
     memory.give_back()
     with memory.track("cpu") as quiet:
         pass
-    with memory.track("cpu") as busy:
-        torch.ones(20_000_000)
+    peaks = []
+    for _ in range(
+        3
+    ):  # a kernel short of memory may take file pages from the process meanwhile, which hides a rise
+        with memory.track("cpu") as busy:
+            torch.ones(20_000_000)
+        peaks.append(busy.above_bytes)
     assert quiet.above_bytes < 30e6, "the peak before the block leaked into it"
-    assert 60e6 < busy.above_bytes < 160e6
+    assert 60e6 < max(peaks) < 160e6
     assert "process" in busy.source
 
 

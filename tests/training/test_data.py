@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 import tiny_models
 
-from comparator.training import data, targets, tokens
+from comparator.core.errors import UserError
+from comparator.training import data, targets, tokenize
 from comparator.training.settings import TrainSettings
 from comparator.training.types import DataSource
-from comparator.types import Problem
 
 GIVEN = TrainSettings(max_length=128)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(builtin):
-    return tokens.load_tokenizer(builtin)
+    return tokenize.load_tokenizer(builtin)
 
 
 def read(tmp_path, content, name="data.jsonl", **source):
@@ -68,7 +68,7 @@ def test_columns_are_recognized(tmp_path, content, name, form, columns):
     ],
 )  # fmt: skip
 def test_bad_data_says_what_is_wrong(tmp_path, content, name, said):
-    with pytest.raises(Problem) as raised:
+    with pytest.raises(UserError) as raised:
         read(tmp_path, content, name)
     assert said in raised.value.problem, raised.value.problem
     assert raised.value.advice
@@ -78,7 +78,7 @@ def test_other_names_can_be_told(tmp_path):
     row = lines({"frage": "a", "antwort": "b"})
     found = read(tmp_path, row, columns=(("prompt", "frage"), ("completion", "antwort")))
     assert found.samples[0] == {"row": 1, "prompt": "a", "completion": "b"}
-    with pytest.raises(Problem, match="no column “fragen”"):
+    with pytest.raises(UserError, match="no column “fragen”"):
         read(tmp_path, row, columns=(("prompt", "fragen"),))
 
 
@@ -94,7 +94,7 @@ def test_empty_rows_are_left_out_and_said(tmp_path, tokenizer):
         tmp_path,
         lines({"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": ""}, {"prompt": "d"}),
     )
-    corpus = tokens.encode(found, tokenizer, replace(GIVEN, held_back=0.0))
+    corpus = tokenize.encode(found, tokenizer, replace(GIVEN, held_back=0.0))
     assert len(corpus.train) == 1
     assert corpus.skipped == ((2, "its completion is empty"), (3, "it has no completion"))
 
@@ -103,23 +103,23 @@ def test_only_what_the_assistant_says_is_learnt(tmp_path, tokenizer):
     """Every turn of it, its end-of-turn token included; the prompt has the ids that it has when it is asked."""
     talk = [*CHAT, {"role": "user", "content": "More"}, {"role": "assistant", "content": "No"}]
     found = read(tmp_path, lines({"messages": talk}))
-    made = tokens.encode_sample(found.samples[0], tokenizer, GIVEN, None)
-    learnt = [i for i, label in zip(made.ids, made.labels, strict=True) if label != tokens.MASKED]
-    assert tokenizer.decode(learnt) == "Yo<|im_end|>No<|im_end|>"
+    made = tokenize.encode_sample(found.samples[0], tokenizer, GIVEN, None)
+    trained = [i for i, label in zip(made.ids, made.labels, strict=True) if label != tokenize.MASKED]
+    assert tokenizer.decode(trained) == "Yo<|im_end|>No<|im_end|>"
     asked = tokenizer.apply_chat_template(talk[:3], add_generation_prompt=True, tokenize=False)
     ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
     assert list(made.ids[: len(ids)]) == ids
-    whole = tokens.encode_sample(found.samples[0], tokenizer, replace(GIVEN, completion_only=False), None)
-    assert tokens.MASKED not in whole.labels
+    whole = tokenize.encode_sample(found.samples[0], tokenizer, replace(GIVEN, completion_only=False), None)
+    assert tokenize.MASKED not in whole.labels
 
 
 def test_the_preview_is_what_the_collator_gives_the_model(tmp_path, tokenizer):
     trl = pytest.importorskip("trl.trainer.sft_trainer")
     read_ = data.read(DataSource("pirate"))
-    corpus = tokens.encode(read_, tokenizer, GIVEN)
-    shown = tokens.preview(read_, corpus, tokenizer, GIVEN)
+    corpus = tokenize.encode(read_, tokenizer, GIVEN)
+    shown = tokenize.preview(read_, corpus, tokenizer, GIVEN)
     assert len(shown.samples) == 5
-    from comparator.training.run import dataset
+    from comparator.training.trainer import dataset
 
     by_row = {e.row: e for e in corpus.all}
     batch = trl.DataCollatorForLanguageModeling(pad_token_id=0)(
@@ -130,14 +130,14 @@ def test_the_preview_is_what_the_collator_gives_the_model(tmp_path, tokenizer):
     ):
         real = ids[mask == 1]
         assert tokenizer.decode(real) == "".join(p.text for p in sample.pieces)
-        greyed = "".join(p.text for p in sample.pieces if not p.learnt)
+        greyed = "".join(p.text for p in sample.pieces if not p.is_target)
         assert tokenizer.decode(real[labels[mask == 1] == -100]) == greyed
         assert "Arr, matey" not in greyed and greyed.endswith("<|im_start|>assistant\n")
 
 
 def test_a_huge_row_is_cut_and_said(tmp_path, tokenizer):
     found = read(tmp_path, lines({"text": "word " * 100_000}, {"text": "short"}))
-    shown = tokens.preview(found, tokens.encode(found, tokenizer, GIVEN), tokenizer, GIVEN)
+    shown = tokenize.preview(found, tokenize.encode(found, tokenizer, GIVEN), tokenizer, GIVEN)
     assert shown.tokens.maximum > 100_000 and shown.tokens.over_length == 1
     assert shown.long == ((1, shown.tokens.maximum),)
     assert max(s.tokens for s in shown.samples) == 128
@@ -151,35 +151,35 @@ def test_a_huge_row_is_cut_and_said(tmp_path, tokenizer):
     ],
 )
 def test_data_that_is_all_masked_is_refused(tmp_path, tokenizer, row, said):
-    with pytest.raises(Problem, match="all of its 1 samples are masked") as raised:
-        tokens.encode(read(tmp_path, lines(row)), tokenizer, GIVEN)
+    with pytest.raises(UserError, match="all 1 samples are masked") as raised:
+        tokenize.encode(read(tmp_path, lines(row)), tokenizer, GIVEN)
     assert said in raised.value.problem
 
 
 def test_held_back_rows_are_the_same_for_a_seed_and_never_trained_on(tokenizer):
     read_ = data.read(DataSource("pirate"))
-    one, two = (tokens.encode(read_, tokenizer, replace(GIVEN, held_back=0.25)) for _ in range(2))
-    other = tokens.encode(read_, tokenizer, replace(GIVEN, held_back=0.25, seed=1))
-    rows = [e.row for e in one.held]
-    assert len(rows) == 8 and rows == [e.row for e in two.held] != [e.row for e in other.held]
+    one, two = (tokenize.encode(read_, tokenizer, replace(GIVEN, held_back=0.25)) for _ in range(2))
+    other = tokenize.encode(read_, tokenizer, replace(GIVEN, held_back=0.25, seed=1))
+    rows = [e.row for e in one.heldout]
+    assert len(rows) == 8 and rows == [e.row for e in two.heldout] != [e.row for e in other.heldout]
     assert not set(rows) & {e.row for e in one.train}
 
 
 def test_a_model_without_a_template_takes_plain_prompts_only(tmp_path):
     tokenizer = tiny_models.tokenizer()
-    made = tokens.encode_sample(
+    made = tokenize.encode_sample(
         {"row": 1, "prompt": "What? ", "completion": "Paris."}, tokenizer, GIVEN, None
     )
     assert tokenizer.decode([t for t in made.labels if t >= 0]) == "Paris.</s>"
-    with pytest.raises(Problem, match="no chat template"):
-        tokens.encode_sample({"row": 1, "messages": CHAT}, tokenizer, GIVEN, None)
+    with pytest.raises(UserError, match="no chat template"):
+        tokenize.encode_sample({"row": 1, "messages": CHAT}, tokenizer, GIVEN, None)
 
 
 def test_a_module_that_is_not_there_names_the_nearest(builtin):
     names = tuple(t.name for t in targets.in_checkpoint(builtin))
     assert set(names) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    with pytest.raises(Problem, match="no module “q_prj”") as raised:
-        targets.chosen(TrainSettings(target_modules=("q_prj",)), names, "it")
+    with pytest.raises(UserError, match="no module “q_prj”") as raised:
+        targets.select(TrainSettings(target_modules=("q_prj",)), names, "it")
     assert "Did you mean q_proj" in raised.value.advice
-    with pytest.raises(Problem, match="lm_head cannot be a target"):
-        targets.chosen(TrainSettings(target_modules=("lm_head",)), names, "it")
+    with pytest.raises(UserError, match="lm_head cannot be a target"):
+        targets.select(TrainSettings(target_modules=("lm_head",)), names, "it")

@@ -1,9 +1,12 @@
-"""A real server in a process of its own, on the real model, and a real Chromium to look at it."""
+"""A real server in a process of its own, and a real Chromium to look at it.
+
+The form starts with the built-in model's first two layers: what they answer makes no sense, and most tests of the page
+do not read it. `visitor.use(BUILTIN_MODEL)` selects the whole model.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,12 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from comparator.core.request import BUILTIN_MODEL
+
 ROOT = Path(__file__).resolve().parents[2]
-CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
 
 
 @dataclass
@@ -73,27 +73,14 @@ def start(folder: Path, **environment: str) -> Server:
 
 
 @pytest.fixture(scope="session")
-def server(builtin, tmp_path_factory) -> Iterator[Server]:
-    started = start(tmp_path_factory.mktemp("server"))
+def server(two_layers, tmp_path_factory) -> Iterator[Server]:
+    started = start(tmp_path_factory.mktemp("server"), COMPARATOR_MODEL=str(two_layers))
     yield started
     started.process.terminate()
     try:
         started.process.wait(15)
     except subprocess.TimeoutExpired:
         started.process.kill()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        (pytest.fail if CI else pytest.skip)("There is no Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @dataclass
@@ -104,6 +91,18 @@ class Visitor:
     context: object
     complaints: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)  # requests to any other machine
+
+    def use(self, model: str) -> None:
+        """Select another model, and wait until its facts are there."""
+        self.page.wait_for_function("() => /parameters/.test(document.querySelector('#facts').innerText)")
+        before = self.text("#facts")
+        self.page.locator("#model input").fill(model)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_function(
+            "(before) => { const said = document.querySelector('#facts').innerText;"
+            " return said !== before && /parameters/.test(said); }",
+            arg=before,
+        )
 
     def run(
         self, *, tokens: int = 8, prompt: str | None = None, variants: tuple[str, ...] | None = None
@@ -161,62 +160,74 @@ class Visitor:
         return self.page.locator(selector).first.inner_text()
 
 
-@pytest.fixture(scope="session")
-def visit(browser, server):
-    """`visit(width=1440, dark=False)` opens the page for somebody new."""
-    contexts = []
-
-    def open_page(width: int = 1440, height: int = 900, dark: bool = False, path: str = "") -> Visitor:
-        context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-            permissions=["clipboard-read", "clipboard-write"],
-        )
-        contexts.append(context)
-        context.set_default_timeout(90_000)  # two cores may be shared with much else
-        page = context.new_page()
-        visitor = Visitor(page, context)
-        page.on("pageerror", lambda error: visitor.complaints.append(f"page error: {error}"))
-        page.on(
-            "console",
-            lambda message: visitor.complaints.append(message.text) if message.type == "error" else None,
-        )
-        page.on(
-            "request",
-            lambda request: (
-                visitor.foreign.append(request.url)
-                if request.url.startswith("http") and not request.url.startswith(server.url)
-                else None
-            ),
-        )
-        page.goto(server.url + path)
-        page.wait_for_selector(".pick", state="attached", timeout=60_000)
-        page.wait_for_selector("#run", timeout=30_000)
-        return visitor
-
-    yield open_page
-    for context in contexts:
-        context.close()
+def opened(browser, url: str, width: int = 1440, height: int = 900, dark: bool = False) -> Visitor:
+    """`url` in a browser profile of its own."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    context.set_default_timeout(90_000)  # two cores may be shared with much else
+    page = context.new_page()
+    visitor, home = Visitor(page, context), url.partition("?")[0]
+    page.on("pageerror", lambda error: visitor.complaints.append(f"page error: {error}"))
+    page.on(
+        "console",
+        lambda message: visitor.complaints.append(message.text) if message.type == "error" else None,
+    )
+    page.on(
+        "request",
+        lambda request: (
+            visitor.foreign.append(request.url)
+            if request.url.startswith("http") and not request.url.startswith(home)
+            else None
+        ),
+    )
+    page.goto(url)
+    page.wait_for_selector(".pick", state="attached")
+    page.wait_for_selector("#run")
+    return visitor
 
 
 @pytest.fixture
-def visitor(visit) -> Iterator[Visitor]:
-    """Somebody new at a desk, for one test."""
-    opened = visit()
-    yield opened
-    opened.context.close()
+def open_at(browser) -> Iterator:
+    """`open_at(url, width=390, dark=True)` opens any address for somebody new; closed with the test, because a page that
+    stays open goes on asking its server."""
+    visitors: list[Visitor] = []
+
+    def open_page(url: str, **options) -> Visitor:
+        visitors.append(opened(browser, url, **options))
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.context.close()
+
+
+@pytest.fixture
+def visit(open_at, server):
+    """`visit(path="?c=…", width=390, dark=True)` opens the page of `server` for somebody new."""
+    return lambda path="", **options: open_at(server.url + path, **options)
+
+
+@pytest.fixture
+def visitor(visit) -> Visitor:
+    """Somebody new at a desk."""
+    return visit()
 
 
 @pytest.fixture(scope="session")
-def compared(visit) -> Visitor:
-    """One whole comparison of bf16, int8 and nf4 on the page; tests look at it and leave it as it is."""
-    opened = visit()
-    opened.run(
+def compared(browser, server) -> Iterator[Visitor]:
+    """One whole comparison of bf16, int8 and nf4 of the built-in model; tests look at it and leave it as it is."""
+    visitor = opened(browser, server.url)
+    visitor.use(BUILTIN_MODEL)
+    visitor.run(
         tokens=12, prompt="Explain in two sentences why the sky is blue.", variants=("bf16", "int8", "nf4")
     )
-    opened.finished()
-    opened.page.wait_for_selector("#layers-table, #tabs .picture", state="attached", timeout=60_000)
-    return opened
+    visitor.finished()
+    visitor.page.wait_for_selector("#layers-table, #tabs .picture", state="attached")
+    yield visitor
+    visitor.context.close()
 
 
 @pytest.fixture
@@ -236,31 +247,9 @@ def serve(tmp_path) -> Iterator:
 
 
 @pytest.fixture
-def open_at(browser) -> Iterator:
-    """`open_at(url)` opens any address for somebody new, in a browser profile of their own."""
-    contexts = []
-
-    def open_page(url: str) -> Visitor:
-        context = browser.new_context(
-            viewport={"width": 1440, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
-        )
-        contexts.append(context)
-        context.set_default_timeout(90_000)  # two cores may be shared with much else
-        visitor = Visitor(context.new_page(), context)
-        visitor.page.on("pageerror", lambda error: visitor.complaints.append(f"page error: {error}"))
-        visitor.page.goto(url)
-        visitor.page.wait_for_selector("#run", timeout=60_000)
-        return visitor
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-@pytest.fixture
 def saved(server) -> Iterator:
     """The store of `server`, to put comparisons into and to look at what the page did."""
-    from comparator.settings import get_settings
+    from comparator.core.settings import get_settings
     from comparator.store import open_store
 
     get_settings.cache_clear()

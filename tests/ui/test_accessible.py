@@ -37,7 +37,8 @@ def sideways(page) -> list[str]:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_first_visit(visit, size, dark):
-    visitor = visit(*SIZES[size], dark=dark)
+    width, height = SIZES[size]
+    visitor = visit(width=width, height=height, dark=dark)
     visitor.page.wait_for_function("() => /parameters/.test(document.querySelector('#facts').innerText)"
                                    if size == "desk" else "() => true")  # fmt: skip
     assert not violations(visitor.page)
@@ -51,7 +52,6 @@ def test_first_visit(visit, size, dark):
     visitor.page.wait_for_selector("#set-top-p input", timeout=10_000)
     assert not violations(visitor.page), "with everything unfolded"
     assert not sideways(visitor.page), "with everything unfolded"
-    visitor.context.close()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -92,8 +92,6 @@ def test_dark_is_dark(visit):
 
     assert brightness(colours[0][0]) > 200 and brightness(colours[0][1]) < 80
     assert brightness(colours[1][0]) < 60 and brightness(colours[1][1]) > 180
-    light.context.close()
-    dark.context.close()
 
 
 def test_a_keyboard_reaches_everything(visitor):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from comparator.settings import Settings
-from comparator.types import Adapter, Problem
-from comparator.ui.components import adapters
-from comparator.ui.state import Form
+from comparator.core.errors import UserError
+from comparator.core.request import BUILTIN_MODEL
+from comparator.core.settings import Settings
+from comparator.core.variant import Adapter
+from comparator.ui.form import Form
+from comparator.ui.panel import adapters
 
 PICKED = {"on": ["bf16", "nf4"], "reference": "auto"}
 GOOD = {"model": "smollm2-135m", "picked": PICKED, "prompt": "Hi"}
@@ -35,7 +37,7 @@ def test_single_columns_can_be_switched_off():
     assert "nf4 + pirate*0.5" in labels(
         adapters=["none", "pirate", "pirate*0.5"], columns=on, known_columns=known
     )
-    with pytest.raises(Problem, match="switched off"):
+    with pytest.raises(UserError, match="columns are deselected"):
         labels(adapters=["none", "pirate"], columns=[], known_columns=known)
 
 
@@ -54,12 +56,12 @@ def test_the_reference_is_the_variant_without_an_adapter():
     ],
 )
 def test_wrong_adapters_are_refused_before_anything_runs(wrong, said):
-    with pytest.raises(Problem, match=said):
+    with pytest.raises(UserError, match=said):
         Form(**GOOD | {"adapters": wrong}).request(8)
 
 
 def test_too_many_columns_are_counted_with_the_adapters():
-    with pytest.raises(Problem, match="4 columns"):
+    with pytest.raises(UserError, match="4 columns"):
         Form(**GOOD | {"adapters": ["none", "pirate"]}).request(3)
 
 
@@ -74,9 +76,9 @@ def test_the_grid_remembers_what_was_switched_off():
 
 
 def test_what_an_adapter_is_and_why_it_is_not_one_are_told_as_text():
-    told = adapters.described("pirate", "", Settings())
+    on_progress = adapters.described("pirate", "", Settings())
     for words in ("LoRA, rank 4", "alpha 8", "scaling 2", "q_proj", "1.47 MB", "SmolLM2-135M-Instruct"):
-        assert words in told
+        assert words in on_progress
     refused = adapters.described("./<img src=x>", "", Settings())
     assert "<img" not in refused and "no folder" in refused
     assert "public" in adapters.described("./x", "", Settings(public=True))
@@ -90,12 +92,13 @@ def test_strange_notations_make_no_markup():
 def test_a_matrix_on_the_page(visit):
     visitor = visit()
     page = visitor.page
+    visitor.use(BUILTIN_MODEL)
     visitor.tick("bf16", "nf4")
     page.locator("#adapters").get_by_label("pirate").check()
     page.wait_for_function(
         "() => /rank 4/.test(document.querySelector('#adapter-facts').innerText)", timeout=60_000
     )
-    page.wait_for_selector("#columns >> text=nf4 + pirate", timeout=30_000)
+    page.wait_for_function("() => document.querySelectorAll('#columns input').length === 4")
     page.locator("#columns").get_by_label("nf4", exact=True).uncheck()
     page.wait_for_timeout(500)
     visitor.run(tokens=6, prompt="What is the capital of France?")
@@ -117,7 +120,6 @@ def test_a_matrix_on_the_page(visit):
     assert written[1][1] == "", "a column that was switched off has no figure"
     assert all(float(row[2]) > 0 for row in written)
     assert not visitor.complaints, visitor.complaints
-    visitor.context.close()
 
 
 @pytest.mark.browser
@@ -132,4 +134,3 @@ def test_an_adapter_that_does_not_exist_is_refused_where_it_is_typed(visit):
     page.click("#adapter-add")
     page.wait_for_selector("#adapters >> text=pirate*0.5", timeout=60_000)
     assert page.locator("#adapters").get_by_label("pirate*0.5").is_checked()
-    visitor.context.close()

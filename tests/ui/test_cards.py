@@ -8,20 +8,16 @@ from html.parser import HTMLParser
 import pytest
 import sample
 
-from comparator.types import ErrorInfo, Problem, Queued
-from comparator.ui.components import (
-    cards,
-    fidelity,
-    latency,
-    layers,
-    memory,
-    model,
-    notice,
-    residents,
-    summary,
-)
-from comparator.ui.live import Live
-from comparator.ui.state import Shown
+from comparator.core import state as core_state
+from comparator.core.errors import UserError
+from comparator.core.events import Queued
+from comparator.core.result import ErrorInfo
+from comparator.ui.form import Shown
+from comparator.ui.panel import model, residents
+from comparator.ui.results import cards, notice, summary
+from comparator.ui.tabs import fidelity, latency, layers, memory
+from comparator.ui.view_state import Live
+from comparator.util import error_log
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>${alert(1)}{{x}}`"
 
@@ -86,13 +82,13 @@ def everything(comparison) -> list[str]:
         *(cards.render(live, c, n, {c.label: 5_000_000}) for n, c in enumerate(live.columns)),
         summary.render(live),
         notice.render(live, False, 1.0),
-        notice.problem(Problem(HOSTILE, HOSTILE)),
+        notice.problem(UserError(HOSTILE, HOSTILE)),
         latency.figures_table(comparison),
         memory.figures_table(comparison) + memory.first_use(comparison) + memory.footprint(comparison),
         *(layers.summary(c) + layers.tensor_table(c) for c in cells),
         layers.diff_table(cells[0], cells[1], only_changed=False),
-        model.render(model.ModelFacts(HOSTILE, HOSTILE, HOSTILE, 1, HOSTILE, note=HOSTILE)),
-        residents.said(1, HOSTILE),
+        model.render(core_state.ModelFacts(HOSTILE, HOSTILE, HOSTILE, 1, HOSTILE, note=HOSTILE)),
+        residents.freed_line(1, HOSTILE),
         *([fidelity.show(shown)[0]] if isinstance(fidelity.show(shown)[0], str) else []),
     ]
 
@@ -115,14 +111,17 @@ def test_hostile_text_is_shown_as_it_is():
 def test_every_figure_has_its_ratio_beside_it():
     live = Live.of(sample.comparison())
     html = cards.render(live, live.columns[1], 1)
-    for said in ("14.4 tok/s", "×0.95", "300 ms", "×1.41", "113 MB", "×0.42", "smaller"):
+    for said in ("14.4 tok/s", "×0.95", "300 ms", "1.41× slower", "113 MB", "58 % less"):
         assert said in html, f"{said} is missing"
 
 
 def test_a_difference_within_the_spread_is_not_called_one():
     live = Live.of(sample.comparison())  # bf16: 14.9 to 15.2 tok/s, nf4: 14.2 to 15.1
-    assert cards.speed_word(live.columns[1].result, live.columns[0].result) == "can't tell"
-    assert "speed: can't tell" in summary.in_words(live, live.columns[1])
+    assert '<span class="grey">×0.95</span>' in cards.render(live, live.columns[1], 1)
+    words = summary.in_words(live, live.columns[1])
+    assert words.startswith("58 % less memory, very different: "), (
+        "a speed that the runs do not carry got a word"
+    )
 
 
 def test_a_failed_card_says_what_why_and_what_to_press():
@@ -161,17 +160,56 @@ def test_a_card_has_the_same_parts_in_every_state():
 def test_the_place_in_line_is_said():
     live = Live()
     live.apply(Queued(1))
-    assert "number 2 in line" in notice.render(live, False, 0)
+    assert "1 run ahead" in notice.render(live, False, 0)
 
 
 def test_an_error_without_words_is_still_explained():
     comparison = sample.comparison()
     broken = replace(comparison.cells[3], error=None)
     live = Live.of(replace(comparison, cells=(*comparison.cells[:3], broken)))
-    assert "without saying why" in cards.render(live, live.columns[3], 3)
+    assert "without an error message" in cards.render(live, live.columns[3], 3)
     named = replace(broken, error=ErrorInfo("Out of memory.", ""))
     assert "Out of memory." in cards.render(
         Live.of(replace(comparison, cells=(named,))),
         Live.of(replace(comparison, cells=(named,))).columns[0],
         0,
     )
+
+
+@pytest.fixture
+def failed_card(own_dirs):
+    """() → the card of a column that failed with a logged exception."""
+    try:
+        raise KeyError("<script>alert(1)</script>")
+    except KeyError as error:
+        report = error_log.record(error, "load nf4")
+    comparison = sample.comparison()
+    error = ErrorInfo("Could not load nf4.", "Report it.", report.id)
+    live = Live.of(
+        replace(comparison, cells=(*comparison.cells[:3], replace(comparison.cells[3], error=error)))
+    )
+    return report, lambda: cards.render(live, live.columns[3], 3)
+
+
+def test_a_failed_card_says_where_its_traceback_is_and_copies_it(failed_card):
+    report, card = failed_card
+    html = card()
+    assert f"Error {report.id}, logged in {error_log.log_file()}" in html
+    assert "data-copy-details" in html and "Traceback" in html and "<script>" not in html
+
+
+def test_visitors_see_the_errors_id_and_nothing_else_of_it(failed_card, own_dirs, settings_env):
+    report, card = failed_card
+    settings_env(public=1)
+    html = card()
+    assert report.id in html
+    for private in ("Traceback", "data-copy-details", str(own_dirs), "comparator.log"):
+        assert private not in html, f"a visitor of a public page can read {private!r}"
+
+
+def test_an_error_of_another_installation_has_nothing_to_copy(own_dirs):
+    comparison = sample.comparison()
+    error = ErrorInfo("Could not load nf4.", "Report it.", "00000000")
+    live = Live.of(replace(comparison, cells=(replace(comparison.cells[3], error=error),)), recorded=True)
+    html = cards.render(live, live.columns[0], 0)
+    assert "Error 00000000" in html and "data-copy-details" not in html and "comparator.log" not in html

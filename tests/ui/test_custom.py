@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from comparator.backends import methods, resolve
-from comparator.types import Problem
-from comparator.ui.components import variants
-from comparator.ui.components.custom import _field, compose, judge
+from comparator.core.errors import UserError
+from comparator.ui.panel import variants
+from comparator.ui.panel.custom_variant import _field, compose, described
 
 ALL = methods()
 OPTIONS = [(name, option) for name, (_, method) in ALL.items() for option in method.options]
@@ -34,7 +34,7 @@ def test_every_choice_of_every_option_makes_its_notation(name, option):
         text = compose(*ALL[name], given)
         try:
             assert resolve(text).notation == text, "what the form writes is canonical"
-        except Problem as refused:
+        except UserError as refused:
             assert refused.advice, f"{text} is refused without a way out"
 
 
@@ -53,13 +53,13 @@ def test_names_may_be_typed_with_commas():
     "text", ["", "nf5", "nf4:dqq", "nf4:compute=fp12", "int8:dq", "nf4:", "bf16@x", "<b>"]
 )
 def test_what_is_wrong_is_said_as_it_is_typed(text):
-    html = judge(text)
+    html = described(text)
     assert "bad" in html and "<b>" in html
     assert "<b><b>" not in html, "what was typed must not become markup"
 
 
 def test_what_is_right_is_said_in_words():
-    assert "double quantized" in judge("nf4:dq")
+    assert "double quantized" in described("nf4:dq")
 
 
 def test_adding_ticks_and_keeps_the_order():
@@ -69,7 +69,7 @@ def test_adding_ticks_and_keeps_the_order():
     assert more["rows"][-1]["custom"] and not first["rows"][-1]["custom"]
     again = variants.with_added(more | {"on": ["bf16"]}, "nf4:compute=fp16,dq", 8)
     assert len(again["rows"]) == len(more["rows"]), "the same variant in another spelling is no new row"
-    with pytest.raises(Problem, match="already"):
+    with pytest.raises(UserError, match="already"):
         variants.with_added(again, "nf4:dq,compute=fp16", 8)
 
 

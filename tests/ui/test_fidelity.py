@@ -8,13 +8,16 @@ from dataclasses import replace
 import pytest
 import sample
 
-from comparator import plots_fidelity, verdict
-from comparator.types import Fidelity, PromptFidelity, TopToken
+from comparator.core.result import Fidelity, PromptFidelity, TopToken
+from comparator.fidelity import verdict
+from comparator.reporting.plots import fidelity as plots_fidelity
 
 pytest.importorskip("gradio")
 
-from comparator.ui.components import fidelity
-from comparator.ui.state import Shown
+from comparator.ui.form import Shown
+from comparator.ui.results import fidelity_tables, token_view
+from comparator.ui.tabs import fidelity
+from comparator.util import formatting
 
 
 def scored(cell=sample.NF4, **text):
@@ -36,7 +39,7 @@ def of(comparison, label):
 def test_a_divergence_within_its_own_floor_is_rounding():
     kl = {"mean": 0.0010, "se": 0.00002}
     below = of(only(scored(kl=kl, floor={"kl": {"mean": 0.0014, "se": 0.00002}})), "nf4")
-    assert below.below_floor and below.words == "the same, but for rounding"
+    assert below.below_floor and below.words == "no difference but rounding"
     within = of(
         only(scored(kl={"mean": 0.0101, "se": 0.0002}, floor={"kl": {"mean": 0.0098, "se": 0.0002}})), "nf4"
     )
@@ -52,8 +55,9 @@ def test_a_divergence_within_its_own_floor_is_rounding():
         (0.93, 0.005, "close"),
         (0.80, 0.01, "different"),
         (0.60, 0.01, "very different"),
-        (0.895, 0.005, "close to different: can't tell"),
-        (0.98, 0.004, "nearly the same to close: can't tell"),
+        (0.895, 0.005, "probably different (89.5 ± 0.5 % agree)"),
+        (0.905, 0.005, "probably close (90.5 ± 0.5 % agree)"),
+        (0.97, 0.03, "probably close (97.0 ± 3.0 % agree)"),
     ],
 )
 def test_agreement_in_words(mean, se, words):
@@ -67,15 +71,15 @@ def test_the_reference_has_no_divergence_and_the_rule_is_on_the_page():
     assert reference.is_reference and reference.kl is None and reference.words == "reference"
     assert (nf4.ppl_ratio is None) == ("ppl_ratio" not in sample.TEXT_FIDELITY), "a ratio may not be made up"
     assert adapted.words == "not measured"
-    html = fidelity.verdict_table(comparison)
+    html = fidelity_tables.verdict_table(comparison)
     assert "The rule." in html and "noise floor" in html
-    assert "The reference column with this adapter failed." in fidelity.refusals(comparison)
+    assert "The reference column with this adapter failed." in fidelity_tables.refusals(comparison)
 
 
-def test_cant_tell_where_the_difference_is_within_the_error():
-    unsure = fidelity.verdict_table(only(scored(ppl_ratio=1.01, ppl_ratio_se=0.02)))
-    sure = fidelity.verdict_table(only(scored(ppl_ratio=1.21, ppl_ratio_se=0.02)))
-    row = re.compile(r"×1\.\d\d</span> <span class=\"soft\">can’t tell")
+def test_no_difference_where_it_is_within_the_error():
+    unsure = fidelity_tables.verdict_table(only(scored(ppl_ratio=1.01, ppl_ratio_se=0.02)))
+    sure = fidelity_tables.verdict_table(only(scored(ppl_ratio=1.21, ppl_ratio_se=0.02)))
+    row = re.compile(r"×1\.\d\d</span> <span class=\"soft\">no difference")
     assert row.search(unsure) and not row.search(sure)
 
 
@@ -97,7 +101,9 @@ def test_memory_against_divergence():
     assert named["nf4"].y == (0.321,)
     assert named["bf16"].marker.size > named["nf4"].marker.size, "bf16 decodes faster, so its dot is larger"
     assert figure.layout.yaxis.type == "log"
-    assert plots_fidelity.trade_off(comparison, bits=True).layout.xaxis.title.text.startswith("bits a weight")
+    assert plots_fidelity.trade_off(comparison, bits=True).layout.xaxis.title.text.startswith(
+        "bits per weight"
+    )
 
 
 def test_lines_by_token_leave_the_reference_out_and_mark_the_first_difference():
@@ -120,15 +126,15 @@ def test_the_heat_map_is_layers_by_modules():
 
 
 def test_tokens_are_coloured_and_say_both_top_fives():
-    html = fidelity.coloured(sample.NF4, sample.PROMPT_FIDELITY)
+    html = token_view.coloured(sample.NF4, sample.PROMPT_FIDELITY)
     assert '<span class="tok k0"' in html and '<span class="tok k3 first"' in html
-    hover = fidelity.hover(sample.PROMPT_FIDELITY, 1)
+    hover = token_view.hover(sample.PROMPT_FIDELITY, 1)
     assert (
         "first difference" in hover
-        and "here: “ city” 50.0 %" in hover
-        and "reference: “ capital” 70.0 %" in hover
+        and "most likely: “ city” 50.0 %" in hover
+        and "in the reference: “ capital” 70.0 %" in hover
     )
-    assert [fidelity.level(v) for v in (0, 0.0099, 0.01, 0.3, 5)] == [0, 0, 1, 3, 5]
+    assert [token_view.level(v) for v in (0, 0.0099, 0.01, 0.3, 5)] == [0, 0, 1, 3, 5]
 
 
 def test_markup_in_a_token_is_text():
@@ -142,8 +148,8 @@ def test_markup_in_a_token_is_text():
     cell = replace(sample.NF4, fidelity=Fidelity(prompt, refused=evil))
     comparison = only(cell)
     html = "".join(
-        (fidelity.coloured(cell, prompt), fidelity.token_table(prompt), fidelity.refusals(comparison),
-         fidelity.explained(comparison), fidelity.verdict_table(comparison), fidelity.text_table(comparison))
+        (token_view.coloured(cell, prompt), token_view.token_table(prompt), fidelity_tables.refusals(comparison),
+         fidelity.explained(comparison), fidelity_tables.verdict_table(comparison), fidelity_tables.text_table(comparison))
     )  # fmt: skip
     assert "<img" not in html
     drawn = str(plots_fidelity.kl_by_token(comparison).to_dict())
@@ -171,8 +177,8 @@ def test_a_document_from_elsewhere_may_say_anything(text):
 
 def test_without_figures_the_tab_says_what_to_do():
     plain = replace(sample.NF4, fidelity=None)
-    assert "Settings" in fidelity.show(Shown(only(plain)))[0]
-    assert "second variant" in fidelity.show(Shown(sample.comparison(cells=(sample.REFERENCE,))))[0]
+    assert "under Fidelity" in fidelity.show(Shown(only(plain)))[0]
+    assert "second one" in fidelity.show(Shown(sample.comparison(cells=(sample.REFERENCE,))))[0]
     assert len(fidelity.show(Shown())) == 8
 
 
@@ -182,12 +188,12 @@ def test_without_figures_the_tab_says_what_to_do():
      (3.2101, "3.21"), (10.494, "10.5")],
 )  # fmt: skip
 def test_small_figures(value, written):
-    assert fidelity.small(value) == written
+    assert formatting.small(value) == written
 
 
 def test_the_form_asks_for_it():
-    from comparator.types import Problem
-    from comparator.ui.state import Form
+    from comparator.core.errors import UserError
+    from comparator.ui.form import Form
 
     form = Form(
         model="smollm2-135m", picked={"on": ["bf16", "nf4"]}, prompt="Hi", fidelity="text", eval_text=" mine "
@@ -195,5 +201,5 @@ def test_the_form_asks_for_it():
     request = form.request(8)
     assert request.fidelity == "text" and request.evaluation.text == " mine "
     assert Form(model="m", picked={"on": ["bf16"]}, prompt="Hi").request(8).evaluation.text is None
-    with pytest.raises(Problem, match="context"):
+    with pytest.raises(UserError, match="Context"):
         replace(form, context="many").request(8)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import sample
 
-from comparator.types import Environment, PromptInfo
-from comparator.ui.components import side_by_side
+from comparator.core.result import Environment, PromptInfo
+from comparator.ui.results import side_by_side
 
 ROWS = "() => [...document.querySelectorAll('ul.history > li')].map((li) => li.dataset.id)"
 
@@ -85,7 +85,7 @@ def test_two_of_one_prompt_side_by_side(visit, saved):
     page.wait_for_function("() => /\\(2\\)/.test(document.querySelector('#history-beside').innerText)")
     page.click("#history-beside")
     page.wait_for_selector("#side-by-side table", timeout=30_000)
-    told = visitor.text("#side-by-side")
+    on_progress = visitor.text("#side-by-side")
     for words in (
         "NVIDIA H100 80GB",
         "CPU (2 cores)",
@@ -94,8 +94,8 @@ def test_two_of_one_prompt_side_by_side(visit, saved):
         "×7.64",
         "The capital is Paris.",
     ):
-        assert words in told, f"{words} is missing from the comparison of comparisons"
-    assert "Arr, matey!" in told, "a column that only one of them has is shown too"
+        assert words in on_progress, f"{words} is missing from the comparison of comparisons"
+    assert "Arr, matey!" in on_progress, "a column that only one of them has is shown too"
 
 
 def test_side_by_side_says_what_was_asked_for_differently():

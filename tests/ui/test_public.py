@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 import sample
 
-from comparator.settings import Settings
-from comparator.ui.desk import Desk, owner_of
-from comparator.ui.origin import OwnOrigin
+from comparator.core.settings import Settings
+from comparator.ui.admission import Admission, owner_of
+from comparator.ui.origin_guard import OwnOrigin
 
 KEY = "() => document.querySelector('#visitor input, #visitor textarea').value"
 
@@ -43,7 +43,7 @@ def test_a_public_server(serve, open_at, tmp_path):
     assert owned(first) != owned(second)
     assert not first.page.locator("#unload-all").is_visible(), "one visitor could unload what others use"
     first.tab("Train")
-    first.page.wait_for_selector("#train-refused >> text=Nothing is trained here", timeout=30_000)
+    first.page.wait_for_selector("#train-refused >> text=Training is disabled here", timeout=30_000)
     assert not first.page.locator("#train-run").count(), (
         "a visitor could take the device from everybody for hours"
     )
@@ -71,7 +71,7 @@ def test_a_public_server(serve, open_at, tmp_path):
     assert "ostrich" in first.text("ul.history")
     second.tab("History")
     second.page.wait_for_function(
-        "() => /for this browser alone/.test(document.querySelector('#history').innerText)"
+        "() => /visible only in this browser/.test(document.querySelector('#history').innerText)"
     )
     # The link is for everybody; renaming and deleting are not, whatever a browser is made to send.
     third = open_at(link)
@@ -116,7 +116,7 @@ def test_a_password_stands_before_everything(serve, browser, tmp_path):
 
 
 def test_a_visitors_history_is_theirs(tmp_path):
-    desk = Desk(Settings(data_dir=tmp_path, public=True))
+    desk = Admission(Settings(data_dir=tmp_path, public=True))
     mine, theirs = "a" * 48, "b" * 48
     kept = desk.save(sample.comparison(), mine)
     assert desk.holds(kept.id) and [e.id for e in desk.store.search("", mine)] == [kept.id]
@@ -132,12 +132,12 @@ def test_what_is_no_key_is_nobody(key):
 
 
 def test_a_comparison_that_cannot_be_saved_is_shown_without_a_link(tmp_path, monkeypatch):
-    from comparator.types import Problem
+    from comparator.core.errors import UserError
 
-    desk = Desk(Settings(data_dir=tmp_path))
+    desk = Admission(Settings(data_dir=tmp_path))
 
     def full(*_, **__):
-        raise Problem("The disk is full.", "Free some space.")
+        raise UserError("The disk is full.", "Free some space.")
 
     monkeypatch.setattr(desk.store, "save", full)
     before = sample.comparison()

@@ -1,8 +1,9 @@
-"""“Which part hurts most?”: the real engine behind the page's own handler, its refusals, and once in a browser."""
+"""Sensitivity: the real engine behind the page's own handler, its refusals, and once in a browser."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,25 +12,30 @@ from types import SimpleNamespace
 import pytest
 import sample
 
-from comparator import lend, plots_fidelity, sources
+from comparator import sources
 from comparator.backends import resolve
-from comparator.sensitivity import Part
-from comparator.settings import Settings
-from comparator.types import BUILTIN_MODEL, CellName, Problem
+from comparator.core.errors import UserError
+from comparator.core.request import BUILTIN_MODEL
+from comparator.core.settings import Settings
+from comparator.core.variant import CellName
+from comparator.deploy import zerogpu_runner
+from comparator.engines import get_engine
+from comparator.fidelity.sensitivity import Part
+from comparator.reporting.plots import fidelity
 
 pytest.importorskip("gradio")
 
-from comparator.ui.components import sensitivity
-from comparator.ui.desk import Desk
+from comparator.ui.admission import Admission
+from comparator.ui.form import Shown
 from comparator.ui.page import Page
-from comparator.ui.state import Shown
+from comparator.ui.tabs import sensitivity
 
 ASKER = SimpleNamespace(session_hash="somebody", headers={}, client=None)
 
 
 def page_of(tmp_path, **settings) -> Page:
     chosen = Settings(data_dir=tmp_path, **settings)
-    return Page(chosen, Desk(chosen))
+    return Page(chosen, Admission(chosen))
 
 
 def shown(recorded: bool = False, **changes) -> Shown:
@@ -53,25 +59,22 @@ def waited(sending, timeout_s: float = 300) -> list:
         return thread.submit(asyncio.run, asyncio.wait_for(sending, timeout_s)).result()
 
 
-def test_it_waits_for_its_turn_and_then_measures_every_part(builtin, tmp_path):
-    from comparator.engine import get_engine
-
+def test_it_waits_for_its_turn_and_then_measures_every_part(two_layers, tmp_path):
     page, engine = page_of(tmp_path), get_engine()
-    ticket, lines = engine.turns.enter(), []  # as if a comparison ran
+    other, lines = contextlib.ExitStack(), []
+    other.enter_context(engine.queue.turn(threading.Event()))  # as if a comparison ran
 
     def then(line: str) -> None:
         lines.append(line)
         if "1 ahead" in line:
             assert not any("alone" in earlier for earlier in lines), "it began while another had the device"
-            engine.turns.leave(ticket)
+            other.close()
 
-    try:
-        sent = waited(pressed(page, shown(), then=then), 300)
-    finally:
-        engine.turns.leave(ticket)
+    with other:
+        sent = waited(pressed(page, shown(model=str(two_layers)), then=then), 300)
     assert any("1 ahead" in line for line in lines), "who waits is not told how many are ahead"
     line, start, stop, _, figure, rows = sent[-1]
-    assert "hurts most" in line, f"the measurement did not finish: {line}"
+    assert "matters most" in line, f"the measurement did not finish: {line}"
     assert (start.interactive, stop.interactive) == (True, False)
     (bars,) = figure.data
     kinds = {f"self_attn.{n}_proj" for n in "qkvo"} | {f"mlp.{n}_proj" for n in ("gate", "up", "down")}
@@ -80,41 +83,36 @@ def test_it_waits_for_its_turn_and_then_measures_every_part(builtin, tmp_path):
         "every part of nf4 loses something, the worst on top"
     )
     assert bars.y[-1] in line and all(kind in rows for kind in kinds)
-    assert "16 tokens" in rows and 'data-key="30"' in rows, "30 layers of each kind in this model"
-    assert not page.parts.going("somebody") and not engine.turns.busy
+    assert "16 tokens" in rows and 'data-key="2"' in rows, "two layers of each kind in this model"
+    assert not page.sensitivity_runs.going("somebody") and not engine.queue.busy
 
 
 def test_stop_while_it_waits(tmp_path):
-    from comparator.engine import get_engine
-
     page, engine = page_of(tmp_path), get_engine()
-    ticket = engine.turns.enter()
 
     def then(line: str) -> None:
         if "1 ahead" in line:
-            page.parts.stop("somebody")
+            page.sensitivity_runs.stop("somebody")
 
-    try:
+    with engine.queue.turn(threading.Event()):
         sent = waited(pressed(page, shown(), then=then), 60)
-    finally:
-        engine.turns.leave(ticket)
     assert "Stopped." in sent[-1][0] and sent[-1][1].interactive
-    assert not engine.turns.busy, "it stayed in line after Stop"
+    assert not engine.queue.busy, "it stayed in line after Stop"
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("bf16", {}, "quantizes nothing.*Choose nf4 instead"),
-        ("no such column", {}, "not on the page"),
-        ("nf4", {"reference": CellName("nf4")}, "is the reference here.*another column"),
+        ("bf16", {}, "not quantized.*Select nf4 instead"),
+        ("no such column", {}, "not part of the comparison"),
+        ("nf4", {"reference": CellName("nf4")}, "is the reference.*another variant"),
         ("nf4", {"reference": None}, "no reference"),
         ("nf4:nonsense", {"cells": (replace(sample.NF4, variant="nf4:nonsense"),)}, "no option"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(tmp_path, name, changes, said):
-    with pytest.raises(Problem, match=f"(?s){said}"):
-        sensitivity.asked(shown(**changes), name, "kind")
+    with pytest.raises(UserError, match=f"(?s){said}"):
+        sensitivity.measurement_of(shown(**changes), name, "kind")
     (only,) = waited(pressed(page_of(tmp_path), shown(**changes), name))
     assert "bad" in only[0] and only[1].interactive
 
@@ -122,7 +120,7 @@ def test_what_makes_no_sense_is_refused_at_once(tmp_path, name, changes, said):
 def test_a_recording_of_a_model_that_is_not_here(tmp_path):
     page = page_of(tmp_path)
     sent = waited(pressed(page, shown(True, model=str(tmp_path / "gone"))))
-    assert "is not on this machine" in sent[-1][0] and "Run this here" in sent[-1][0]
+    assert "is not on this machine" in sent[-1][0] and "Run it here" in sent[-1][0]
     assert sources.is_here(BUILTIN_MODEL) and not sources.is_here("nobody-at-all/no-such-model")
 
 
@@ -130,7 +128,7 @@ def test_a_public_server_holds_the_same_limits_as_for_a_run(tmp_path):
     page = page_of(tmp_path, public=True, requests_per_minute=1)
     assert "not taken as a model" in waited(pressed(page, shown(model="/etc")))[-1][0]
     assert "public server" in waited(pressed(page, shown(), by="module"))[-1][0]
-    page.desk.count(ASKER)
+    page.admission.count(ASKER)
     assert "COMPARATOR_REQUESTS_PER_MINUTE" in waited(pressed(page, shown()))[-1][0]
     small = page_of(tmp_path, public=True, max_model_parameters="1M")
     assert "COMPARATOR_MAX_MODEL_PARAMETERS" in waited(pressed(small, shown()))[-1][0]
@@ -148,29 +146,30 @@ def test_the_first_choice_is_the_worst_quantized_column():
 
 def test_many_parts_are_cut_in_the_picture_and_whole_in_the_table():
     found = tuple(Part(f"layer {n}", ("a", "b"), 1 / (n + 1), None, 2.0, 0.5, 16) for n in range(40))
-    (bars,) = plots_fidelity.parts_bars(found).data
-    assert len(bars.x) == plots_fidelity.MOST_PARTS and bars.y[-1] == "layer 0" and bars.x[-1] == 1
-    wanted = sensitivity.Asked("<m>", resolve("nf4"), resolve("bf16"), "layer")
+    (bars,) = fidelity.parts_bars(found).data
+    assert len(bars.x) == fidelity.MOST_PARTS and bars.y[-1] == "layer 0" and bars.x[-1] == 1
+    wanted = sensitivity.Measurement("<m>", resolve("nf4"), resolve("bf16"), "layer")
     html = sensitivity.parts_table(wanted, found)
-    assert html.count("<tr>") == 41 and "worst 30 of 40" in html and "<m>" not in html
-    assert not plots_fidelity.parts_bars(()).data
+    assert html.count("<tr>") == 41 and "top 30 of 40" in html and "<m>" not in html
+    assert not fidelity.parts_bars(()).data
 
 
 def test_stopped_before_its_turn_it_touches_nothing():
-    from comparator.engine import get_engine
-    from comparator.types import Stopped
+    from comparator.core.errors import Stopped
 
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        list(lend.parts("nobody-at-all/none", resolve("nf4"), resolve("bf16"), "kind", 16, stop))
-    assert not get_engine().turns.busy
+        zerogpu_runner.sensitivity(
+            "nobody-at-all/none", resolve("nf4"), resolve("bf16"), "kind", 16, get_engine(), stop
+        )
+    assert not get_engine().queue.busy
 
 
 @pytest.mark.browser
-def test_on_the_page(visit, saved):
+def test_on_the_page(visit, saved, two_layers):
     """On a recording, whose model is here: nothing has to be run before."""
-    id = saved.save(sample.comparison(model=BUILTIN_MODEL, cells=(sample.REFERENCE, sample.NF4)))
+    id = saved.save(sample.comparison(model=str(two_layers), cells=(sample.REFERENCE, sample.NF4)))
     opened = visit(path=f"?c={id}")
     page = opened.page
     opened.tab("Fidelity")
@@ -186,9 +185,9 @@ def test_on_the_page(visit, saved):
     )
     page.click("#parts-run")
     page.wait_for_function(
-        "() => /hurts most/.test(document.querySelector('#parts-said').innerText)", timeout=400_000
+        "() => /matters most/.test(document.querySelector('#parts-said').innerText)", timeout=400_000
     )
     page.wait_for_selector("#parts .js-plotly-plot")
     assert page.locator("#parts-table tbody tr").count() == 7
-    assert "nf4 against bf16" in opened.text("#parts-table")
+    assert "nf4 vs bf16" in opened.text("#parts-table")
     assert not page.locator("#parts-stop").is_enabled() and not opened.complaints

@@ -1,4 +1,4 @@
-"""The Train tab in a real browser, on the real model: from opening it to the adapter's columns beside the others'."""
+"""The Train tab in a real browser: from opening it to the adapter's columns beside the others'."""
 
 from __future__ import annotations
 
@@ -59,9 +59,11 @@ def test_the_whole_path(visit, tmp_path):
     assert page.locator(".train-sample").count() == 5
     sample = page.locator(".train-sample .train-text").first
     assert "<|im_start|>user" in sample.locator(".masked").first.inner_text()
-    assert sample.locator(".learnt").inner_text().removeprefix("learnt:").strip().startswith("Arr, matey!")
-    assert "29 to train on, 3 held back" in text(page, "#train-preview")
-    assert "4.88 M trainable parameters" in until(page, "#train-plan", "of memory")
+    assert (
+        sample.locator(".trained").inner_text().removeprefix("trained on:").strip().startswith("Arr, matey!")
+    )
+    assert "29 for training, 3 held out" in text(page, "#train-preview")
+    assert "326 K trainable parameters" in until(page, "#train-plan", "of memory")
     page.click("#train-more > button")
     page.wait_for_selector("#train-set-sample-tokens input")
 
@@ -95,7 +97,7 @@ def test_the_whole_path(visit, tmp_path):
         timeout=120_000,
     )
     page.click("#train-stop")
-    until(page, "#train-progress", "What was trained until then is kept")
+    until(page, "#train-progress", "The adapter trained so far is kept")
     assert "stopped early" in until(page, "#trained-about", NAME)
     second.finished()
     page.wait_for_selector("#trained-compare", timeout=30_000)
@@ -136,10 +138,9 @@ def test_the_whole_path(visit, tmp_path):
     assert second.states() == dict.fromkeys(("bf16", f"bf16 + {NAME}", "nf4:dq", f"nf4:dq + {NAME}"), "done")
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#trained-delete")
-    until(page, "#tabs", "Nothing trained yet")
+    until(page, "#tabs", "No trained adapters yet")
     assert page.locator("#adapters").get_by_label(NAME, exact=True).count() == 0
     assert not second.complaints, second.complaints
-    second.context.close()
 
 
 def test_an_upload_names_its_columns_and_is_trained_to_the_end(visit, tmp_path):
@@ -161,8 +162,8 @@ def test_an_upload_names_its_columns_and_is_trained_to_the_end(visit, tmp_path):
         field.fill(column)
         field.press("Enter")
     until(page, "#train-preview", "mine.csv")
-    assert "36 to train on, 4 held back" in text(page, "#train-preview")
-    assert "Aye <b>" in page.locator(".train-text .learnt").first.inner_text()
+    assert "36 for training, 4 held out" in text(page, "#train-preview")
+    assert "Aye <b>" in page.locator(".train-text .trained").first.inner_text()
     page.locator("#train-name textarea, #train-name input").fill("mine")
     page.locator("#prompt textarea").fill("")  # no sample answer is asked for
     page.locator("#train-set-max-steps input").fill("3")
@@ -170,12 +171,11 @@ def test_an_upload_names_its_columns_and_is_trained_to_the_end(visit, tmp_path):
     page.click("#train-run")
     until(page, "#train-progress", "Done: 3 steps", 120)
     assert "stopped early" not in until(page, "#trained-about", "mine.csv")
-    assert "No sample answer was asked for" in text(page, "#train-samples")
+    assert "No sample answer: the prompt was empty" in text(page, "#train-samples")
     assert page.locator("#train-run").is_enabled() and not page.locator("#train-stop").is_enabled()
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#trained-delete")
-    # Not "Nothing trained yet": what another test left there is none of this one's business.
+    # Not "No trained adapters yet": what another test left there is none of this one's business.
     page.wait_for_function("() => !document.querySelector('#trained-about')?.innerText.includes('mine.csv')")
     assert page.locator("#adapters").get_by_label("mine", exact=True).count() == 0
     assert not visitor.complaints, visitor.complaints
-    visitor.context.close()

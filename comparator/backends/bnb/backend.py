@@ -1,0 +1,300 @@
+"""bitsandbytes: LLM.int8() and the 4-bit types nf4 and fp4, made from the checkpoint as it loads."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from comparator.backends import dtypes, transformers_loader
+from comparator.backends.base import (
+    DTYPES,
+    AdapterKind,
+    Backend,
+    LoadedModel,
+    Logical,
+    Method,
+    Option,
+    Placement,
+    Progress,
+    QuantizedType,
+    Training,
+)
+from comparator.backends.bnb import outliers
+from comparator.backends.options import ONLY
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant
+from comparator.sources import TensorInfo
+from comparator.util.compat import bitsandbytes as compat
+
+HEADS = ("lm_head", "embed_out", "output_projection")  # as causal language models call it
+_DTYPE = Option(
+    "dtype", "dtype of what stays unquantized (embeddings, norms, lm_head) and of the activations", "bf16",
+    choices=DTYPES,
+)  # fmt: skip
+_SKIP = Option(
+    "skip",
+    "modules to leave unquantized beside the output head, by name or its end, joined with +. skip=only+q_proj leaves "
+    "these alone and quantizes the head too, unless it shares its weights with the embedding",
+    None,
+    kind="names",
+)
+_INT8 = (
+    Option(
+        "threshold",
+        "outlier threshold: input features with an entry above it are multiplied in 16 bits; 0 disables it",
+        "6",
+        kind="number",
+        minimum=0,
+    ),
+    _SKIP,
+    _DTYPE,
+)
+
+_FOUR_BIT = (
+    Option("dq", "double quantization: the absmax values are quantized to 8 bits too", "false", kind="flag",
+           form="{name}"),
+    Option("compute", "dtype in which a layer multiplies, after unpacking", "bf16", choices=DTYPES,
+           transformers_default="fp32"),
+    Option("storage", "dtype of the buffer that holds the packed 4-bit values; the bits are the same", "uint8",
+           choices=("uint8", *DTYPES)),
+    _SKIP,
+    _DTYPE,
+)  # fmt: skip
+
+
+class BitsAndBytes(Backend):
+    name = "bitsandbytes"
+    requires = ("torch", "transformers", "bitsandbytes")
+    libraries = ("bitsandbytes",)
+    # `bitsandbytes.autograd._functions` logs "inputs will be cast" once per layer and token.
+    loggers = (
+        "bitsandbytes",
+        "bitsandbytes.autograd._functions",
+        "bitsandbytes.backends.cpu.ops",
+        "bitsandbytes.backends.utils",
+    )
+    types = (
+        QuantizedType("int8", 8, "8-bit integers, one scale per row"),
+        QuantizedType("nf4", 4),
+        QuantizedType("fp4", 4),
+    )
+    capture_note = outliers.NOTE
+    methods = (
+        Method("int8", "LLM.int8", "1 byte per weight, one scale per row; outlier features in 16 bits.", _INT8,
+               precision=50, bits=8),
+        Method("nf4", "4-bit NormalFloat", "Two 4-bit values in each byte; 16 levels spaced for normally "
+               "distributed weights; one scale per 64 weights.", _FOUR_BIT, precision=30, bits=4,
+               presets=("nf4", "nf4:dq")),
+        Method("fp4", "4-bit float", "Two 4-bit values in each byte; the 16 levels are tiny floats; one scale per "
+               "64 weights.", _FOUR_BIT, precision=20, bits=4),
+    )  # fmt: skip
+
+    def needed_bytes(self, variant, checkpoint) -> int:
+        values = self.values(variant)
+        rest = {"fp32": 4, "fp16": 2, "bf16": 2}[values["dtype"]]
+        left, _ = _left(values["skip"], *_heads(checkpoint))
+        total = 0.0
+        for tensor in checkpoint.tensors:
+            if _stays(tensor, left):
+                total += tensor.parameters * rest
+            elif variant.method == "int8":
+                total += tensor.parameters + 4 * tensor.shape[0]
+            else:
+                total += tensor.parameters * (0.5 + (0.0165 if values["dq"] == "true" else 0.0625))
+        return int(total)
+
+    def silence(self) -> None:
+        warnings.filterwarnings("ignore", message=".*MatMul8bitLt: inputs will be cast.*")
+
+    def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
+        from transformers import BitsAndBytesConfig
+
+        values, four_bit = self.values(variant), variant.method != "int8"
+        for name in ("dtype", "compute"):
+            if values.get(name) == "bf16" and not dtypes.supports_bf16(placement.device):
+                raise UserError("This GPU has no bf16.", f"Write {variant.method}:{name}=fp16 instead.")
+        left, unprotected = _left(values["skip"], *_heads(checkpoint))
+        config = BitsAndBytesConfig(**self._config(variant, left))
+        with contextlib.nullcontext() if four_bit else compat.int8_on_device():
+            model = transformers_loader.from_pretrained(
+                checkpoint, placement, progress, dtype=values["dtype"], quantization_config=config
+            )
+        notes = transformers_loader.lent_notes(checkpoint)
+        if unprotected:
+            notes.append(
+                f"skip=only: {', '.join(unprotected)} is quantized too, which {variant.method} leaves in 16 bits by default."
+            )
+        names = [name for name, _ in model.named_modules()]
+        asked = set(values["skip"].split("+")) - {"", ONLY}
+        if strangers := sorted(s for s in asked if not any(n.startswith(s) or n.endswith(s) for n in names)):
+            notes.append(f"skip= names what this model does not have: {', '.join(strangers)}.")
+        if four_bit:
+            notes += compat.leave_unsupported_layers(model)
+        kernel = "bitsandbytes " + ("Linear4bit" if four_bit else "Linear8bitLt")
+        if not any(self.owns(m) for m in model.modules()):
+            raise UserError(
+                f"{checkpoint.architecture} has no linear layer that bitsandbytes can quantize as {variant.notation}.",
+                "Use bf16, or shorten skip=.",
+            )
+        return LoadedModel(model, kernel, notes)
+
+    def _config(self, variant: Variant, left: list[str]) -> dict:
+        import torch
+
+        config = self._arguments(self.values(variant), variant.method, left)
+        return {k: getattr(torch, v) if k.endswith(("dtype", "storage")) else v for k, v in config.items()}
+
+    def _arguments(self, values: dict[str, str], method: str, left: list[str]) -> dict:
+        """Arguments of `BitsAndBytesConfig`, dtypes as torch attribute names. left: the modules to leave unquantized,
+        which transformers' own list gives where `skip` names none."""
+        arguments: dict = {"load_in_8bit": True} if method == "int8" else {"load_in_4bit": True}
+        if method == "int8":
+            arguments["llm_int8_threshold"] = float(values["threshold"])
+        else:
+            arguments["bnb_4bit_quant_type"] = method
+            arguments["bnb_4bit_compute_dtype"] = dtypes.torch_name(values["compute"]).removeprefix("torch.")
+            if values["dq"] == "true":
+                arguments["bnb_4bit_use_double_quant"] = True
+            if values["storage"] != "uint8":
+                arguments["bnb_4bit_quant_storage"] = dtypes.torch_name(values["storage"]).removeprefix(
+                    "torch."
+                )
+        if values["skip"]:
+            arguments["llm_int8_skip_modules"] = left
+        return arguments
+
+    def code(self, variant, placement, *, layers=(), kernel=None):
+        values = self.values(variant)
+        tied = any(row.tied_to for row in layers)
+        stored = {row.name.rpartition(".")[0].rpartition(".")[2] for row in layers}
+        left, _ = _left(values["skip"], [h for h in HEADS if h in stored] or ["lm_head"], tied)
+        written = {
+            k: f"torch.{v}" if k.endswith(("dtype", "storage")) else repr(v)
+            for k, v in self._arguments(values, variant.method, left).items()
+        }
+        inner = "".join(f"\n    {k}={v}," for k, v in written.items())
+        return (
+            ["from transformers import BitsAndBytesConfig"],
+            [f"quantization = BitsAndBytesConfig({inner}\n)"],
+            [f"dtype={dtypes.torch_name(values['dtype'])}", "quantization_config=quantization"],
+        )
+
+    def code_after(self, variant, layers):
+        odd = any(
+            row.logical_dtype in ("nf4", "fp4")
+            and row.device == "cpu"
+            and (row.shape[0] % 32 or row.shape[1] % 64)
+            for row in layers
+        )
+        if not odd:
+            return []
+        return [
+            "for module in model.modules():  # shapes that bitsandbytes' packed AVX-512 kernel refuses",
+            '    if hasattr(module, "support_avx512bf16_for_cpu") and (module.out_features % 32 or module.in_features % 64):',
+            "        module.support_avx512bf16_for_cpu = False",
+        ]
+
+    def quant_state(self, module) -> dict:
+        weight = getattr(module, "weight", None)
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            tensors = {"absmax": state.absmax, "codebook": state.code}
+            if getattr(state, "offset", None) is not None:
+                tensors["offset"] = state.offset
+            if (nested := getattr(state, "state2", None)) is not None:
+                tensors |= {"nested absmax": nested.absmax, "nested codebook": nested.code}
+            return {k: v for k, v in tensors.items() if v is not None}
+        # bitsandbytes moves SCB from the weight to the module's state at the first forward.
+        scb = getattr(weight, "SCB", None)
+        if scb is None:
+            scb = getattr(getattr(module, "state", None), "SCB", None)
+        return {} if scb is None else {"SCB": scb}
+
+    def logical(self, module, parameter) -> Logical | None:
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            compute = module.compute_dtype or state.dtype
+            return Logical(state.quant_type, tuple(state.shape), dtypes.short_name(compute))
+        if type(parameter).__name__ == "Int8Params":
+            threshold = module.state.threshold
+            return Logical("int8", tuple(parameter.shape), "int8" + (" + fp16 outliers" if threshold else ""))
+        return None
+
+    def dequantize(self, module):
+        import bitsandbytes.functional as F
+        import torch
+
+        weight = getattr(module, "weight", None)
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            data = weight.data
+            if getattr(state, "packing_format_for_cpu", False):
+                return compat.unpack_avx512(data, state)
+            return F.dequantize_4bit(data, state).to(torch.float32)
+        if scales := self.quant_state(module):
+            return F.int8_vectorwise_dequant(weight.data, scales["SCB"]).to(torch.float32)
+        return None
+
+    # ------------------------------------------------------------ decoding
+
+    def on_parallel_streams(self, module) -> bool:
+        return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+    def capture_forward(self, module):
+        if type(module).__name__ != "Linear8bitLt" or module.state.threshold <= 0:
+            return None
+        return lambda x: outliers.one_row(x, module.state, module.bias)
+
+    # ------------------------------------------------------------ adapters and training
+
+    def check_adapter(self, variant: Variant, adapter: AdapterKind) -> None:
+        if variant.method != "int8" and adapter.peft_type in ("LOHA", "LOKR"):
+            raise UserError(
+                f"{adapter.source} is {adapter.kind}, and peft has no {adapter.kind} for 4-bit layers: it would take the "
+                "packed bytes for the weights.",
+                "Use bf16 or int8 for this adapter, or a LoRA, which every variant takes.",
+            )
+
+    def reading_state_dict(self, model):
+        return compat.keeping_packed(model)
+
+    def training(self, variant: Variant, device: str) -> Training:
+        return Training(
+            dtype=self.values(variant)["dtype"],
+            adapter_width=2,  # trl casts the adapter of a base loaded in 8 or 4 bits to bf16
+            activation_width=2 if device.startswith("cuda") else 4,
+            upcast=True,
+        )
+
+    def training_bytes(self, variant: Variant, checkpoint) -> int:
+        """peft's preparation turns what is not quantized to fp32."""
+        others = tuple(o for o in variant.options if o[0] != "dtype")
+        return self.needed_bytes(replace(variant, options=(*others, ("dtype", "fp32"))), checkpoint)
+
+    def prepare_for_training(self, model) -> None:
+        """bitsandbytes repacks 4-bit weights for a CPU at the first inference, and that layout has no gradients."""
+        for module in model.modules():
+            if getattr(module, "support_avx512bf16_for_cpu", False):
+                module.support_avx512bf16_for_cpu = False
+
+
+def _heads(checkpoint: Any) -> tuple[list[str], bool]:
+    """(names of the output head, whether it shares its weights with the embedding)."""
+    stored = {t.name.rpartition(".")[0].rpartition(".")[2] for t in checkpoint.tensors}
+    return [head for head in HEADS if head in stored] or ["lm_head"], checkpoint.tied
+
+
+def _left(skip: str, heads: list[str], tied: bool) -> tuple[list[str], list[str]]:
+    """(modules to leave unquantized, heads that `skip=only` leaves to be quantized)."""
+    names = set(skip.split("+")) - {""}
+    unprotected = [] if ONLY not in names or tied else [h for h in heads if h not in names]
+    return sorted(names - {ONLY} | (set(heads) - set(unprotected))), unprotected
+
+
+def _stays(tensor: TensorInfo, left: list[str]) -> bool:
+    """Whether a checkpoint's tensor is left unquantized: what is no linear layer (embeddings, norms, experts, which
+    transformers fuses into one parameter), and what is in `left`."""
+    module = tensor.name.rsplit(".", 1)[0]
+    # As transformers matches them: a prefix of the full name, or its end.
+    if len(tensor.shape) != 2 or any(module.startswith(k) or module.endswith(k) for k in left):
+        return True
+    return ".experts." in tensor.name or "embed" in module or module.endswith(("wte", "wpe", "norm"))

@@ -1,0 +1,100 @@
+"""GPTQ checkpoints that are quantized on this machine: taken from the cache, or made once, whole or not at all.
+
+The cache's key holds the model's content, the recipe, the calibration text and gptqmodel's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from comparator.backends import calibration
+from comparator.backends.gptq import shapes
+from comparator.backends.gptq.layer import Recipe
+from comparator.core.errors import UserError
+from comparator.sources import Checkpoint
+from comparator.util import atomic_dir
+
+Progress = Callable[[float | None, str], None]
+
+_VERSION = 1  # raise it when the same recipe gives other weights
+
+
+def folder(checkpoint: Checkpoint, recipe: Recipe, cal: str, cache_dir: Path) -> Path:
+    """The cache folder of this recipe's checkpoint, which may not exist yet."""
+    identity = [_VERSION, importlib.metadata.version("gptqmodel"), recipe, _calibration_key(cal, cache_dir), _content(checkpoint, cache_dir)]  # fmt: skip
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
+    stem = re.sub(r"[^\w.-]+", "-", checkpoint.source)[-50:].strip("-.")
+    group = f"g{recipe.group_size}" if recipe.group_size > 0 else "row"
+    return cache_dir / "gptq" / f"{stem}-{recipe.bits}bit-{group}-{key}"
+
+
+def make(
+    checkpoint: Checkpoint, recipe: Recipe, cal: str, cache_dir: Path, device: str, progress: Progress
+) -> Path:
+    """The folder of the quantized checkpoint, made now unless it is there. Raises `UserError`, and what `progress`
+    raises; in both cases nothing is left behind."""
+    path = folder(checkpoint, recipe, cal, cache_dir)
+    need = shapes.packed_bytes(checkpoint, recipe.bits, recipe.group_size)
+    with atomic_dir.building(
+        path, progress=progress, need_bytes=need, what="the quantized checkpoint"
+    ) as tmp:
+        if tmp is not None:
+            _make(checkpoint, recipe, cal, cache_dir, device, tmp, progress)
+    return path
+
+
+def _make(checkpoint, recipe: Recipe, cal: str, cache_dir: Path, device: str, target: Path, progress) -> None:
+    from transformers import AutoTokenizer
+
+    from comparator.backends.base import Placement
+    from comparator.backends.gptq import quiet
+    from comparator.backends.gptq.quantize import quantize
+    from comparator.backends.transformers_loader import from_pretrained
+
+    quiet.silence()
+    documents = calibration.texts(cal, cache_dir, progress)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    samples = calibration.samples(tokenizer, documents, checkpoint.context_length)
+    dtype = "bf16" if checkpoint.dtype == "bf16" else "fp32"
+    _check_memory(checkpoint, dtype)
+    progress(0.0, "loading the full-precision model")
+    # On the CPU whatever the device is: one block at a time goes there, so a model larger than the GPU works.
+    model = from_pretrained(
+        checkpoint, Placement("cpu"), lambda _, message: progress(0.0, message), dtype=dtype
+    )
+    quantize(model, samples, recipe, target, tokenizer, progress, device)
+
+
+def _check_memory(checkpoint: Checkpoint, dtype: str) -> None:
+    need = checkpoint.parameters * (2 if dtype == "bf16" else 4)
+    free = psutil.virtual_memory().available
+    if need * 1.1 > free:
+        raise UserError(
+            f"Quantizing {checkpoint.source} takes about {need * 1.1 / 1e9:.1f} GB of main memory for the "
+            f"full-precision model, and {free / 1e9:.1f} GB is free.",
+            "Unload other variants or close other programs, or name a ready-made checkpoint: gptq@user/repo.",
+        )
+
+
+def _calibration_key(cal: str, cache_dir: Path) -> str:
+    """The calibration text in the key: a hash, or the name of a data set that does not change."""
+    return cal or calibration.fingerprint(calibration.texts("", cache_dir))
+
+
+def _content(checkpoint: Checkpoint, cache_dir: Path) -> Any:
+    """Identifies the weights: a Hub commit, the cache's own folder name, or the files' sizes and dates."""
+    if checkpoint.revision:
+        return (checkpoint.source.partition("@")[0], checkpoint.revision)
+    if checkpoint.path.parent == cache_dir / "models":  # named by the hash of the file it was converted from
+        return checkpoint.path.name
+    files = sorted(
+        p for p in checkpoint.path.iterdir() if p.suffix == ".safetensors" or p.name == "config.json"
+    )
+    return (str(checkpoint.path.resolve()), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])

@@ -1,0 +1,235 @@
+"""Ready-made GPTQ checkpoints: what they are, whether they fit the comparison's model, AutoGPTQ's older layout.
+
+Reads configs and headers; loads no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comparator.backends.gptq import checks
+from comparator.backends.gptq.kernels import Packed
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant
+from comparator.sources import Checkpoint, open_checkpoint
+from comparator.sources.examine import require_complete
+from comparator.util import atomic_dir
+
+Progress = Callable[[float | None, str], None]
+
+_OWN_NAMES = ("model.safetensors", "model.safetensors.index.json")
+# What has to be the same in both models; by several names, since families differ.
+_SIZES = (
+    ("hidden_size", "n_embd", "d_model"),
+    ("num_hidden_layers", "n_layer", "num_layers"),
+    ("num_attention_heads", "n_head"),
+    ("num_key_value_heads",),
+    ("intermediate_size", "n_inner", "ffn_dim"),
+    ("vocab_size",),
+)
+
+
+@dataclass(frozen=True)
+class ReadyMade:
+    """A GPTQ checkpoint on this machine's disk."""
+
+    checkpoint: Checkpoint
+    bits: int
+    group_size: int
+    desc_act: bool
+    sym: bool
+    version: str  # gptq | gptq_v2: how zero points are stored
+
+    @property
+    def legacy(self) -> bool:
+        """AutoGPTQ's older layout, which transformers does not find by itself."""
+        return not any((self.checkpoint.path / name).is_file() for name in _OWN_NAMES) or not _has_config(
+            self.checkpoint.path
+        )
+
+    def packed(self, dtype: str) -> Packed:
+        sizes = frozenset(
+            (t.shape[0] * 32 // self.bits, t.shape[1])
+            for t in self.checkpoint.tensors
+            if t.name.endswith(".qweight") and len(t.shape) == 2
+        )
+        return Packed(self.bits, self.group_size, self.desc_act, self.sym, dtype, sizes)
+
+
+def open_ready(variant: Variant, progress: Progress | None = None) -> ReadyMade:
+    """The checkpoint behind `gptq@SOURCE`, downloaded where it is a Hub repo. Raises `UserError`."""
+    name = f"{variant.source}@{variant.revision}" if variant.revision else str(variant.source)
+    return read(open_checkpoint(name, progress=progress))
+
+
+def read(checkpoint: Checkpoint) -> ReadyMade:
+    """Raises `UserError` for a checkpoint that is not GPTQ, or of a kind that nothing here loads."""
+    config = checkpoint.quantization
+    if not config:
+        raise UserError(
+            f"{checkpoint.source} is not quantized: it has neither quantization_config nor quantize_config.json.",
+            "Name a GPTQ checkpoint after gptq@, or write gptq without a source to quantize the model itself.",
+        )
+    method = str(config.get("quant_method") or config.get("method") or "gptq").lower()
+    if method != "gptq":
+        raise UserError(
+            f"{checkpoint.source} was quantized with {method}, not GPTQ.", "Name a GPTQ checkpoint."
+        )
+    version = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
+    if version not in ("gptq", "gptq_v2"):
+        raise UserError(
+            f"{checkpoint.source} is packed for one kernel only (format {version}).",
+            "Use a checkpoint in the format gptq; most repos offer it on another branch.",
+        )
+    bits, group = config.get("bits"), config.get("group_size", -1)
+    if bits not in (2, 3, 4, 8) or not isinstance(group, int):
+        raise UserError(
+            f"{checkpoint.source} says bits={bits!r}, group_size={group!r}.",
+            "transformers loads GPTQ with 2, 3, 4 or 8 bits.",
+        )
+    names = {t.name for t in checkpoint.tensors}
+    packed = [n.removesuffix(".qweight") for n in names if n.endswith(".qweight")]
+    if not packed:
+        raise UserError(
+            f"{checkpoint.source} says that it is GPTQ but holds no packed weight (*.qweight).",
+            "The files do not belong together: download the checkpoint again.",
+        )
+    for part in ("qzeros", "scales", "g_idx"):
+        if lost := [n for n in packed if f"{n}.{part}" not in names]:
+            raise UserError(
+                f"{checkpoint.source} has no {part} for {lost[0]}"
+                + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+                + ".",
+                "It is damaged, or made by a tool older than AutoGPTQ: use another one.",
+            )
+    sym = bool(config.get("sym", True))
+    checks.check(checkpoint, bits, group, sym, version)
+    require_complete(checkpoint)
+    return ReadyMade(checkpoint, bits, group, bool(config.get("desc_act", False)), sym, version)
+
+
+def check_options(ready: ReadyMade, requested: dict[str, str]) -> None:
+    """Raises `UserError` for an option that the checkpoint contradicts, by name."""
+    actual = {
+        "bits": (str(ready.bits), f"{ready.bits}bit"),
+        "group": (str(ready.group_size), f"g{ready.group_size}"),
+        "desc_act": (str(ready.desc_act).lower(), "desc_act" if ready.desc_act else "no desc_act"),
+        "sym": (str(ready.sym).lower(), f"sym={str(ready.sym).lower()}"),
+    }
+    for name, (value, words) in actual.items():
+        if name in requested and requested[name] != value:
+            raise UserError(
+                f"{name}={requested[name]} is asked for, but {ready.checkpoint.source} was made with {words}.",
+                "Leave the option out: it comes from the checkpoint.",
+            )
+    for name in ("damp", "cal"):
+        if name in requested:
+            raise UserError(
+                f"{name}={requested[name]} is asked for, but {ready.checkpoint.source} is quantized already.",
+                f"{name} belongs to quantizing: leave it out, or write gptq without a source.",
+            )
+
+
+def check_same_model(ready: ReadyMade, model: Checkpoint) -> None:
+    """Raises `UserError` where the checkpoint is of another architecture or size than the comparison's model."""
+    quantized = ready.checkpoint
+    if quantized.architecture != model.architecture:
+        raise UserError(
+            f"{quantized.source} is a {quantized.architecture}; the comparison's model {model.source} is a "
+            f"{model.architecture}.",
+            "Compare it with the model it was made from.",
+        )
+    ours, theirs = _config(model.path), _config(quantized.path)
+    for names in _SIZES:
+        one, other = _first(ours, names), _first(theirs, names)
+        if one is not None and other is not None and one != other:
+            raise UserError(
+                f"{quantized.source} has {names[0]} {other:,}; the comparison's model {model.source} has {one:,}.",
+                "It was made from a model of another size: compare it with that one.",
+            )
+
+
+def tokenizer_note(ready: ReadyMade, model: Checkpoint) -> str | None:
+    """A warning where the checkpoint's tokenizer is not the model's; all columns get the model's token ids."""
+    one, other = (_vocabulary(c.path) for c in (model, ready.checkpoint))
+    if one is None or other is None or one == other:
+        return None
+    differ = sum(one.get(k) != v for k, v in other.items()) + sum(k not in other for k in one)
+    return (
+        f"{ready.checkpoint.source} comes with another tokenizer ({differ:,} of {max(len(one), len(other)):,} entries "
+        "differ). Every column gets the token ids of the comparison's model, so this one may answer oddly."
+    )
+
+
+def for_transformers(ready: ReadyMade, cache_dir: Path) -> Path:
+    """A folder that plain transformers loads: the checkpoint's own, or for the older layout one of links."""
+    source = ready.checkpoint.path
+    if not ready.legacy:
+        return source
+    weights = sorted(p for p in source.iterdir() if p.suffix == ".safetensors" or p.name.endswith(".safetensors.index.json"))  # fmt: skip
+    stamp = "|".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in weights)
+    key = hashlib.sha256(f"{source.resolve()}|{stamp}".encode()).hexdigest()[:12]
+    stem = re.sub(r"[^\w.-]+", "-", source.name)[:40]
+    path = cache_dir / "gptq" / f"layout-{stem}-{key}"
+    with atomic_dir.building(path, what="the checkpoint's new layout") as tmp:
+        if tmp is not None:
+            _lay_out(ready, weights, tmp)
+    return path
+
+
+def _lay_out(ready: ReadyMade, weights: list[Path], target: Path) -> None:
+    index = next((p for p in weights if p.name.endswith(".index.json")), None)
+    single = [p for p in weights if p.suffix == ".safetensors"]
+    for file in ready.checkpoint.path.iterdir():
+        if not file.is_file() or file.name in ("config.json", "quantize_config.json"):
+            continue
+        if file == index:
+            name = "model.safetensors.index.json"
+        elif index is None and file == single[0]:
+            name = "model.safetensors"
+        else:
+            name = file.name
+        _link(file, target / name)
+    config = _config(ready.checkpoint.path)
+    config["quantization_config"] = {**(ready.checkpoint.quantization or {}), "quant_method": "gptq"}
+    (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.symlink(file.resolve(), target)
+    except OSError:  # Windows without the right to, or a file system without links
+        shutil.copyfile(file, target)
+
+
+def _has_config(path: Path) -> bool:
+    return isinstance(_config(path).get("quantization_config"), dict)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    return next((v for n in names for c in (text, config) if isinstance(v := c.get(n), int)), None)
+
+
+def _vocabulary(path: Path) -> dict[str, int] | None:
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception:  # a tokenizer of a newer kind; the model's own is what is used
+        return None

@@ -1,0 +1,74 @@
+"""A full-precision checkpoint's headers → the layers that GPTQ takes, the group size that suits them, bytes.
+
+Looks at names and shapes only; quantize.py decides by the modules themselves, with the same rule.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from comparator.core.errors import UserError
+from comparator.sources import Checkpoint, TensorInfo
+
+GROUP_SIZES = (128, 64, 32)
+_IN_BLOCK = re.compile(r"\.\d+\..+\.weight$")
+_NOT_LINEAR = re.compile(r"norm|embed|\.experts\.|rotary|\.conv\d?d?\.|\.router\.")
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    inputs: int
+    outputs: int
+
+
+def layers(checkpoint: Checkpoint) -> list[Layer]:
+    """Linear layers inside the transformer blocks whose sizes are multiples of 32: what can be packed."""
+    found = []
+    for tensor in checkpoint.tensors:
+        if len(tensor.shape) != 2 or not _IN_BLOCK.search(tensor.name) or _NOT_LINEAR.search(tensor.name):
+            continue
+        outputs, inputs = tensor.shape
+        if inputs % 32 == 0 and outputs % 32 == 0:
+            found.append(Layer(tensor.name.removesuffix(".weight"), inputs, outputs))
+    return found
+
+
+def group_size(checkpoint: Checkpoint, wish: int | None) -> int:
+    """`wish` if it divides every layer's inputs; without one the largest of 128, 64, 32 that does, else −1 (a whole
+    row). Raises `UserError` naming a layer that the wish does not divide."""
+    found = layers(checkpoint)
+    if not found:
+        raise UserError(
+            f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that GPTQ can pack.",
+            "Its layers would have to come in multiples of 32 and lie in a stack of blocks; use nf4 or int8.",
+        )
+    fitting = [g for g in GROUP_SIZES if all(layer.inputs % g == 0 for layer in found)]
+    if wish is None:
+        return fitting[0] if fitting else -1
+    if wish > 0 and (odd := next((layer for layer in found if layer.inputs % wish), None)):
+        possible = ", ".join(f"g{g}" for g in (*fitting, -1))
+        raise UserError(
+            f"The group size {wish} does not divide the {odd.inputs} inputs of {odd.name}.",
+            f"Possible for {checkpoint.source}: {possible}. Leave it out and the largest is taken.",
+        )
+    return wish
+
+
+def packed_bytes(checkpoint: Checkpoint, bits: int, group: int) -> int:
+    """About what the quantized model holds: packed weights, scales and zeros a group, g_idx, and the rest in 16 bits."""
+    names = {f"{layer.name}.weight": layer for layer in layers(checkpoint)}
+    total = 0.0
+    for tensor in checkpoint.tensors:
+        if (layer := names.get(tensor.name)) is None:
+            total += 0 if _is_second_head(tensor, checkpoint) else 2 * tensor.parameters
+            continue
+        groups = layer.inputs // group if group > 0 else 1
+        total += layer.inputs * layer.outputs * bits / 8
+        total += groups * layer.outputs * (2 + bits / 8) + 4 * layer.inputs
+    return int(total)
+
+
+def _is_second_head(tensor: TensorInfo, checkpoint: Checkpoint) -> bool:
+    return checkpoint.tied and tensor.name == "lm_head.weight"

@@ -1,0 +1,117 @@
+"""The options of a method: what they are, and how the notation's tokens become their values."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from comparator.core.errors import UserError
+
+ONLY = "only"  # first in a list of names: the list replaces the method's own instead of adding to it
+_MODULE = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method. `form` is how the notation writes it: `{name}={value}`, `{name}`, `g{value}`.
+
+    Kind `names` takes names of modules, joined with +: libraries match them as regular expressions, so nothing else.
+    """
+
+    name: str
+    help: str
+    default: str | None
+    kind: Literal["flag", "choice", "number", "names", "text"] = "choice"
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    form: str = "{name}={value}"
+    transformers_default: str | None = None  # said in `variants` where it differs from ours
+
+    @property
+    def example(self) -> str:
+        value = self.default if self.default is not None else (self.choices[0] if self.choices else "…")
+        return self.form.format(name=self.name, value=value)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a backend. `precision` orders methods when a reference has to be chosen (higher: truer)."""
+
+    name: str
+    title: str
+    summary: str
+    options: tuple[Option, ...] = ()
+    takes_source: bool = False
+    precision: int = 0
+    bits: float = 16.0
+    presets: tuple[str, ...] = ()  # ready-made notations for the page
+
+
+def match_option(method: Method, name: str, value: str | None) -> tuple[Option, str]:
+    """One notation token → (option, its value as canonical text). Raises `UserError` on anything unknown."""
+    for option in method.options:
+        if option.kind == "flag":
+            if name == option.name and value in (None, "true", "1", "yes", "on"):
+                return option, "true"
+            if name == option.name and value in ("false", "0", "no", "off"):
+                return option, "false"
+        elif "=" in option.form:
+            if name == option.name:
+                if value is None:
+                    raise UserError(f"{option.name} needs a value.", f"Write {option.example}.")
+                return option, _checked(option, value)
+        elif value is None:
+            before, _, after = option.form.partition("{value}")
+            if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+                middle = name[len(before) : len(name) - len(after)]
+                if middle.lstrip("-").isdigit():
+                    return option, _checked(option, middle)
+    raise unknown_option(method, name if value is None else f"{name}={value}", name)
+
+
+def _checked(option: Option, value: str) -> str:
+    if option.kind == "number":
+        try:
+            number = float(value)
+        except ValueError:
+            raise UserError(
+                f"{option.name} must be a number, not “{value}”.", f"Write {option.example}."
+            ) from None
+        low, high = option.minimum, option.maximum
+        if number != number or (low is not None and number < low) or (high is not None and number > high):
+            raise UserError(
+                f"{option.name}={value} is out of range.",
+                f"{option.name} goes from {low:g}" + (f" to {high:g}." if high is not None else " up."),
+            )
+        return f"{number:g}"
+    if option.kind == "names":
+        names = {part for part in value.split("+") if part}
+        if wrong := next((name for name in names if not _MODULE.fullmatch(name)), None):
+            raise UserError(
+                f"{option.name} takes names of modules, and “{wrong[:80]}” is none.",
+                f"Join names or the ends of names with +, such as {option.name}=q_proj+mlp.down_proj.",
+            )
+        return "+".join(sorted(names, key=lambda name: (name != ONLY, name)))
+    if option.choices and value not in option.choices:
+        written = option.form.format(name=option.name, value=value)
+        raise UserError(
+            f"“{written}” is not possible.", f"{option.name} is one of {', '.join(option.choices)}."
+        )
+    return value
+
+
+def unknown_option(method: Method, written: str, name: str) -> UserError:
+    known = [o.name for o in method.options]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not known:
+        return UserError(
+            f"{method.name} takes no options, so not “{written}” either.", f"Write just {method.name}."
+        )
+    meant = f"Did you mean {method.options[known.index(near[0])].example}? " if near else ""
+    return UserError(
+        f"{method.name} has no option “{written}”.",
+        f"{meant}{method.name} takes {', '.join(o.example for o in method.options)}.",
+    )

@@ -1,0 +1,37 @@
+"""Options that several commands have. `--ray` moves a command's work to a Ray cluster; imports no Ray."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+PANEL = "Cluster"
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", help="Model. (default: COMPARATOR_MODEL or smollm2-135m)"),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show log messages of the libraries.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        rich_help_panel=PANEL,
+        help="Run on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. (default: COMPARATOR_RAY_ADDRESS or this "
+        "machine)",
+    ),
+]
+
+
+def use(address: str | None) -> None:
+    """Set the address for this process and its child processes."""
+    if address is None:
+        return
+    from comparator.core.settings import get_settings
+    from comparator.engines import get_engine
+
+    os.environ["COMPARATOR_RAY_ADDRESS"] = address
+    get_settings.cache_clear()
+    get_engine.cache_clear()

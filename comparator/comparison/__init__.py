@@ -1,0 +1,1 @@
+"""A request → events → the comparison document."""

@@ -1,0 +1,336 @@
+"""What one visitor may ask for, and how often. Each refusal names the limit and says what to do about it.
+
+    limits = limits_of(settings)
+    limits.check(request, prompt_tokens=…, facts=…)   # pure; call it again when more is known
+    limiter = RateLimiter(limits)
+    limiter.admit(visitor(headers, client_host, settings))
+
+On a private installation only the settings that were set apply, and local paths are allowed. In public mode every
+limit has a value, and models come from the Hub or are built in, never from a path. COMPARATOR_ALLOWED_MODELS is
+read here and nowhere else: the page, the command line, training and the engines all call `check_source`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from comparator.core.errors import UserError
+from comparator.core.request import Request
+from comparator.core.settings import Settings, get_settings
+from comparator.core.state import ModelFacts
+from comparator.core.variant import Adapter, Cell
+from comparator.sources import builtin_names
+
+# The limits of public mode where the setting is not given; docs/space.md lists them.
+PUBLIC = {
+    "requests_per_minute": 6,
+    "requests_per_minute_total": 60,
+    "max_tokens_per_comparison": 8_192,
+    "max_evaluation_characters": 50_000,
+    "max_model_parameters": "9B",
+}
+_CHARACTERS_PER_TOKEN = (
+    20  # a prompt with more characters per allowed token is refused before it is tokenized
+)
+_MOST_VISITORS = 10_000
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None: no limit. Sizes are per request."""
+
+    public: bool = False
+    max_columns: int = 8
+    max_new_tokens: int = 1024
+    max_prompt_tokens: int = 8192
+    max_tokens_per_comparison: int | None = None  # columns × new tokens × repeats
+    max_evaluation_characters: int | None = None
+    max_model_parameters: int | None = None
+    allowed_models: tuple[str, ...] = ()  # patterns, see `allows`; empty: every model
+    requests_per_minute: int | None = None  # per visitor
+    requests_per_minute_total: int | None = None
+
+    def check(
+        self, request: Request, *, prompt_tokens: int | None = None, facts: ModelFacts | None = None
+    ) -> None:
+        """Raises `UserError` naming the first limit that the request exceeds. Arguments that are None are not checked."""
+        self.check_sources(request)
+        columns, settings = len(request.cells), request.settings
+        runs = max(1, settings.repeats) * (
+            2 if settings.decode == "both" else 1
+        )  # "both" decodes eagerly too
+        comparison = f"({columns} columns × {settings.max_new_tokens} new tokens × {runs} runs)"
+        text = request.evaluation.text if request.fidelity == "text" else None
+        parts = (request.prompt, request.system or "", *request.template.variables.values())
+        characters = sum(len(str(part)) for part in parts)
+        shorter, part = "Shorten the prompt.", "Use a part of it."
+        # (what is counted, how many, the limit, its setting, advice); None where there is nothing to count or no limit
+        counts = (
+            ("columns", columns, self.max_columns, "MAX_COLUMNS", "Deselect some variants or adapters."),
+            ("new tokens", settings.max_new_tokens, self.max_new_tokens, "MAX_NEW_TOKENS", "Request a shorter answer."),
+            (f"tokens in one comparison {comparison}", columns * settings.max_new_tokens * runs,
+             self.max_tokens_per_comparison, "MAX_TOKENS_PER_COMPARISON",
+             "Choose fewer columns, fewer repeats or a shorter answer."),
+            ("characters in the prompt", characters,
+             self.max_prompt_tokens * _CHARACTERS_PER_TOKEN, "MAX_PROMPT_TOKENS", shorter),
+            ("prompt tokens", prompt_tokens, self.max_prompt_tokens, "MAX_PROMPT_TOKENS", shorter),
+            ("characters in the text that fidelity is measured on", None if text is None else len(text),
+             self.max_evaluation_characters, "MAX_EVALUATION_CHARACTERS", part),
+        )  # fmt: skip
+        for what, count, most, setting, advice in counts:
+            if count is not None and most is not None and count > most:
+                raise UserError(
+                    f"{count:,} {what}: the limit here is {most:,} (COMPARATOR_{setting}).", advice
+                )
+        if facts is not None:
+            self.check_size(facts)
+
+    def check_size(self, facts: ModelFacts) -> None:
+        """Raises `UserError` if the model has more parameters than are allowed here."""
+        most = self.max_model_parameters
+        if most is not None and facts.parameters is not None and facts.parameters > most:
+            raise UserError(
+                f"{facts.source} has {_count(facts.parameters)} parameters; this server takes models of up to "
+                f"{_count(most)} (COMPARATOR_MAX_MODEL_PARAMETERS).",
+                "Choose a smaller model, or run Quant Comparator on your own machine.",
+            )
+
+    def check_sources(self, request: Request) -> None:
+        """Raises `UserError` for a path in public mode, and for a source that is not on the allow-list."""
+        self.check_source(request.model, "model")
+        for cell in request.cells:
+            self.check_cell(cell)
+        if self.public and request.max_memory:
+            raise UserError("Memory limits are the server's own here.", "Leave the memory setting empty.")
+
+    def check_cell(self, cell: Cell) -> None:
+        """`check_source` for a column's checkpoint and adapter; in public mode no option may name a file."""
+        if cell.variant.source:
+            self.check_source(_named(cell.variant.source, cell.variant.revision), "checkpoint")
+        for option, value in cell.variant.options:
+            if self.public and value is not None and _is_path(value):
+                raise UserError(
+                    f"“{option}={value[:100]}” names a file, and a public server opens none of its own for visitors.",
+                    "Leave the option out, or run Quant Comparator on your own machine.",
+                )
+        if cell.adapter is not None:
+            self.check_adapter(cell.adapter)
+
+    def check_adapter(self, adapter: Adapter) -> None:
+        self.check_source(_named(adapter.source, adapter.revision), "adapter")
+
+    def check_source(self, name: str, what: str = "model") -> None:
+        """Raises `UserError` if a model, checkpoint or adapter of this name (with `@revision`) is not allowed here."""
+        if _is_builtin(name, what):
+            return
+        if self.public and (not _HUB_NAME.fullmatch(name) or ".." in name or _is_path(name)):
+            raise UserError(
+                f"“{name[:100]}” is not taken as {_a(what)}: on a public server a {what} is built in or comes from the "
+                "Hub, not from a path.",
+                "Write user/name, or run Quant Comparator on your own machine to use local files.",
+            )
+        if not self.allows(name):
+            raise UserError(
+                f"“{name[:100]}” is not on this server's list (COMPARATOR_ALLOWED_MODELS).",
+                f"It takes {', '.join(self.allowed_models[:8])}{' …' if len(self.allowed_models) > 8 else ''}.",
+            )
+
+    def allows(self, name: str) -> bool:
+        """Whether the allow-list has this model, checkpoint or adapter. Built-in names need no entry.
+
+        A pattern is `owner/name` or `owner/name@revision`; `*`, `?` and `[…]` match as in `fnmatch`, upper and lower
+        case alike in the name. Without a revision the pattern covers every branch, tag and commit of the repository,
+        but no other ref: anybody can open a pull request (`refs/pr/4`) with weights of their own. A name without a
+        revision means the branch `main`.
+        """
+        if not self.allowed_models:
+            return True
+        name = name.strip()
+        repo, revision = (name, "") if _looks_local(name) else name.partition("@")[::2]
+        for pattern in self.allowed_models:
+            allowed_repo, at, allowed_revision = pattern.partition("@")
+            if not fnmatchcase(repo.lower(), allowed_repo.lower()):
+                continue
+            if fnmatchcase(revision or "main", allowed_revision) if at else not _is_foreign_ref(revision):
+                return True
+        return False
+
+
+def check_source(name: str, what: str = "model") -> None:
+    """`Limits.check_source` with the settings of this process."""
+    limits_of(get_settings()).check_source(name, what)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits that apply with these settings. Raises `UserError` naming a setting that cannot be read."""
+
+    def value(name: str):
+        configured = getattr(settings, name)
+        return PUBLIC[name] if configured is None and settings.public else configured
+
+    parameters = value("max_model_parameters")
+    return Limits(
+        public=settings.public,
+        max_columns=settings.max_columns,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_tokens_per_comparison=value("max_tokens_per_comparison"),
+        max_evaluation_characters=value("max_evaluation_characters"),
+        max_model_parameters=None if parameters is None else parse_count(parameters),
+        allowed_models=tuple(filter(None, (m.strip() for m in settings.allowed_models.split(",")))),
+        requests_per_minute=value("requests_per_minute"),
+        requests_per_minute_total=value("requests_per_minute_total"),
+    )
+
+
+class RateLimiter:
+    """Limits requests in a moving window of one minute, per visitor and overall. Safe from any thread."""
+
+    def __init__(self, limits: Limits):
+        from limits import RateLimitItemPerMinute
+        from limits.storage import MemoryStorage
+        from limits.strategies import MovingWindowRateLimiter
+
+        each, total = limits.requests_per_minute, limits.requests_per_minute_total
+        self._each = RateLimitItemPerMinute(each, namespace="visitor") if each is not None else None
+        self._total = RateLimitItemPerMinute(total, namespace="total") if total is not None else None
+        self._storage = MemoryStorage()
+        self._windows = MovingWindowRateLimiter(self._storage)
+        self._lock = threading.Lock()  # a request counts in both windows or in neither
+
+    def admit(self, visitor: str) -> None:
+        """Count one request, or raise `UserError` with the seconds until the next is allowed; refusals do not count."""
+        with self._lock:
+            if self._each and not self._windows.test(self._each, visitor):
+                most = self._each.amount
+                raise UserError(
+                    f"You have started {most} comparisons in the last minute; the limit here is {most} "
+                    "(COMPARATOR_REQUESTS_PER_MINUTE).",
+                    f"Try again in {self._wait_s(self._each, visitor)} s.",
+                )
+            if self._total and not self._windows.test(self._total):
+                most = self._total.amount
+                raise UserError(
+                    f"This server has started {most} comparisons in the last minute, for everybody together; "
+                    f"its limit is {most} (COMPARATOR_REQUESTS_PER_MINUTE_TOTAL).",
+                    f"Try again in {self._wait_s(self._total)} s, or run Quant Comparator on your own machine.",
+                )
+            if self._each:
+                self._windows.hit(self._each, visitor)
+            if self._total:
+                self._windows.hit(self._total)
+            self._prune()
+
+    def _wait_s(self, item, *key: str) -> int:
+        return max(1, math.ceil(self._windows.get_window_stats(item, *key).reset_time - time.time()))
+
+    def _prune(self) -> None:
+        """`MemoryStorage` keeps every key that it ever saw: beyond `_MOST_VISITORS`, drop the longest idle half."""
+        events = self._storage.events
+        if len(events) <= _MOST_VISITORS:
+            return
+        latest = {key: hits[0].atime if hits else 0.0 for key, hits in list(events.items())}
+        for key in sorted(latest, key=latest.get)[: -_MOST_VISITORS // 2]:
+            with self._storage.locks[key]:  # its own thread empties expired keys
+                self._storage.clear(key)
+
+
+def visitor(headers: Mapping[str, str], client_host: str | None, settings: Settings) -> str:
+    """Who is asking, for rate limits: an address, not a name. Never saved with a comparison.
+
+    Behind a proxy (COMPARATOR_BEHIND_PROXY, on by default on a Space) it is the last public address that the proxies
+    put into X-Forwarded-For: what visitors write there themselves stands before it.
+    """
+    if settings.behind_proxy:
+        for part in reversed(headers.get("x-forwarded-for", "").split(",")[-20:]):
+            try:
+                address = ipaddress.ip_address(part.strip())
+            except ValueError:
+                continue
+            if address.is_global:
+                # A household or a server has a whole /64 of IPv6, so that is one visitor.
+                network = ipaddress.ip_network((address, 64 if address.version == 6 else 32), strict=False)
+                return str(network.network_address)
+    return client_host or "unknown"
+
+
+def auth_pairs(settings: Settings) -> list[tuple[str, str]] | None:
+    """COMPARATOR_AUTH as (user, password) pairs for the page's login, or None. Raises `UserError`, quoting no password.
+
+    `user:password`, several with commas between; a password alone belongs to the user “user”.
+    """
+    text = settings.auth.get_secret_value().strip() if settings.auth is not None else ""
+    if not text:
+        return None
+    pairs = []
+    for part in text.split(","):
+        user, colon, password = part.strip().partition(":")
+        user, password = (user.strip(), password) if colon else ("user", user)
+        if not user or not password:
+            raise UserError(
+                "COMPARATOR_AUTH has an entry without a user or without a password.",
+                "Write user:password, several with commas between; a password cannot contain a comma.",
+            )
+        pairs.append((user, password))
+    return pairs
+
+
+def parse_count(text: str) -> int:
+    """`135M`, `8B`, `1.5e9` → a number. Raises `UserError` on anything else."""
+    match = re.fullmatch(
+        r"\s*(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?)\s*([kmbt]?)\s*", text, re.IGNORECASE | re.ASCII
+    )
+    if not match:
+        raise UserError(f"“{text}” is not a number of parameters.", "Write 135M, 8B or a whole number.")
+    unit = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}[match[2].lower()]
+    return math.floor(float(match[1]) * unit)
+
+
+def _named(source: str, revision: str | None) -> str:
+    return f"{source}@{revision}" if revision else source
+
+
+def _is_builtin(name: str, what: str) -> bool:
+    """An adapter's name without an owner is built in or trained here: on the Hub every adapter has an owner."""
+    if what == "adapter" and re.fullmatch(r"[a-z0-9-]+", name) and not _is_path(name):
+        return True
+    return name.strip().lower() in builtin_names()
+
+
+def _is_foreign_ref(revision: str) -> bool:
+    """A ref that is neither a branch nor a tag: a pull request, or what the Hub itself converted."""
+    return revision.lower().startswith("refs/") and not revision.startswith(("refs/heads/", "refs/tags/"))
+
+
+def _looks_local(text: str) -> bool:
+    return text.startswith(("/", "~", ".", "\\")) or "\\" in text or text.lower().endswith(".gguf")
+
+
+def _is_path(text: str) -> bool:
+    """Whether this would be opened as a file or folder here, by its form or because there is one."""
+    if _looks_local(text) or ".." in text:
+        return True
+    try:
+        return Path(text).exists() or Path(text.partition("@")[0]).exists()
+    except (OSError, ValueError):
+        return True
+
+
+def _a(what: str) -> str:
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

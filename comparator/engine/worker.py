@@ -1,0 +1,35 @@
+"""One thread that does all of the engine's work, one piece after another.
+
+PyTorch's thread pools belong to the thread that started them: called from changing threads, the same decode
+loop ran at half its speed on two cores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from comparator.util import streams
+
+
+class Worker:
+    """Safe to use from any thread but its own, which would wait for itself."""
+
+    def __init__(self, name: str = "engine"):
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def submit(self, work: Callable[[], Any]) -> Future:
+        return self._thread.submit(work)
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Run `work` there and wait for what it returns."""
+        return self._thread.submit(work).result()
+
+    def follow(
+        self, work: Callable[[streams.Emit], Any], callback: Callable[..., None], cancel: threading.Event
+    ) -> Any:
+        """Run `work(emit)` there; what it emits is passed to `callback` on the calling thread, beside the work and not
+        between its steps. Returns what `work` returns. An error in `callback` sets `cancel` and waits for the work."""
+        return streams.follow(work, callback, cancel, self._thread.submit)

@@ -1,0 +1,1 @@
+"""Figures, tables, files, plots and code made from a comparison document. Imports no torch."""

@@ -1,0 +1,99 @@
+"""A comparison as JSON, CSV, Markdown or HTML.
+
+What was not measured is empty in CSV and "–" everywhere else. Texts come from models and from strangers'
+documents: in each format they are data, never markup and never a formula.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from comparator.core import document
+from comparator.core.errors import UserError
+from comparator.core.result import Comparison
+from comparator.reporting.csv_export import to_csv, to_layers_csv
+from comparator.reporting.markdown import to_markdown
+
+FORMATS = (".json", ".csv", ".layers.csv", ".md", ".html")
+
+
+def write(comparison: Comparison, path: Path | str) -> Path:
+    """Write the report whose kind the file's name says, whole or not at all. Raises `UserError`."""
+    path = Path(os.path.expanduser(path))
+    write_text(path, render(comparison, path.name))
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; what stood there before stays until then. Raises `UserError`."""
+    temporary = None
+    try:
+        if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+            path.write_text(text, encoding="utf-8")
+            return
+        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with new.open("xb") as file:  # its mode follows the umask
+            temporary = new
+            file.write(text.encode("utf-8"))
+        temporary.replace(path)
+    except OSError as error:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            "Choose another place, or free some space there.",
+        ) from None
+
+
+def check_name(path: Path | str, endings: tuple[str, ...] = FORMATS) -> Path:
+    """A path that a report can go to, told before anything is measured. Raises `UserError`."""
+    path = Path(os.path.expanduser(path))
+    if not path.name.lower().endswith(endings):
+        raise UserError(
+            f"“{path.name}” does not say which kind of report it shall be.",
+            f"End it in {', '.join(endings)}.",
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(
+            f"{path} is a folder." if path.is_dir() else f"There is no folder {path.parent}.",
+            "Name a file in a folder that is there.",
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path} may not be written.", "Choose another place.")
+    return path
+
+
+def render(comparison: Comparison, name: str) -> str:
+    """The report as text, by the ending of `name`. Raises `UserError` for an ending that is none of `FORMATS`."""
+    name = name.lower()
+    if name.endswith(".layers.csv"):
+        return to_layers_csv(comparison)
+    for ending, make in {".json": to_json, ".csv": to_csv, ".md": to_markdown, ".html": to_html}.items():
+        if name.endswith(ending):
+            return make(comparison)
+    raise UserError(
+        f"“{name}” does not say which kind of report it shall be.", f"End it in {', '.join(FORMATS)}."
+    )
+
+
+def to_json(comparison: Comparison) -> str:
+    """The comparison document, indented. `comparator.document.loads` reads it back."""
+    return document.dumps(comparison, indent=1) + "\n"
+
+
+def to_html(comparison: Comparison) -> str:
+    """One self-contained page: plots included, readable offline, printable."""
+    from comparator.reporting import html as reporting_html
+
+    return reporting_html.page(comparison)
+
+
+# ---------------------------------------------------------------- CSV
+
+
+# ---------------------------------------------------------------- what every written report says
+
+
+# ---------------------------------------------------------------- Markdown

@@ -1,0 +1,1 @@
+"""A comparison → Plotly figures as plain dicts; plotly itself is not imported."""

@@ -1,0 +1,222 @@
+"""Is every weight there that the model needs? Asked of transformers itself, before anything is loaded.
+
+The model is built without memory (on torch's meta device) and "loaded" from tensors that have only the names and shapes of
+the headers. So renamed and merged weights, tied ones and those that may be missing are transformers' own rules, and 8B
+shapes take a tenth of a second. On the engine's thread only: transformers sets the default dtype meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from comparator.core.errors import UserError
+from comparator.sources import consistency, counting
+from comparator.sources.checkpoint import Checkpoint, TensorInfo
+
+_PACKED = (".qweight", ".weight_packed")
+_AGAIN = "Download or copy the whole checkpoint again, or save the model again with save_pretrained."
+
+
+@dataclass(frozen=True)
+class Examination:
+    """`problem` is why the checkpoint must not be loaded; `left_over` are tensors that the model does not take."""
+
+    tensors: int
+    dtype: str
+    left_over: tuple[str, ...] = ()
+    problem: UserError | None = None
+
+    @property
+    def line(self) -> str:
+        if self.problem:
+            return f"examined: {self.problem.problem}"
+        return "examined: " + ", ".join(
+            ["complete", f"{self.tensors:,} tensors", self.dtype, *([self.note] if self.note else [])]
+        )
+
+    @property
+    def note(self) -> str | None:
+        if not self.left_over:
+            return None
+        return f"{len(self.left_over)} tensors are not used: {listed(self.left_over)}"
+
+
+def require_complete(checkpoint: Checkpoint) -> Examination:
+    """Raises `UserError` where weights are missing or have another shape than the config gives them."""
+    result = examine(checkpoint)
+    if result.problem:
+        raise UserError(result.problem.problem, result.problem.advice)
+    return result
+
+
+def examine(checkpoint: Checkpoint) -> Examination:
+    """Each checkpoint once. Imports torch and transformers."""
+    # Without tensors that a resident variant lends: the cache would keep them alive.
+    return _examine(replace(checkpoint, lent=None), (checkpoint.path / "config.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _examine(checkpoint: Checkpoint, _changed: int) -> Examination:
+    try:
+        left_over = _left_over(checkpoint)
+    except UserError as problem:
+        return Examination(len(checkpoint.tensors), checkpoint.dtype, problem=problem)
+    return Examination(len(checkpoint.tensors), checkpoint.dtype, tuple(left_over))
+
+
+def _left_over(checkpoint: Checkpoint) -> list[str]:
+    import torch
+    import transformers
+
+    plain = {t.name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for t in checkpoint.tensors
+             if (shape := _logical_shape(t, checkpoint)) is not None}  # fmt: skip
+    state = {
+        f"{name.removesuffix('.qweight')}.weight" if name.endswith(".qweight") else name: t
+        for name, t in plain.items()
+    }
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            checkpoint.path, local_files_only=True, trust_remote_code=False
+        )
+        for part in (config, config.get_text_config()):
+            vars(part).pop("quantization_config", None)
+        model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        if model_class.config_class is type(
+            config.get_text_config()
+        ):  # of text and images, its text part alone
+            config = config.get_text_config()
+        with _bounded(checkpoint):
+            _, info = model_class.from_pretrained(
+                None, config=config, state_dict=state, device_map={"": "meta"}, dtype=torch.bfloat16,
+                output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except _TooMuch as error:
+        raise UserError(
+            f"config.json of {checkpoint.source} describes a larger model than its files hold{error}.",
+            "The files do not belong together: download the whole checkpoint again.",
+        ) from None
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise UserError(
+            f"transformers cannot build {checkpoint.source} ({checkpoint.architecture}): {text}",
+            "Check that config.json and the weights belong together, and that this transformers version knows the model.",
+        ) from None
+    packed = {
+        f"{t.name.removesuffix(end)}.weight"
+        for t in checkpoint.tensors
+        for end in _PACKED
+        if t.name.endswith(end)
+    }
+    packed |= {t.name for t in checkpoint.tensors if t.dtype in ("uint8", "int8")}
+    check_loaded(checkpoint.source, info, packed)
+    return sorted(info["unexpected_keys"])
+
+
+def _logical_shape(tensor: TensorInfo, checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """As the weight is in the model; None for what lies beside a packed weight."""
+    if checkpoint.quantization is None:
+        return tensor.shape
+    if counting.is_state(tensor.name):
+        return None
+    if tensor.name.endswith(".qweight") and len(tensor.shape) == 2:
+        bits = checkpoint.quantization.get("bits")
+        rows = tensor.shape[0] * 32 // bits if bits in (2, 3, 4, 8) else tensor.shape[0]
+        return (tensor.shape[1], rows)
+    return tensor.shape
+
+
+def check_loaded(source: str, info: dict[str, Any], packed: Iterable[str] = ()) -> None:
+    """Raises `UserError` for weights that transformers found missing or of another shape; else they would be random.
+
+    Args:
+        info: what `from_pretrained(output_loading_info=True)` returns.
+        packed: names whose stored shape says nothing.
+    """
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(info["unexpected_keys"])
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the weights that {source} needs are missing in its files: {listed(missing)}."
+            f"{_cause(missing, unexpected)}",
+            _AGAIN,
+        )
+    packed = set(packed)
+    wrong = sorted(m for m in info["mismatched_keys"] if m[0] not in packed)
+    if wrong:
+        name, stored, built = wrong[0]
+        raise UserError(
+            f"{len(wrong)} weights of {source} have another shape than its config.json gives them: {name} is "
+            f"{tuple(stored)} in the files and {tuple(built)} by config.json.",
+            "The files do not belong together: download the whole checkpoint again.",
+        )
+    if bad := [n for n in unexpected if n.endswith(_PACKED) or counting.is_state(n)]:
+        raise UserError(
+            f"{source} holds quantized weights that the model does not take: {listed(bad)}.",
+            "Use a checkpoint in which these modules are not quantized.",
+        )
+
+
+def _cause(missing: list[str], unexpected: list[str]) -> str:
+    """What most likely happened, as a sentence with a space before it; "" where nothing can be told."""
+    for end in missing[:20]:
+        stems = [u.removesuffix(end) for u in unexpected if u.endswith(end) and u != end]
+        if stems:
+            return f" The names in the files begin with “{stems[0]}”, which has to be taken off."
+    first = re.sub(r"\W*_orig_mod\b", "", unexpected[0]) if unexpected else ""
+    if unexpected and first != unexpected[0] and first in missing:
+        return " The names in the files hold “_orig_mod.” (a compiled model was saved), which has to be taken off."
+    layers = sorted({int(m[1]) for n in missing if (m := re.search(r"\.(\d+)\.", n))})
+    if layers and all(re.search(r"\.\d+\.", n) for n in missing):
+        shown = ", ".join(map(str, layers[:5])) + (" …" if len(layers) > 5 else "")
+        return f" They are of layer {shown}: a shard was left out, or config.json belongs to a deeper model."
+    if all(re.search(r"(?:lm_head|embed_out|output)\.weight$", n) for n in missing):
+        return " The output head is not stored, and config.json says that it is not the embedding (tie_word_embeddings)."
+    return ""
+
+
+def listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+class _TooMuch(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
+    """While open, building a model stops at more parameters or elements than the files could ever fill."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    left = [4 * len(checkpoint.tensors) + 20_000, 8 * checkpoint.parameters + 10**9]
+    thread = threading.get_ident()
+    promised, there = (
+        consistency.layers(_config(checkpoint)),
+        consistency.layers_of(t.name for t in checkpoint.tensors),
+    )
+    layers = f": {promised:,} layers, the files hold {there:,}" if promised and promised > there else ""
+
+    def count(_module: Any, name: str, parameter: Any) -> None:
+        if parameter is None or threading.get_ident() != thread:
+            return
+        left[0], left[1] = left[0] - 1, left[1] - parameter.numel()
+        if min(left) < 0:
+            raise _TooMuch(layers or f", with a {name} of {tuple(parameter.shape)}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    from comparator.sources.folder import read_json
+
+    return read_json(checkpoint.path / "config.json")

@@ -1,0 +1,130 @@
+"""Limits on requests, and the store where comparisons are saved.
+
+One `Admission` serves the whole page and its API: both call `admit` before anything runs, and `run` saves every
+comparison before its last event is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from comparator.core.errors import UserError
+from comparator.core.events import Done, Event
+from comparator.core.request import Request
+from comparator.core.result import Comparison
+from comparator.core.settings import Settings
+from comparator.deploy import zerogpu_runner
+from comparator.deploy.limits import RateLimiter, limits_of, visitor
+from comparator.engines import get_engine
+from comparator.store import Store, open_store
+from comparator.store.links import check_id, comparison_url
+
+_OWNER = re.compile(r"[A-Za-z0-9_-]{22,64}")
+
+log = logging.getLogger(__name__)
+
+
+class Admission:
+    """The limits, and the store (opened on first use). Thread-safe."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.limits = limits_of(settings)
+        self.gate = RateLimiter(self.limits)
+        self._store: Store | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        """Raises `UserError` if the data folder cannot be used."""
+        with self._lock:
+            if self._store is None:
+                self._store = open_store(self.settings)
+            return self._store
+
+    # ---- before a run
+
+    def admit(self, request: Request, asker: Any) -> None:
+        """Count a comparison, or raise `UserError` naming the limit it exceeds. `asker` is a gr.Request or None."""
+        self.limits.check(request)
+        waiting, most = get_engine().state().waiting, self.settings.queue_size
+        if waiting >= most:
+            raise UserError(
+                f"{waiting} comparisons are already queued; the limit is {most} (COMPARATOR_QUEUE_SIZE).",
+                "Try again in a minute, or run Quant Comparator on your own machine.",
+            )
+        self.count(asker)
+
+    def count(self, asker: Any) -> None:
+        """Count one request of this visitor; raises `UserError` above the rate limit."""
+        headers = {k.lower(): v for k, v in dict(getattr(asker, "headers", None) or {}).items()}
+        client = getattr(asker, "client", None)
+        self.gate.admit(visitor(headers, getattr(client, "host", None), self.settings))
+
+    def judge_size(self, request: Request) -> None:
+        """Raises `UserError` if a model is too large for this server. May query the Hub, so never call it on the event loop."""
+        if self.limits.max_model_parameters is None:
+            return
+        self.limits.check_size(get_engine().facts(request.model))
+        for source in dict.fromkeys(c.variant.source for c in request.cells if c.variant.source):
+            try:
+                facts = get_engine().facts(source)
+            except UserError:
+                continue  # its own column reports the error
+            self.limits.check_size(facts)
+
+    # ---- afterwards
+
+    def run(
+        self, request: Request, owner: str | None, cancel: threading.Event, emit: Callable[[Event], None]
+    ) -> None:
+        """Run a comparison; `emit` gets its events, the last with the id under which the comparison was saved.
+
+        A comparison without any result is not saved. One that cannot be saved (disk full) is still shown; `holds` tells
+        whether it was saved.
+        """
+        self.judge_size(request)
+
+        def save_and_emit(event: Event) -> None:
+            emit(Done(self.save(event.comparison, owner)) if isinstance(event, Done) else event)
+
+        zerogpu_runner.run(request, get_engine(), cancel, save_and_emit)
+
+    def save(self, comparison: Comparison, owner: str | None) -> Comparison:
+        """The comparison with the id it was saved under; unchanged if it could not be saved."""
+        if not any(cell.text or cell.status != "stopped" for cell in comparison.cells):
+            return comparison
+        try:
+            return replace(comparison, id=self.store.save(comparison, owner))
+        except UserError as problem:
+            log.warning("A comparison was not saved: %s", problem)
+            return comparison
+
+    def holds(self, id: str) -> bool:
+        """Whether this server has a saved comparison with this id."""
+        try:
+            return self.store.folder.document_path(check_id(id)).exists()
+        except UserError:
+            return False
+
+
+def owner_of(key: Any) -> str | None:
+    """The visitor's key as the browser sent it, or None if it is not a valid key."""
+    return key if isinstance(key, str) and _OWNER.fullmatch(key) else None
+
+
+def base_url(asker: Any) -> str:
+    """The address of the page as its visitor has it; "/" where that is not known. `asker` is a gr.Request or None."""
+    from comparator.ui.gradio_compat import root_url
+
+    request = getattr(asker, "request", None)
+    return "/" if request is None else root_url(request)
+
+
+def link(asker: Any, id: str) -> str:
+    return comparison_url(base_url(asker), id)

@@ -1,0 +1,227 @@
+"""State of the page, without Gradio: the form, the running jobs, and the comparison that is shown."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from comparator.backends import backend_for, calibration, resolve
+from comparator.core.errors import UserError
+from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
+from comparator.core.result import Comparison
+from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
+
+AUTO = "auto"
+NO_ADAPTER = "none"
+MAX_ADAPTERS = 4  # besides “none”
+
+
+@dataclass(frozen=True)
+class Form:
+    """Values of the page's fields when Run is pressed; names match `Page.fields`. Untrusted."""
+
+    model: Any = None
+    picked: Any = None  # {"on": [notation …], "reference": notation | "auto", "rows": […]}
+    adapters: Any = (NO_ADAPTER,)  # notations and "none": every variant runs with each
+    columns: Any = ()  # labels of the selected columns among `known_columns`
+    known_columns: Any = ()
+    prompt: Any = ""
+    max_new_tokens: Any = 64
+    temperature: Any = 0.0
+    top_p: Any = 1.0
+    top_k: Any = 0
+    repetition_penalty: Any = 1.0
+    seed: Any = 0
+    repeats: Any = 0
+    system: Any = ""
+    chat: Any = AUTO  # auto | on | off
+    template: Any = ""  # the name of a chat template
+    template_vars: Any = ""  # NAME=VALUE, a line each
+    decode: Any = AUTO
+    fidelity: Any = "prompt"  # prompt | text | none
+    eval_text: Any = ""
+    context: Any = 512
+    stride: Any = 512
+    max_memory: Any = ""
+    calibration: Any = ""  # for gptq variants quantized here: pasted text, c4 or wikitext2
+
+    def request(self, max_columns: int) -> Request:
+        """The request that the fields describe. Raises `UserError` naming the invalid field."""
+        prompt = str(self.prompt or "")
+        if not prompt.strip():
+            raise UserError("The prompt is empty.", "Type a prompt, then press Run.")
+        model = str(self.model or "").strip()
+        if not model:
+            raise UserError(
+                "No model is selected.", "Select one on the left, or type a Hub name such as user/model."
+            )
+        off = set(_strings(self.known_columns)) - set(_strings(self.columns))
+        cells = tuple(cell for cell in self.cells() if cell.label not in off)
+        if not cells:
+            raise UserError("All columns are deselected.", "Select at least one under Columns.")
+        if len(cells) > max_columns:
+            raise UserError(
+                f"{len(cells)} columns are selected; the limit is {max_columns}.",
+                f"Deselect {len(cells) - max_columns} and press Run.",
+            )
+        calibrated, reference = self.calibrated(cells), self.reference(cells)
+        chat = {"on": True, "off": False}.get(str(self.chat))
+        return Request(
+            model=model,
+            cells=calibrated,
+            prompt=prompt,
+            system=str(self.system).strip() or None if self.system else None,
+            chat=chat,
+            template=ChatTemplate(
+                str(self.template or "").strip() or None,
+                parse_variables(line for line in str(self.template_vars or "").splitlines() if line.strip()),
+            ),
+            settings=self.generation(),
+            reference=calibrated[cells.index(reference)] if reference else None,
+            fidelity=self.fidelity if self.fidelity in ("prompt", "text", "none") else "prompt",
+            evaluation=self.evaluation(),
+            max_memory=str(self.max_memory or "").strip() or None,
+        )
+
+    def calibrated(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+        """The columns, with the calibration text added to every variant that takes one and names none."""
+        text = str(self.calibration or "").strip()
+        if not text:
+            return cells
+        source = text if text in calibration.FROM_HUB else calibration.pasted(text)
+
+        def one(cell: Cell) -> Cell:
+            variant = cell.variant
+            backend = backend_for(variant)
+            if backend.calibration_option in dict(variant.options):
+                return cell
+            return replace(cell, variant=backend.with_calibration(variant, source))
+
+        return tuple(one(cell) for cell in cells)
+
+    def evaluation(self) -> EvalSettings:
+        """The evaluation text; an empty field means the bundled one."""
+        text = str(self.eval_text or "")
+        settings = EvalSettings(context=_whole("Context", self.context), stride=_whole("Stride", self.stride))
+        return replace(settings, text=text, name="your text") if text.strip() else settings
+
+    def cells(self) -> tuple[Cell, ...]:
+        """The selected variants, in the order of the list, each with every selected adapter."""
+        names = _strings(self.picked.get("on")) if isinstance(self.picked, dict) else []
+        selected = self.selected_adapters()
+        cells = tuple(dict.fromkeys(Cell(resolve(name), adapter) for name in names for adapter in selected))
+        if not cells:
+            raise UserError(
+                "No variant is selected.", "Select at least one on the left, for example bf16 and nf4."
+            )
+        return cells
+
+    def selected_adapters(self) -> tuple[Adapter | None, ...]:
+        """The selected adapters; None (no adapter) comes first. An empty selection means no adapter."""
+        names = list(dict.fromkeys(_strings(self.adapters)))
+        if sum(name != NO_ADAPTER for name in names) > MAX_ADAPTERS:
+            raise UserError(
+                f"More than {MAX_ADAPTERS} adapters are selected.", "Deselect some and press Run."
+            )
+        adapters = tuple(parse_adapter(name) for name in names if name != NO_ADAPTER)
+        return (None, *adapters) if NO_ADAPTER in names or not adapters else adapters
+
+    def reference(self, cells: tuple[Cell, ...]) -> Cell | None:
+        """The column that the others are compared with; None: the most precise one."""
+        name = self.picked.get("reference") if isinstance(self.picked, dict) else None
+        if not isinstance(name, str) or name in ("", AUTO):
+            return None
+        variant = resolve(name)
+        return next((cell for cell in cells if cell.variant == variant), None)
+
+    def generation(self) -> GenerationSettings:
+        return GenerationSettings(
+            max_new_tokens=_whole("New tokens", self.max_new_tokens),
+            temperature=_number("Temperature", self.temperature),
+            top_p=_number("Top-p", self.top_p),
+            top_k=_whole("Top-k", self.top_k),
+            repetition_penalty=_number("Repetition penalty", self.repetition_penalty),
+            seed=_whole("Seed", self.seed),
+            repeats=_whole("Repeats", self.repeats),
+            decode=str(self.decode or AUTO),
+        )
+
+
+def _strings(value: Any) -> list[str]:
+    return [v for v in value if isinstance(v, str)] if isinstance(value, (list, tuple)) else []
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{name} is empty or not a number.", "Enter a number under Settings.")
+    return number
+
+
+def _whole(name: str, value: Any) -> int:
+    number = _number(name, value)
+    if number != int(number):
+        raise UserError(f"{name} is {value}, but must be a whole number.", "Change it under Settings.")
+    return int(number)
+
+
+class Shown:
+    """The comparison that the page shows. Compared and hashed by identity, so that Gradio's change detection does not
+    walk through thousands of layer rows ten times a second."""
+
+    def __init__(self, comparison: Comparison | None = None, recorded: bool = False):
+        self.comparison = comparison
+        self.recorded = recorded  # a saved comparison was opened: nothing of it is in memory here
+        self.unloaded: dict[str, int] = {}  # column label → bytes freed
+
+    def __deepcopy__(self, memo: dict) -> Shown:
+        return self
+
+
+@dataclass
+class Runs:
+    """The running jobs, by visitor. Stop and closing the tab both end them here. Thread-safe."""
+
+    _stops: dict[str, threading.Event] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, session: str) -> threading.Event:
+        """A new stop signal for this visitor; stops the job that was still running."""
+        stop = threading.Event()
+        with self._lock:
+            before = self._stops.get(session)
+            self._stops[session] = stop
+        if before:
+            before.set()
+        return stop
+
+    def stop(self, session: str | None) -> bool:
+        """Stop this visitor's job; returns whether there was one."""
+        with self._lock:
+            stop = self._stops.get(session or "")
+        if stop:
+            stop.set()
+        return stop is not None
+
+    def going(self, session: str | None) -> bool:
+        """Whether this visitor has a job running."""
+        with self._lock:
+            return (session or "") in self._stops
+
+    def end(self, session: str, stop: threading.Event) -> None:
+        with self._lock:
+            if self._stops.get(session) is stop:
+                del self._stops[session]
+
+
+def variant_of(notation: str) -> Variant | None:
+    """The variant of a notation, or None if the notation is invalid."""
+    try:
+        return resolve(notation)
+    except UserError:
+        return None

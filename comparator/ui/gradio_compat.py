@@ -1,0 +1,58 @@
+"""Private parts of Gradio; written for Gradio 6.31. tests/ui/test_gradio_compat.py fails when one of them moves."""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+from gradio.route_utils import API_PREFIX, get_root_url
+
+WRITTEN_FOR = "6.31"
+
+
+def event_data(event: gr.EventData) -> Any:
+    """What the browser sent with an event of a gr.HTML: untrusted JSON data."""
+    return event._data
+
+
+def current_blocks() -> gr.Blocks:
+    """The Blocks that is being built."""
+    return Context.root_block
+
+
+def poll_queue(demo: gr.Blocks, idle_s: float, progress_s: float) -> None:
+    """How often the queue looks for new events, and for progress to send, in seconds; Gradio's own is 1 ms and 50 ms."""
+    demo._queue.sleep_when_free = idle_s
+    demo._queue.progress_update_sleep_when_free = progress_s
+
+
+def root_url(request: Any) -> str:
+    """The page's address as its visitor has it: through proxies, under a path, embedded in another page.
+
+    Args:
+        request: The Starlette request behind a gr.Request.
+
+    Returns: The address, ending in a slash.
+    """
+    path = request.url.path
+    route = path[path.rfind(API_PREFIX) :] if API_PREFIX in path else "/"
+    root_path = getattr(request.app, "root_path", "") or request.scope.get("root_path")
+    return get_root_url(request, route, root_path) + "/"
+
+
+def unchecked(name: str, base: type, clean: Callable[[Any], Any]) -> Any:
+    """A subclass of the component `base` that accepts any choice the browser sends, passed through `clean`.
+
+    The choices change with the comparison shown, so the browser may send one that is gone; Gradio would refuse it with
+    an error that lists all of them. Created without the component metaclass's own step, which writes a .pyi file beside
+    the module.
+    """
+    members = {
+        "preprocess": lambda self, payload: clean(payload),
+        "is_template": True,
+        "__module__": __name__,
+    }
+    return ABCMeta.__new__(type(base), name, (base,), members)

@@ -1,0 +1,172 @@
+"""Adapters: the LoRA adapters that every variant runs with, and what each of them is.
+
+Columns are variants × selected adapters, grouped by variant; single columns can be deselected. `Form` validates what the
+browser sends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from comparator.adapters import AdapterFacts, builtin_names, describe, open_adapter
+from comparator.core.errors import UserError
+from comparator.core.variant import parse_adapter
+from comparator.deploy.limits import Limits
+from comparator.engines import get_trainings
+from comparator.ui.form import NO_ADAPTER, Form
+from comparator.ui.markup import code, esc
+from comparator.ui.page import PRIVATE, Page, Ticks, html
+from comparator.ui.panel.model import LINKED
+from comparator.util import formatting
+
+
+def build(page: Page) -> None:
+    html('<h2 class="section">Adapters</h2>')
+    chosen = Ticks(
+        all_here(),
+        value=[NO_ADAPTER],
+        label="Run every variant with",
+        show_label=False,
+        container=False,
+        elem_id="adapters",
+    )
+    page.fields["adapters"] = chosen
+    facts = html(elem_id="adapter-facts")
+    with gr.Accordion("Add an adapter", open=False, elem_classes="fold", elem_id="add-adapter"):
+        source = gr.Textbox(
+            "",
+            label="Source",
+            info="a Hub repo (user/name@revision) or a folder; *0.5 scales it, :merged merges it into the weights",
+            placeholder="user/name*0.5",
+            max_lines=1,
+            lines=1,
+            elem_id="adapter-source",
+        )
+        verdict = html(elem_id="adapter-verdict")
+        add = gr.Button("Add adapter", size="sm", elem_id="adapter-add")
+    listed = page.adapter_names = gr.State(all_here())
+    columns = Ticks(
+        [], value=[], label="Columns", info="deselect one to skip it", visible=False, elem_id="columns"
+    )
+    page.fields["columns"] = columns
+    # In the browser, not in a gr.State: a State would already hold the new list while a busy browser still has the old
+    # boxes, and new columns would count as deselected.
+    known = gr.JSON([], visible=False, elem_id="known-columns")
+    page.fields["known_columns"] = known
+    # The columns that the visitor deselected: the boxes themselves may lag behind while the list changes.
+    off = page.columns_off = gr.State([])
+
+    def put(names: list[str], on: list[str], text: str, model: Any):
+        try:
+            adapter = parse_adapter(text or "")
+            page.admission.limits.check_adapter(adapter)
+            facts = describe(open_adapter(adapter, settings=page.settings))
+            if adapter.notation in names:
+                raise UserError(f"{adapter.notation} is already in the list.", "Select it there.")
+            names, on = [*names, adapter.notation], [*on, adapter.notation]
+            status = (
+                f'<p class="verdict-line" role="status">Added: {code(adapter.notation)} {esc(facts.kind)}</p>'
+            )
+            return names, gr.CheckboxGroup(choices=names, value=on), status
+        except UserError as problem:
+            return gr.skip(), gr.skip(), refused(problem)
+
+    gr.on(
+        [add.click, source.submit],
+        put,
+        inputs=[listed, chosen, source, page.fields["model"]],
+        outputs=[listed, chosen, verdict],
+        **PRIVATE,
+    )
+
+    def describe_selected(on: list[str], model: Any, linked: tuple[str, ...]) -> str:
+        ticked = [name for name in on if name != NO_ADAPTER]
+        base = "" if model in linked else str(model or "")
+        return "".join(
+            f'<p class="facts">{code(name)} {LINKED}</p>'
+            if name in linked
+            else described(name, base, page.settings, page.admission.limits)
+            for name in ticked
+        )
+
+    chosen.change(
+        describe_selected,
+        inputs=[chosen, page.fields["model"], page.linked],
+        outputs=[facts],
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+
+    columns.input(
+        lambda labels, ticked: [label for label in labels if label not in ticked],
+        inputs=[known, columns],
+        outputs=[off],
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+    gr.on(
+        [chosen.change, page.fields["picked"].change],
+        grid,
+        inputs=[page.fields["picked"], chosen, off],
+        outputs=[columns, known],
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+
+
+def all_here() -> list[str]:
+    """“none”, the built-in adapters, and those trained here unless training is disabled."""
+    trainings = get_trainings()
+    trained = [] if trainings.installation_refusal() else [r.adapter for r in trainings.finished()]
+    return [NO_ADAPTER, *builtin_names(), *trained]
+
+
+def grid(picked: Any, on: list[str], off: list[str]):
+    """Check boxes for all columns; those in `off` are not selected."""
+    try:
+        labels = [c.label for c in Form(picked=picked, adapters=on).cells()]
+    except UserError:
+        labels = []
+    useful = any(name != NO_ADAPTER for name in on) and len(labels) > 1
+    value = [label for label in labels if label not in off]
+    return gr.CheckboxGroup(choices=labels, value=value, visible=useful), labels
+
+
+def described(notation: str, model: str, settings: Any, limits: Limits | None = None) -> str:
+    """Facts about an adapter as HTML, or why it cannot be used."""
+    try:
+        adapter = parse_adapter(notation)
+        if limits is not None:
+            limits.check_adapter(adapter)
+        facts = describe(open_adapter(adapter, settings=settings))
+    except UserError as problem:
+        return refused(problem)
+    parts = [
+        facts.kind + (f", rank {facts.rank_text}" if facts.ranks else ""),
+        f"alpha {facts.alpha:g}" if facts.alpha is not None else "",
+        f"scaling {facts.scaling:g}" if facts.scaling is not None else "",
+        f"on {', '.join(facts.targets)}" if facts.targets else "",
+        _trained(facts, model),
+        formatting.megabytes(facts.bytes),
+        f"trained on {facts.base_model}" if facts.base_model else "",
+    ]
+    return f'<p class="facts">{code(notation)} {esc(" · ".join(p for p in parts if p))}</p>'
+
+
+def _trained(facts: AdapterFacts, model: str) -> str:
+    from comparator.engines import get_engine
+
+    text = f"{formatting.parameters(facts.parameters)} parameters"
+    try:
+        share = facts.share(get_engine().facts(model).parameters) if model else None
+    except UserError:
+        share = None
+    return text + (f" ({share:.2%} of base and adapter)" if share else "")
+
+
+def refused(problem: UserError) -> str:
+    return (
+        f'<p class="verdict-line bad" role="status"><b>{esc(problem.problem)}</b> {esc(problem.advice)}</p>'
+    )

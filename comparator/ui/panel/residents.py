@@ -1,0 +1,64 @@
+"""The variants that stay in memory between runs, and the button that unloads them."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from comparator.core.state import EngineState
+from comparator.ui.markup import code, esc
+from comparator.ui.page import Page, html
+from comparator.ui.panel import cluster
+from comparator.util import formatting
+
+
+def build(page: Page) -> None:
+    html('<h2 class="section">In memory</h2>')
+    page.residents = html(render(None), elem_id="residents")
+    page.unload_status = html(elem_id="came-back")
+    page.unload_all = gr.Button(
+        "Unload all", size="sm", elem_id="unload-all", visible=not page.settings.public
+    )
+
+
+def current() -> str:
+    from comparator.engines import get_engine
+
+    return render(get_engine().state())
+
+
+def render(state: EngineState | None) -> str:
+    """The list of resident variants, by model."""
+    if cluster.shown(state):
+        return cluster.nodes(state)
+    models: dict[str, list[str]] = {}
+    for resident in state.residents if state else ():
+        shared = (
+            f", {formatting.megabytes(resident.shared_bytes)} of it shared" if resident.shared_bytes else ""
+        )
+        line = f"<li>{code(resident.variant)}<span>{esc(formatting.megabytes(resident.bytes) + shared)}</span></li>"
+        models.setdefault(resident.model, []).append(line)
+    return "".join(
+        f'<p class="facts">{esc(name)}</p><ul class="residents">{"".join(lines)}</ul>'
+        for name, lines in models.items()
+    ) or ('<p class="facts">No model is loaded.</p>')
+
+
+def freed_line(freed: int, action: str) -> str:
+    """How much memory an action freed, as measured on the device."""
+    return f'<p class="facts" role="status">{esc(action)}: {esc(formatting.megabytes(freed))} freed.</p>'
+
+
+NOT_HERE = (
+    '<p class="facts" role="status">All visitors share these models, so only the server unloads them.</p>'
+)
+
+
+def unloader(public: bool):
+    """The handler of “Unload all”: does nothing on a public server, where others may use the models."""
+
+    def unload_all() -> str:
+        from comparator.engines import get_engine
+
+        return NOT_HERE if public else freed_line(get_engine().unload(None), "Unloaded all")
+
+    return unload_all

@@ -1,0 +1,76 @@
+"""Which variants, and which of them is the reference: a list of check boxes, colours and radio buttons.
+
+The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notation, title, why}], "on": [notation],
+"reference": notation or "auto", "max": 8}. `Form` validates what the browser sends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comparator.backends import methods, presets, resolve
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant
+from comparator.ui.page import Page, html
+
+FIRST = ("bf16", "int8", "nf4")
+
+
+def build(page: Page) -> None:
+    html('<h2 class="section">Variants <span class="aside">reference</span></h2>')
+    page.fields["picked"] = html(
+        picked(page.settings.max_columns),
+        html_template='<div class="picker"></div>',
+        js_on_load="qc.picker(element, props, watch)",
+        elem_id="variants",
+    )
+
+
+def picked(max_columns: int) -> dict[str, Any]:
+    """The list on a first visit: every preset, three of them selected."""
+    rows = [row(resolve(notation)) for notation in presets()]
+    first = [name for name in FIRST if any(r["notation"] == name and not r["why"] for r in rows)]
+    return {"rows": rows, "on": first[:max_columns], "reference": "auto", "max": max_columns}
+
+
+def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
+    """One row of the list. `why` says why the variant is unavailable here, or is empty."""
+    backend, method = methods()[variant.method]
+    return {
+        "notation": variant.notation,
+        "title": title(variant),
+        "precision": method.precision,
+        "why": backend.unavailable() or "",
+        "custom": custom,
+    }
+
+
+def title(variant: Variant) -> str:
+    """The method's name and the options that differ from the defaults: 4-bit NormalFloat, double quantized."""
+    backend, method = methods()[variant.method]
+    parts = [method.title]
+    for name, value in backend.requested(variant).items():
+        parts.append({"dq": "double quantized"}.get(name, f"{name} {value}"))
+    return ", ".join(parts)
+
+
+def with_added(value: Any, notation: str, max_columns: int) -> dict[str, Any]:
+    """The list with one more variant, selected. Raises `UserError` if the notation is invalid or already selected."""
+    variant = resolve(notation)
+    value = value if isinstance(value, dict) else picked(max_columns)
+    rows = [r for r in _listed(value.get("rows")) if isinstance(r, dict)]
+    on = [name for name in _listed(value.get("on")) if isinstance(name, str)]
+    if variant.notation in on:
+        raise UserError(
+            f"{variant.notation} is already in the list and selected.",
+            "Change an option to add another variant.",
+        )
+    if not any(r.get("notation") == variant.notation for r in rows):
+        rows.append(row(variant, custom=True))
+    names = [r.get("notation") for r in rows]
+    chosen = [name for name in names if name in on or name == variant.notation]
+    return {**value, "rows": rows, "on": chosen, "max": max_columns}
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,1 @@
+"""What stands below Run: status line, summary, cards, sharing, and saved comparisons."""

@@ -1,0 +1,87 @@
+"""Private parts of PyTorch; written for torch 2.13."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+WRITTEN_FOR = "2.13"
+
+
+def clear_cublas_workspaces() -> None:
+    """Free cuBLAS's workspaces: 32 MiB a stream on Hopper. Those of captured graphs are in the graphs' own pools."""
+    import torch
+
+    if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # a build without CUDA has none
+        clear()
+
+
+def wrapped_tensors(tensor: Any) -> list[Any] | None:
+    """The tensors that a tensor subclass wraps (torchao's quantized ones); None for a tensor with values of its own."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(tensor):
+        return None
+    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+
+
+def persistent_buffers(module: Any) -> list[tuple[str, Any]]:
+    """(name, buffer) of a module's own buffers that are saved."""
+    skipped = module._non_persistent_buffers_set
+    return [
+        (name, buffer)
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+        if name not in skipped
+    ]
+
+
+def version(tensor: Any) -> int:
+    """Counts the writes into a tensor; 0 for an inference tensor, which has no count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def int4_matmul(x: Any, packed: Any, group_size: int, scales_and_zeros: Any) -> Any:
+    """PyTorch's 4-bit CPU kernel: x (rows, inputs) bf16 → (rows, outputs) bf16."""
+    import torch
+
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scales_and_zeros)
+
+
+@contextlib.contextmanager
+def compiler_options(**inductor: Any) -> Iterator[None]:
+    """Inside, torch.compile uses these options of inductor, and keeps enough versions of one function for the layers of a
+    model, which share their code."""
+    import torch._dynamo
+    from torch._inductor import config
+
+    with (
+        torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096),
+        config.patch(inductor),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def persistent_reductions(wanted: Callable[[Any], bool]) -> Iterator[None]:
+    """Inside, inductor also writes those reductions in one pass for which `wanted(SIMDKernelFeatures)` is true. Another
+    release, which is asked in another way, decides by itself."""
+    try:
+        from torch._inductor.choices import InductorChoices
+        from torch._inductor.virtualized import V
+
+        method = vars(InductorChoices)["should_use_persistent_reduction"]
+        own, handler = InductorChoices.should_use_persistent_reduction, V.set_choices_handler
+    except (ImportError, AttributeError, KeyError):
+        method = None
+    if not isinstance(method, staticmethod):
+        yield
+        return
+
+    class Choices(InductorChoices):
+        @staticmethod
+        def should_use_persistent_reduction(features: Any, cooperative_reduction: bool) -> bool:
+            return wanted(features) or own(features, cooperative_reduction)
+
+    with handler(Choices()):
+        yield

@@ -1,0 +1,64 @@
+"""Private parts of transformers; written for transformers 5.23."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+WRITTEN_FOR = "5.23"
+
+
+def takes_dynamic_cache(model: Any) -> bool:
+    """Whether the model keeps its state in a DynamicCache."""
+    return bool(model._supports_default_dynamic_cache())
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether the model can be asked for the logits of its last tokens only."""
+    return model._supports_logits_to_keep()
+
+
+def attention(model: Any) -> str:
+    """The attention implementation in use: "sdpa", "eager", …"""
+    return model.config._attn_implementation
+
+
+def logits_processors(model: Any, config: Any, prompt_length: int, device: Any) -> Any:
+    """The LogitsProcessorList that `generate` makes from a GenerationConfig; `config` is changed in place."""
+    model._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
+    return model._get_logits_processor(
+        generation_config=config, input_ids_seq_length=prompt_length, device=device, model_kwargs={}
+    )
+
+
+def decode_kernels(model: Any) -> Any:
+    """A context manager: inside, mixture-of-experts layers use the kernels that `generate` decodes with."""
+    switch = getattr(model, "_optimize_model_for_decode", None)
+    return switch() if switch else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def attention_function(table: Any, name: str, function: Callable) -> Iterator[None]:
+    """Inside, an AttentionInterface has `function` under `name`, for itself alone; its own override is restored."""
+    before = table._local_mapping.get(name)
+    table[name] = function
+    try:
+        yield
+    finally:
+        if before is None:
+            del table[name]
+        else:
+            table[name] = before
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Have a Trainer with these TrainingArguments use one GPU at most; its own is all of the machine."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+def gguf_text_splits() -> set[str]:
+    """The names of tokenizers' ways to split text (`tokenizer.ggml.pre`) that transformers converts from GGUF."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    return set(GGUF_PRE_TOKENIZER_SPLITS)

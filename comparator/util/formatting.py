@@ -1,0 +1,124 @@
+"""Numbers → text for people.
+
+Bytes are shown in MB = 10^6 bytes everywhere; what was not measured is "–".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+NONE = "–"
+CLOSE = 0.02  # a ratio nearer to 1 than this is "about the same"
+
+
+def figure(value: float | None, unit: str = "") -> str:
+    """Three significant digits: 269, 15.1, 7.32; thousands grouped. "–" for None."""
+    if value is None:
+        return NONE
+    size = abs(value)
+    digits = 0 if size >= 99.95 or size == 0 else 1 if size >= 9.995 else 2
+    return f"{value:,.{digits}f}" + (f" {unit}" if unit else "")
+
+
+def megabytes(value: int | None, unit: bool = True) -> str:
+    """Bytes as MB = 10^6."""
+    return NONE if value is None else figure(value / 1e6, "MB" if unit else "")
+
+
+def exact_bytes(value: int | None) -> str:
+    return NONE if value is None else f"{value:,} bytes"
+
+
+def few_bytes(value: int | None) -> str:
+    """MB, or exact bytes below 0.1 MB."""
+    return exact_bytes(value) if value is not None and 0 < abs(value) < 1e5 else megabytes(value)
+
+
+def seconds(value: float | None) -> str:
+    """Milliseconds below a second, seconds above."""
+    if value is None:
+        return NONE
+    return figure(value, "s") if value >= 0.9995 else figure(value * 1e3, "ms")
+
+
+def count(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def parameters(value: int | None) -> str:
+    """134,515,008 → "135 M"; 8,030,261,248 → "8.03 B"."""
+    if value is None:
+        return NONE
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{figure(value / size)} {unit}"
+    return str(value)
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{value * 100:.1f} %"
+
+
+def ratio(value: float | None, reference: float | None) -> float | None:
+    """Value over reference; None where either is missing or the reference is 0."""
+    return value / reference if value is not None and reference else None
+
+
+def times(share: float | None, mark: str = "") -> str:
+    """A ratio as shown after a figure: ×0.48, followed by `mark`."""
+    return "" if share is None else f"×{share:,.{2 if share < 99.5 else 0}f}{mark}"
+
+
+def small(value: float | None, digits: int = 3) -> str:
+    """A divergence with `digits` significant digits, however small."""
+    if value is None:
+        return NONE
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-4:
+        return f"{value:.1e}"
+    places = min(7, max(0, digits - 1 - math.floor(math.log10(size))))
+    return f"{value:.{places}f}"
+
+
+def judged(share: float | None, less: str, more: str) -> str:
+    """A ratio as a word: `less` below 1, `more` above, "same" within 2 % of 1."""
+    if share is None:
+        return ""
+    if abs(share - 1) < CLOSE:
+        return "same"
+    return less if share < 1 else more
+
+
+def amount(share: float | None, what: str = "") -> str:
+    """A ratio of amounts in words: "39 % less memory", "12 % more memory", "2.31× the memory", "same memory"."""
+    if share is None:
+        return ""
+    if abs(share - 1) < CLOSE:
+        words = "same"
+    elif share < 2:
+        words = f"{abs(share - 1) * 100:.0f} % {'less' if share < 1 else 'more'}"
+    else:
+        words = f"{figure(share)}× {'the' if what else 'as much'}"
+    return f"{words} {what}".strip()
+
+
+def pace(times_as_fast: float) -> str:
+    """A ratio of speeds in words: "1.45× as fast", "16.9× slower"."""
+    return (
+        f"{figure(times_as_fast)}× as fast" if times_as_fast >= 1 else f"{figure(1 / times_as_fast)}× slower"
+    )
+
+
+def join(parts: Sequence[str], last: str = "and") -> str:
+    """a, b and c."""
+    listed = [p for p in parts if p]
+    return (
+        listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} {last} {listed[-1]}" if listed else ""
+    )

@@ -1,0 +1,58 @@
+"""`doctor`: what it prints and its exit code; it loads no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+from typer.testing import CliRunner
+
+from comparator.cli import app
+
+
+def doctor(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(
+        app, ["doctor", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"}
+    )
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    tiny_models.save(folder, "llama", dtype="bfloat16", tie_word_embeddings=False, chat=True)
+    return folder
+
+
+def test_a_model_that_is_whole(llama: Path) -> None:
+    code, text = doctor(llama, "-v", "nf4")
+    assert code == 0, text
+    assert "complete, 21 tensors, bf16" in text and "320 tokens" not in text.replace("320 tokens, all", "")
+    assert "problem" not in text and "nf4, about" in text
+
+
+def test_everything_that_is_wrong_is_listed_at_once(llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny_models.save(tmp_path, "llama", dtype="bfloat16", tie_word_embeddings=False, chat=True)
+    file = tmp_path / "model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if n != "lm_head.weight"}, file, {"format": "pt"})
+    (tmp_path / "chat_template.jinja").write_text("nothing")
+    code, text = doctor(tmp_path, "-v", "nf5", "-v", f"gptq@{llama}", "-a", "pirate")
+    assert code == 1
+    together = text.replace(" ", "")  # a long path moves where the table breaks its lines
+    for words in (
+        "lm_head.weight",
+        "leaves the user's message out",
+        "no method “nf5”",
+        "is not quantized",
+        "pirate",
+    ):
+        assert words.replace(" ", "") in together, f"“{words}” is missing from: {text}"
+
+
+def test_a_model_that_does_not_open(tmp_path: Path) -> None:
+    code, text = doctor(tmp_path)
+    assert code == 1 and "no config.json" in text

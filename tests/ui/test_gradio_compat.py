@@ -1,0 +1,66 @@
+"""The parts of Gradio that are not documented are still where comparator/ui/gradio_compat.py expects them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("gradio")
+
+import gradio as gr
+
+from comparator.ui import gradio_compat as compat
+
+
+def test_event_data_is_what_the_browser_sent():
+    with gr.Blocks():
+        box = gr.HTML("")
+    assert compat.event_data(gr.EventData(box, {"id": "x"})) == {"id": "x"}, (
+        "gr.EventData keeps its payload elsewhere now"
+    )
+
+
+def test_the_blocks_being_built_are_known():
+    with gr.Blocks() as demo:
+        assert compat.current_blocks() is demo, "Gradio keeps the Blocks under construction elsewhere now"
+
+
+def test_the_queue_has_the_two_intervals():
+    with gr.Blocks() as demo:
+        pass
+    demo.queue()
+    before = vars(demo._queue).copy()
+    compat.poll_queue(demo, idle_s=0.125, progress_s=0.5)
+    changed = {name for name, value in vars(demo._queue).items() if value != before.get(name, None)}
+    assert changed == {"sleep_when_free", "progress_update_sleep_when_free"}, (
+        "an interval is a new attribute: Gradio's queue reads it under another name now"
+    )
+    assert changed <= set(before), (
+        "Gradio's queue no longer has these intervals, so setting them does nothing"
+    )
+
+
+def test_a_choice_that_is_gone_reaches_the_handler():
+    with gr.Blocks():
+        plain = gr.Dropdown(["a"])
+        own = compat.unchecked("Own", gr.Dropdown, lambda value: value)(["a"])
+    with pytest.raises(gr.Error):
+        plain.preprocess("b")
+    assert own.preprocess("b") == "b", (
+        "the component calls something else than `preprocess` on what the browser sends"
+    )
+    assert own.get_block_name() == "dropdown", "the browser would look for a component that does not exist"
+
+
+def test_the_root_url_respects_a_proxy():
+    from starlette.requests import Request
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/gradio_api/queue/join", "query_string": b"", "root_path": "",
+        "headers": [(b"host", b"inner:7860"), (b"x-forwarded-host", b"example.org"), (b"x-forwarded-proto", b"https")],
+        "server": ("inner", 7860), "scheme": "http", "app": SimpleNamespace(root_path=""),
+    }  # fmt: skip
+    assert compat.root_url(Request(scope)) == "https://example.org/", (
+        "Gradio's `get_root_url` works differently now"
+    )

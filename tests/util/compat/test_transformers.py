@@ -1,0 +1,80 @@
+"""The private parts of transformers are where comparator/util/compat/transformers.py expects them."""
+
+from __future__ import annotations
+
+import pytest
+
+from comparator.util.compat import transformers as compat
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                    num_attention_heads=2, eos_token_id=3)
+    )  # fmt: skip
+
+
+def test_what_a_model_takes(model):
+    from transformers import MambaConfig, MambaForCausalLM, RwkvConfig, RwkvForCausalLM
+
+    assert compat.takes_dynamic_cache(model) is True and compat.takes_logits_to_keep(model) is True
+    small = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2)
+    rwkv = RwkvForCausalLM(RwkvConfig(**small, attention_hidden_size=16, intermediate_size=16))
+    assert not compat.takes_dynamic_cache(rwkv)
+    assert compat.takes_dynamic_cache(MambaForCausalLM(MambaConfig(**small)))
+
+
+def test_the_attention_in_use(model):
+    assert compat.attention(model) == "sdpa"
+    model.set_attn_implementation("eager")
+    assert compat.attention(model) == "eager"
+    model.set_attn_implementation("sdpa")
+
+
+def test_the_processors_of_generate(model):
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        do_sample=True, temperature=0.5, top_k=4, repetition_penalty=1.5, min_new_tokens=2, eos_token_id=3
+    )
+    names = {type(p).__name__ for p in compat.logits_processors(model, config, prompt_length=5, device="cpu")}
+    assert names >= {"RepetitionPenaltyLogitsProcessor", "TemperatureLogitsWarper", "TopKLogitsWarper"}
+    assert "MinNewTokensLengthLogitsProcessor" in names, "special tokens are prepared in another way"
+
+
+def test_the_kernels_of_decoding(model):
+    assert hasattr(model, "_optimize_model_for_decode"), (
+        "`generate` switches mixture-of-experts kernels in another way: change decode_kernels"
+    )
+    with compat.decode_kernels(model):
+        pass
+
+
+def test_an_attention_function_is_replaced_for_one_table():
+    from transformers.modeling_utils import AttentionInterface
+
+    table, other = AttentionInterface(), AttentionInterface()
+    own, first, second = table["sdpa"], object(), object()
+    with compat.attention_function(table, "sdpa", first):
+        with compat.attention_function(table, "sdpa", second):
+            assert table["sdpa"] is second and other["sdpa"] is own
+        assert table["sdpa"] is first, "an override that was there before is lost"
+    assert table["sdpa"] is own and "sdpa" not in table._local_mapping
+
+
+def test_one_gpu(tmp_path):
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    before = arguments.n_gpu
+    arguments._n_gpu = 4
+    assert arguments.n_gpu == 4, "a trainer counts its GPUs in another way: change use_one_gpu"
+    compat.use_one_gpu(arguments)
+    assert (before, arguments.n_gpu) == (before, 1)
+
+
+def test_ways_to_split_text():
+    assert {"llama-bpe", "qwen2"} <= compat.gguf_text_splits()
