@@ -188,6 +188,9 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
             saved = page.admission.holds(live.comparison.id)
             view.share = share.render(page, live.comparison, asker, saved=saved)
         yield view.values(running=False)
+    except Exception as problem:  # otherwise Run would stay disabled until the page is loaded again
+        view.notice = _explain(problem)
+        yield view.values(running=False)
     finally:
         stop.set()  # the visitor left: the generator was closed
         page.runs.end(session, stop)

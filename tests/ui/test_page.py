@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from comparator.core.request import BUILTIN_MODEL
@@ -16,10 +19,15 @@ FIGURE = re.compile(r"^[\d,]+(\.\d+)? (tok/s|ms|s|MB)$")
 
 
 def test_page_answers_soon(server):
-    """The aim is 5 s on two free cores. Processor time is what a busy machine does not change much."""
-    assert server.up_after_cpu_s < 6, (
-        f"the page took {server.up_after_s:.1f} s and {server.up_after_cpu_s:.1f} s of processor time to answer: "
-        f"something heavy is imported before it is up\n{server.said()}"
+    """The aim is 5 s on two free cores. Asserted is processor time, as a multiple of what importing gradio alone takes
+    on this machine: 1.4 as it is, 2.1 with torch and transformers imported before the page is up."""
+    before = psutil.Process().cpu_times()
+    subprocess.run([sys.executable, "-c", "import gradio"], check=True)
+    after = psutil.Process().cpu_times()
+    gradio_s = after.children_user + after.children_system - before.children_user - before.children_system
+    assert server.up_after_cpu_s < 2 * gradio_s, (
+        f"the page took {server.up_after_s:.1f} s and {server.up_after_cpu_s:.1f} s of processor time to answer, "
+        f"importing gradio {gradio_s:.1f} s: something heavy is imported before it is up\n{server.said()}"
     )
 
 

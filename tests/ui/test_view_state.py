@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import sample
 
 from comparator.backends import resolve
 from comparator.core.events import Chunk, Failed, Finished, Generated, Generating, Loading, Queued, Scoring
 from comparator.core.result import CellResult, ErrorInfo, Latency, RunFigures
-from comparator.core.variant import Cell
+from comparator.core.variant import Cell, parse_adapter
+from comparator.ui.results import cards, summary
 from comparator.ui.view_state import Live
 
 BF16, NF4 = Cell(resolve("bf16")), Cell(resolve("nf4"))
@@ -85,3 +87,29 @@ def test_figures_of_no_time_at_all_are_not_invented():
     live.apply(Generating(BF16, Chunk("b", (2,), (5.0,))))
     assert live.columns[0].speed_so_far is None
     assert Latency(runs=(RunFigures(),)).decode_tok_s is None
+
+
+@pytest.mark.parametrize("chosen", range(4))
+def test_every_state_of_a_run_can_be_drawn(chosen: int):
+    """Whichever column is the reference: it may come after columns that are measured against it."""
+    whole = sample.comparison()
+    cells = [Cell(resolve(c.variant), parse_adapter(c.adapter) if c.adapter else None) for c in whole.cells]
+    live = Live(tuple(cells), reference=cells[chosen])
+
+    def draw() -> None:
+        assert summary.render(live)
+        assert all(cards.render(live, column, at, {}) for at, column in enumerate(live.columns))
+
+    draw()
+    for cell, measured in zip(cells, whole.cells, strict=True):
+        live.apply(Loading(cell, 0.5, "reading weights"))
+        draw()
+        if measured.status == "ok":
+            live.apply(Generating(cell, Chunk("two", (1,), (10.0,))))
+            draw()
+            live.apply(Generated(cell, measured))
+            draw()
+            live.apply(Finished(cell, measured))
+        else:
+            live.apply(Failed(cell, "No room.", "Unload bf16.", measured))
+        draw()

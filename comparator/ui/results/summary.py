@@ -82,6 +82,8 @@ def in_words(live: Live, column: Column) -> str:
         return column.state
     reference = live.against(column)
     theirs = reference.result if reference else column.result
+    if theirs is None:  # the reference comes later in the run
+        return column.state
     quality = verdict.words(column.result, theirs)
     if live.is_reference(column) or quality.startswith("broken"):
         return quality
