@@ -11,11 +11,12 @@ from typing import Any
 from comparator.backends.base import Backend, Method, QuantizedType
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, parse_variant
+from comparator.sources import packed
 from comparator.sources.checkpoint import Checkpoint
 
 __all__ = [
     "all_backends", "backend_for", "libraries", "methods", "most_precise", "owner", "packages", "presets",
-    "quantized_type", "require_full_precision", "resolve",
+    "quantized_type", "readers", "require_full_precision", "resolve",
     "unquantized_experts",
 ]  # fmt: skip
 
@@ -89,14 +90,19 @@ def require_full_precision(checkpoint: Checkpoint) -> None:
     """Raises `UserError` for a checkpoint that is quantized already: no variants can be made from it."""
     if checkpoint.quantization is None:
         return
-    how = checkpoint.quantization.get("quant_method") or ""
-    readers = [m.name for b in all_backends() if how in b.reads for m in b.methods]
+    how = packed.method_of(checkpoint.quantization)
+    named = readers(how)
     raise UserError(
-        f"{checkpoint.source} is quantized already ({how or 'a packed format'}): other variants cannot be made from it.",
-        f"Choose the full-precision model, and add this one as the column {readers[0]}@{checkpoint.source}."
-        if readers
+        f"{checkpoint.source} is quantized already ({how}): other variants cannot be made from it.",
+        f"Choose the full-precision model, and add this one as the column {named[0]}@{checkpoint.source}."
+        if named
         else "Choose the full-precision model it was made from.",
     )
+
+
+def readers(quant_method: str) -> list[str]:
+    """Methods that load checkpoints whose config.json names this `quant_method`."""
+    return [m.name for b in all_backends() if quant_method in b.reads for m in b.methods]
 
 
 def unquantized_experts(variant: Variant, checkpoint: Checkpoint) -> str:

@@ -141,8 +141,7 @@ class Backend:
     calibration_option: ClassVar[str | None] = None
     """Name of the option that holds the calibration text, for a method that takes one."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Values of `quant_method` in config.json of the checkpoints that the method loads as its source; "" where the
-    entry may be absent."""
+    """Values of `quant_method` in config.json of the checkpoints that the method loads as its source."""
     quantizes_experts: ClassVar[bool] = False
     """Whether experts that transformers fuses into one parameter a layer are quantized; most methods take linear layers."""
     makes_checkpoints: ClassVar[bool] = False

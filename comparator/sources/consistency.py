@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from comparator.core.errors import UserError
+from comparator.sources import packed
 from comparator.sources.checkpoint import TensorInfo
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.")
@@ -19,17 +20,6 @@ _COUNT = re.compile(
     r"^(?:num|n)_(?!positions|ctx)|_layers?$|^(?:vocab|hidden|intermediate|ffn|embed\w*|d)_(?:size|dim|model)$"
 )
 _STEM = re.compile(r"\.(?:qweight|weight_packed|weight_scale_inv|weight_scale|SCB|weight|\w+)$")
-# Stored beside or in place of a weight, by the method that packs so. `reads` below says it in words.
-_PACKED = {
-    "gptq": re.compile(r"\.qweight$"),
-    "awq": re.compile(r"\.qweight$"),
-    "bitsandbytes": re.compile(r"\.weight\.quant_state\.bitsandbytes__|\.SCB$"),
-    "fp8": re.compile(r"_scale_inv$|\.weight_scale$"),
-    "fbgemm_fp8": re.compile(r"\.weight_scale$"),
-    "mxfp4": re.compile(r"_blocks$"),
-    "compressed-tensors": re.compile(r"\.weight_packed$|\.weight_scale$"),
-}
-_ANY_PACKED = re.compile("|".join(dict.fromkeys(p.pattern for p in _PACKED.values())))
 
 
 def check(
@@ -37,16 +27,15 @@ def check(
 ) -> None:
     """Raises `UserError` where config.json and the tensors cannot belong together, naming both."""
     _check_numbers(source, config, tensors)
-    method = str((quantization or {}).get("quant_method") or "").lower()
     if quantization is None:
         _check_unquantized(source, tensors)
-    elif (pattern := _PACKED.get(method)) and not any(
-        pattern.search(t.name) or (method == "fp8" and t.dtype.startswith("fp8")) for t in tensors
+    elif (own := packed.packing(quantization)) and not any(
+        re.search(own.packed, t.name) or _is_packed(t.dtype) for t in tensors
     ):
-        wanted = "qweight" if method in ("gptq", "awq") else "packed weights or scales"
+        wanted = own.ends[0].lstrip(".") or "packed weights or scales"
         dtypes = ", ".join(sorted({t.dtype for t in tensors if t.name.endswith(".weight")}))
         raise UserError(
-            f"config.json of {source} says that it is quantized ({method}), but its weights are not: the files hold plain "
+            f"config.json of {source} says that it is quantized ({packed.method_of(quantization)}), but its weights are not: the files hold plain "
             f"{dtypes} and no {wanted}.",
             "Remove quantization_config from config.json where the weights are full precision, or download the quantized "
             "checkpoint again.",
@@ -54,7 +43,7 @@ def check(
 
 
 def _check_unquantized(source: str, tensors: list[TensorInfo]) -> None:
-    found = [t for t in tensors if _ANY_PACKED.search(t.name)] or [
+    found = [t for t in tensors if packed.looks_packed(t.name)] or [
         t for t in tensors if t.name.endswith(".weight") and len(t.shape) > 1 and _is_packed(t.dtype)
     ]
     if found:

@@ -16,10 +16,9 @@ from functools import lru_cache
 from typing import Any
 
 from comparator.core.errors import UserError
-from comparator.sources import consistency, counting
-from comparator.sources.checkpoint import Checkpoint, TensorInfo
+from comparator.sources import consistency, packed
+from comparator.sources.checkpoint import Checkpoint
 
-_PACKED = (".qweight", ".weight_packed")
 _AGAIN = "Download or copy the whole checkpoint again, or save the model again with save_pretrained."
 
 
@@ -74,12 +73,8 @@ def _left_over(checkpoint: Checkpoint) -> list[str]:
     import torch
     import transformers
 
-    plain = {t.name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for t in checkpoint.tensors
-             if (shape := _logical_shape(t, checkpoint)) is not None}  # fmt: skip
-    state = {
-        f"{name.removesuffix('.qweight')}.weight" if name.endswith(".qweight") else name: t
-        for name, t in plain.items()
-    }
+    state, unclear = _logical(checkpoint)
+    state = {name: torch.empty(shape, dtype=torch.bfloat16, device="meta") for name, shape in state.items()}
     try:
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.path, local_files_only=True, trust_remote_code=False
@@ -107,36 +102,34 @@ def _left_over(checkpoint: Checkpoint) -> list[str]:
             f"transformers cannot build {checkpoint.source} ({checkpoint.architecture}): {text}",
             "Check that config.json and the weights belong together, and that this transformers version knows the model.",
         ) from None
-    packed = {
-        f"{t.name.removesuffix(end)}.weight"
-        for t in checkpoint.tensors
-        for end in _PACKED
-        if t.name.endswith(end)
-    }
-    packed |= {t.name for t in checkpoint.tensors if t.dtype in ("uint8", "int8")}
-    check_loaded(checkpoint.source, info, packed)
+    check_loaded(checkpoint.source, info, unclear)
     return sorted(info["unexpected_keys"])
 
 
-def _logical_shape(tensor: TensorInfo, checkpoint: Checkpoint) -> tuple[int, ...] | None:
-    """As the weight is in the model; None for what lies beside a packed weight."""
-    if checkpoint.quantization is None:
-        return tensor.shape
-    if counting.is_state(tensor.name):
-        return None
-    if tensor.name.endswith(".qweight") and len(tensor.shape) == 2:
-        bits = checkpoint.quantization.get("bits")
-        rows = tensor.shape[0] * 32 // bits if bits in (2, 3, 4, 8) else tensor.shape[0]
-        return (tensor.shape[1], rows)
-    return tensor.shape
+def _logical(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """(the model's tensors by name and shape, without what lies beside packed weights; names of those whose shape the
+    headers do not tell)."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return {t.name: t.shape for t in checkpoint.tensors}, set()
+    shapes: dict[str, tuple[int, ...]] = {}
+    unclear: set[str] = set()
+    for tensor in checkpoint.tensors:
+        if packed.is_state(tensor.name, quantization):
+            continue
+        name, shape = packed.parameter(tensor, quantization)
+        shapes[name] = shape
+        if tensor.dtype in ("uint8", "int8") or (name != tensor.name and shape == tensor.shape):
+            unclear.add(name)
+    return shapes, unclear
 
 
-def check_loaded(source: str, info: dict[str, Any], packed: Iterable[str] = ()) -> None:
+def check_loaded(source: str, info: dict[str, Any], unclear: Iterable[str] = ()) -> None:
     """Raises `UserError` for weights that transformers found missing or of another shape; else they would be random.
 
     Args:
         info: what `from_pretrained(output_loading_info=True)` returns.
-        packed: names whose stored shape says nothing.
+        unclear: names whose stored shape says nothing.
     """
     missing = sorted(info["missing_keys"])
     unexpected = sorted(info["unexpected_keys"])
@@ -146,8 +139,8 @@ def check_loaded(source: str, info: dict[str, Any], packed: Iterable[str] = ()) 
             f"{_cause(missing, unexpected)}",
             _AGAIN,
         )
-    packed = set(packed)
-    wrong = sorted(m for m in info["mismatched_keys"] if m[0] not in packed)
+    unclear = set(unclear)
+    wrong = sorted(m for m in info["mismatched_keys"] if m[0] not in unclear)
     if wrong:
         name, stored, built = wrong[0]
         raise UserError(
@@ -155,7 +148,7 @@ def check_loaded(source: str, info: dict[str, Any], packed: Iterable[str] = ()) 
             f"{tuple(stored)} in the files and {tuple(built)} by config.json.",
             "The files do not belong together: download the whole checkpoint again.",
         )
-    if bad := [n for n in unexpected if n.endswith(_PACKED) or counting.is_state(n)]:
+    if bad := [n for n in unexpected if packed.is_packed_weight(n) or packed.is_state(n)]:
         raise UserError(
             f"{source} holds quantized weights that the model does not take: {listed(bad)}.",
             "Use a checkpoint in which these modules are not quantized.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comparator.backends import calibration, dtypes, transformers_loader
+from comparator.backends import ready_made as sources
 from comparator.backends.base import (
     AdapterKind,
     Backend,
@@ -29,7 +30,7 @@ from comparator.backends.gptq.kernels import Packed
 from comparator.backends.gptq.layer import Recipe
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, sort_options
-from comparator.sources import Checkpoint
+from comparator.sources import Checkpoint, packed
 from comparator.util.compat import gptqmodel
 
 _BITS, _GROUPS = ("2", "3", "4", "8"), ("-1", "32", "64", "128")
@@ -60,7 +61,7 @@ class Gptq(Backend):
     weight_name = "qweight"
     types = tuple(QuantizedType(f"int{bits} (GPTQ)", int(bits)) for bits in _BITS)
     calibration_option = "cal"
-    reads = ("gptq", "")
+    reads = ("gptq",)
     makes_checkpoints = True
     random_config = random_layer.CONFIG
     methods = (
@@ -114,7 +115,7 @@ class Gptq(Backend):
         if variant.source:
             ready = self._opened[variant.source, variant.revision] = ready_made.open_ready(variant, progress)
             ready_made.check_options(ready, requested)
-            ready_made.check_same_model(ready, checkpoint)
+            sources.check_same_model(ready.checkpoint, checkpoint)
             options = {
                 "bits": str(ready.bits),
                 "group": str(ready.group_size) if str(ready.group_size) in _GROUPS else None,
@@ -128,7 +129,7 @@ class Gptq(Backend):
                 "Use nf4 or int8 for this model.",
             )
         if checkpoint.quantization:
-            method = checkpoint.quantization.get("quant_method", "another method")
+            method = packed.method_of(checkpoint.quantization)
             raise UserError(
                 f"{checkpoint.source} is quantized already ({method}), and GPTQ starts from full precision.",
                 "Choose the full-precision model as the comparison's model, and this one as gptq@"
@@ -207,7 +208,9 @@ class Gptq(Backend):
         if variant.source:
             ready = self._ready(variant)
             path = ready_made.for_transformers(ready, _cache_dir())
-            notes += filter(None, [ready_made.tokenizer_note(ready, checkpoint)])
+            notes += sources.tokenizer_note(ready.checkpoint, checkpoint) + sources.left_over_note(
+                ready.checkpoint
+            )
             if str(ready.group_size) not in _GROUPS:
                 notes.append(f"Its groups have {ready.group_size} weights.")
         else:

@@ -13,28 +13,19 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from comparator.backends.gptq import checks
 from comparator.backends.gptq.kernels import Packed
+from comparator.backends.ready_made import config_of, open_source, require_method
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
-from comparator.sources import Checkpoint, open_checkpoint
+from comparator.sources import Checkpoint
 from comparator.sources.examine import require_complete
 from comparator.util import atomic_dir
 
 Progress = Callable[[float | None, str], None]
 
 _OWN_NAMES = ("model.safetensors", "model.safetensors.index.json")
-# What has to be the same in both models; by several names, since families differ.
-_SIZES = (
-    ("hidden_size", "n_embd", "d_model"),
-    ("num_hidden_layers", "n_layer", "num_layers"),
-    ("num_attention_heads", "n_head"),
-    ("num_key_value_heads",),
-    ("intermediate_size", "n_inner", "ffn_dim"),
-    ("vocab_size",),
-)
 
 
 @dataclass(frozen=True)
@@ -66,23 +57,13 @@ class ReadyMade:
 
 def open_ready(variant: Variant, progress: Progress | None = None) -> ReadyMade:
     """The checkpoint behind `gptq@SOURCE`, downloaded where it is a Hub repo. Raises `UserError`."""
-    name = f"{variant.source}@{variant.revision}" if variant.revision else str(variant.source)
-    return read(open_checkpoint(name, progress=progress))
+    return read(open_source(variant, progress))
 
 
 def read(checkpoint: Checkpoint) -> ReadyMade:
     """Raises `UserError` for a checkpoint that is not GPTQ, or of a kind that nothing here loads."""
-    config = checkpoint.quantization
-    if not config:
-        raise UserError(
-            f"{checkpoint.source} is not quantized: it has neither quantization_config nor quantize_config.json.",
-            "Name a GPTQ checkpoint after gptq@, or write gptq without a source to quantize the model itself.",
-        )
-    method = str(config.get("quant_method") or config.get("method") or "gptq").lower()
-    if method != "gptq":
-        raise UserError(
-            f"{checkpoint.source} was quantized with {method}, not GPTQ.", "Name a GPTQ checkpoint."
-        )
+    require_method(checkpoint, "gptq", ("gptq",))
+    config = checkpoint.quantization or {}
     version = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if version not in ("gptq", "gptq_v2"):
         raise UserError(
@@ -138,37 +119,6 @@ def check_options(ready: ReadyMade, requested: dict[str, str]) -> None:
             )
 
 
-def check_same_model(ready: ReadyMade, model: Checkpoint) -> None:
-    """Raises `UserError` where the checkpoint is of another architecture or size than the comparison's model."""
-    quantized = ready.checkpoint
-    if quantized.architecture != model.architecture:
-        raise UserError(
-            f"{quantized.source} is a {quantized.architecture}; the comparison's model {model.source} is a "
-            f"{model.architecture}.",
-            "Compare it with the model it was made from.",
-        )
-    ours, theirs = _config(model.path), _config(quantized.path)
-    for names in _SIZES:
-        one, other = _first(ours, names), _first(theirs, names)
-        if one is not None and other is not None and one != other:
-            raise UserError(
-                f"{quantized.source} has {names[0]} {other:,}; the comparison's model {model.source} has {one:,}.",
-                "It was made from a model of another size: compare it with that one.",
-            )
-
-
-def tokenizer_note(ready: ReadyMade, model: Checkpoint) -> str | None:
-    """A warning where the checkpoint's tokenizer is not the model's; all columns get the model's token ids."""
-    one, other = (_vocabulary(c.path) for c in (model, ready.checkpoint))
-    if one is None or other is None or one == other:
-        return None
-    differ = sum(one.get(k) != v for k, v in other.items()) + sum(k not in other for k in one)
-    return (
-        f"{ready.checkpoint.source} comes with another tokenizer ({differ:,} of {max(len(one), len(other)):,} entries "
-        "differ). Every column gets the token ids of the comparison's model, so this one may answer oddly."
-    )
-
-
 def for_transformers(ready: ReadyMade, cache_dir: Path) -> Path:
     """A folder that plain transformers loads: the checkpoint's own, or for the older layout one of links."""
     source = ready.checkpoint.path
@@ -198,7 +148,7 @@ def _lay_out(ready: ReadyMade, weights: list[Path], target: Path) -> None:
         else:
             name = file.name
         _link(file, target / name)
-    config = _config(ready.checkpoint.path)
+    config = config_of(ready.checkpoint.path)
     config["quantization_config"] = {**(ready.checkpoint.quantization or {}), "quant_method": "gptq"}
     (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
@@ -211,25 +161,4 @@ def _link(file: Path, target: Path) -> None:
 
 
 def _has_config(path: Path) -> bool:
-    return isinstance(_config(path).get("quantization_config"), dict)
-
-
-def _config(path: Path) -> dict[str, Any]:
-    return json.loads((path / "config.json").read_text(encoding="utf-8"))
-
-
-def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    return next((v for n in names for c in (text, config) if isinstance(v := c.get(n), int)), None)
-
-
-def _vocabulary(path: Path) -> dict[str, int] | None:
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        return None
-    try:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    except Exception:  # a tokenizer of a newer kind; the model's own is what is used
-        return None
+    return isinstance(config_of(path).get("quantization_config"), dict)

@@ -1,0 +1,185 @@
+"""Checkpoints that were quantized elsewhere, `METHOD@SOURCE`: opening them, and whether they fit the comparison's model.
+
+`FromCheckpoint` is the base of backends that load such checkpoints with transformers. Reads configs and headers here; loads
+no weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from comparator.backends import transformers_loader
+from comparator.backends.base import Backend, Placement, Progress
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant
+from comparator.sources import Checkpoint, open_checkpoint, packed
+from comparator.sources.examine import require_complete
+
+# What has to be the same in both models; by several names, since families differ.
+_SIZES = (
+    ("hidden_size", "n_embd", "d_model"),
+    ("num_hidden_layers", "n_layer", "num_layers"),
+    ("num_attention_heads", "n_head"),
+    ("num_key_value_heads",),
+    ("intermediate_size", "n_inner", "ffn_dim"),
+    ("vocab_size",),
+)
+
+
+class FromCheckpoint(Backend):
+    """A backend whose methods take a source. Subclasses set `reads`, and `settings` where options come from it."""
+
+    def __init__(self):
+        self._opened: dict[tuple[str | None, str | None], Checkpoint] = {}
+
+    def settings(self, checkpoint: Checkpoint, variant: Variant) -> dict[str, str | None]:
+        """Options that the checkpoint decides, as text; None for a default. Raises `UserError` for a checkpoint that the
+        method cannot load."""
+        return {}
+
+    def complete(self, variant: Variant, checkpoint: Checkpoint, progress: Progress | None = None) -> Variant:
+        """The options that the checkpoint decides are filled in; one that contradicts it is refused by name."""
+        if not variant.source:
+            return self.complete_on_the_spot(variant, checkpoint, progress)
+        opened = open_source(variant, progress)
+        require_method(opened, variant.method, self.reads)
+        require_complete(opened)
+        settings = self.settings(opened, variant)
+        refuse_contradictions(opened, self.requested(variant), settings)
+        check_same_model(opened, checkpoint)
+        self._opened[variant.source, variant.revision] = opened
+        return self.with_options(variant, settings)
+
+    def complete_on_the_spot(
+        self, variant: Variant, checkpoint: Checkpoint, progress: Progress | None = None
+    ) -> Variant:
+        """As `complete`, without a source. Here: such a method needs one."""
+        raise UserError(
+            f"{variant.method} cannot be made here: it loads checkpoints that were quantized elsewhere.",
+            f"Name one: {variant.method}@user/repo, or {variant.method}@ and the path of a folder.",
+        )
+
+    def with_options(self, variant: Variant, settings: dict[str, str | None]) -> Variant:
+        """The canonical variant with these options; None takes one out."""
+        values = {**self.requested(variant), **settings}
+        written = []
+        for option in self.method(variant.method).options:
+            if (value := values.get(option.name)) is None or value == option.default:
+                continue
+            key, equals, rest = option.form.format(name=option.name, value=value).partition("=")
+            written.append((key, rest if equals else None))
+        return self.canonical(replace(variant, options=tuple(written)))
+
+    def opened(self, variant: Variant) -> Checkpoint:
+        """What `complete` looked at last: asking the Hub once a run is enough."""
+        key = (variant.source, variant.revision)
+        if key not in self._opened:
+            self._opened[key] = open_source(variant)
+        return self._opened[key]
+
+    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+        return sum(t.bytes for t in self.opened(variant).tensors)
+
+    def load_opened(
+        self, variant: Variant, placement: Placement, progress: Progress, *, dtype: str, **arguments: Any
+    ) -> Any:
+        """The source as a transformers model: `transformers_loader.from_pretrained` of its folder."""
+        return transformers_loader.from_pretrained(
+            self.opened(variant), placement, progress, dtype=dtype, **arguments
+        )
+
+
+def open_source(variant: Variant, progress: Progress | None = None) -> Checkpoint:
+    """The checkpoint behind `METHOD@SOURCE`, downloaded where it is a Hub repo. Raises `UserError`."""
+    name = f"{variant.source}@{variant.revision}" if variant.revision else str(variant.source)
+    return open_checkpoint(name, progress=progress)
+
+
+def require_method(checkpoint: Checkpoint, method: str, reads: tuple[str, ...]) -> None:
+    """Raises `UserError` where the checkpoint is full precision, or was quantized with a method that is not in `reads`."""
+    from comparator.backends import readers
+
+    if checkpoint.quantization is None:
+        raise UserError(
+            f"{checkpoint.source} is not quantized: its config.json has no quantization_config.",
+            f"Name a checkpoint that was saved quantized after {method}@.",
+        )
+    how = packed.method_of(checkpoint.quantization)
+    if how not in reads:
+        others = readers(how)
+        raise UserError(
+            f"{checkpoint.source} was quantized with {how}, not {' or '.join(reads)}.",
+            f"Write {others[0]}@{checkpoint.source}." if others else "Name another checkpoint.",
+        )
+
+
+def refuse_contradictions(
+    checkpoint: Checkpoint, requested: dict[str, str], settings: dict[str, str | None]
+) -> None:
+    """Raises `UserError` for an option that says otherwise than the checkpoint, by name."""
+    for name, value in settings.items():
+        if value is not None and requested.get(name, value) != value:
+            raise UserError(
+                f"{name}={requested[name]} is asked for, but {checkpoint.source} was made with {name}={value}.",
+                "Leave the option out: it comes from the checkpoint.",
+            )
+
+
+def check_same_model(quantized: Checkpoint, model: Checkpoint) -> None:
+    """Raises `UserError` where the checkpoint is of another architecture or size than the comparison's model."""
+    if quantized.architecture != model.architecture:
+        raise UserError(
+            f"{quantized.source} is a {quantized.architecture}; the comparison's model {model.source} is a "
+            f"{model.architecture}.",
+            "Compare it with the model it was made from.",
+        )
+    ours, theirs = config_of(model.path), config_of(quantized.path)
+    for names in _SIZES:
+        one, other = _first(ours, names), _first(theirs, names)
+        if one is not None and other is not None and one != other:
+            raise UserError(
+                f"{quantized.source} has {names[0]} {other:,}; the comparison's model {model.source} has {one:,}.",
+                "It was made from a model of another size: compare it with that one.",
+            )
+
+
+def tokenizer_note(quantized: Checkpoint, model: Checkpoint) -> list[str]:
+    """A warning where the checkpoint's tokenizer is not the model's; all columns get the model's token ids."""
+    one, other = (_vocabulary(c.path) for c in (model, quantized))
+    if one is None or other is None or one == other:
+        return []
+    differ = sum(one.get(k) != v for k, v in other.items()) + sum(k not in other for k in one)
+    return [
+        f"{quantized.source} comes with another tokenizer ({differ:,} of {max(len(one), len(other)):,} entries "
+        "differ). Every column gets the token ids of the comparison's model, so this one may answer oddly."
+    ]
+
+
+def left_over_note(checkpoint: Checkpoint) -> list[str]:
+    """A note that names the tensors which the model does not take, where there are any."""
+    note = require_complete(checkpoint).note
+    return [f"{checkpoint.source}: {note}."] if note else []
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))
+
+
+def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    return next((v for n in names for c in (text, config) if isinstance(v := c.get(n), int)), None)
+
+
+def _vocabulary(path: Path) -> dict[str, int] | None:
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception:  # a tokenizer of a newer kind; the model's own is what is used
+        return None
