@@ -28,6 +28,7 @@ class ActorHandle:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     residents: tuple[Resident, ...] = ()
     last_used: float = field(default_factory=time.monotonic)
+    has_scores: bool = False  # logits that other columns are compared with; they are lost with the actor
 
     @property
     def place(self) -> str:

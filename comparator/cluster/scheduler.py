@@ -17,6 +17,7 @@ from typing import Any
 from comparator.cluster import errors, placement, ray_api, routing
 from comparator.cluster.actor import EngineActor
 from comparator.cluster.actor_handle import ActorHandle, Key, node_state
+from comparator.cluster.remote_tensors import RemoteLogits
 from comparator.cluster.rpc import Call
 from comparator.core.errors import Stopped, UserError
 from comparator.core.messages import Generation, Loaded, LoadRequest, Prompt
@@ -254,7 +255,11 @@ class ClusterScheduler:
     def _residents(self, keep: frozenset[str]) -> list[placement.Resident]:
         return [
             placement.Resident(
-                a.key, a.facts.node, a.bytes, a.last_used, any(r.handle in keep for r in a.residents)
+                a.key,
+                a.facts.node,
+                a.bytes,
+                a.last_used,
+                a.has_scores or any(r.handle in keep for r in a.residents),
             )
             for a in self._all()
             if a.residents
@@ -319,12 +324,15 @@ class ClusterScheduler:
         if actor is None:
             return self._call_reader(call, cancel, on_progress)
         with self._device(actor):
-            return routing.stored_at(self._call(actor, "scoring", call, cancel, on_progress), actor)
+            result = routing.stored_at(self._call(actor, "scoring", call, cancel, on_progress), actor)
+        actor.has_scores |= isinstance(result, RemoteLogits)
+        return result
 
     def release_scores(self, folder: Path) -> None:
         for actor in self._all():
             with contextlib.suppress(UserError):
                 self._call(actor, "removing scores", Call("release_scores", (folder,)))
+            actor.has_scores = False
 
     # ------------------------------------------------------------ unloading
 

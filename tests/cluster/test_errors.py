@@ -296,16 +296,21 @@ def test_a_cluster_that_asks_for_a_token(model, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_room_is_made_within_the_budget_of_a_node(machines, model):
-    """Each node may hold one of the three; the one used longest ago goes, and is loaded again when it is needed."""
-    engine = ClusterEngine(Settings(ray_address=machines.address, memory_budget="250KB"))
+    """Each node may hold one of the three; the least recently used is unloaded, and loaded again when it is needed. The
+    one whose logits the others are compared with stays."""
+    engine = ClusterEngine(Settings(ray_address=machines.address, memory_budget="180KB"))
     try:
-        document = run(request(model, "fp32", "bf16", "fp16", fidelity="prompt"), engine)
-        assert document.ok and all(c.fidelity.prompt for c in document.cells), document.cells
+        document = run(request(model, "fp32", "int8:dtype=fp32", "bf16", fidelity="prompt"), engine)
+        assert document.ok and all(c.fidelity.prompt for c in document.cells), [
+            (c.variant, c.notes, c.error, c.fidelity) for c in document.cells
+        ]
         by_node: dict[str, int] = {}
         for held in engine.state().residents:
             by_node[held.node] = by_node.get(held.node, 0) + held.bytes
-        assert by_node and max(by_node.values()) <= 250_000
-        assert len(ray_actors.actors()) <= 3
+        assert by_node and max(by_node.values()) <= 180_000
+        assert ray_actors.wait_until(lambda: len(ray_actors.actors()) <= 3), (
+            f"two variants and what reads checkpoints: {ray_actors.actors()}, {engine.state().residents}"
+        )
     finally:
         engine.close()
 
