@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -24,12 +25,16 @@ _AGAIN = "Download or copy the whole checkpoint again, or save the model again w
 
 @dataclass(frozen=True)
 class Examination:
-    """`problem` is why the checkpoint must not be loaded; `left_over` are tensors that the model does not take."""
+    """`problem` is why the checkpoint must not be loaded; `left_over` are tensors that the model does not take.
+
+    `took_s`: seconds, transformers' import aside.
+    """
 
     tensors: int
     dtype: str
     left_over: tuple[str, ...] = ()
     problem: UserError | None = None
+    took_s: float = field(default=0.0, compare=False)
 
     @property
     def line(self) -> str:
@@ -62,11 +67,16 @@ def examine(checkpoint: Checkpoint) -> Examination:
 
 @lru_cache(maxsize=32)
 def _examine(checkpoint: Checkpoint, _changed: int) -> Examination:
+    import transformers  # noqa: F401  its import is not part of the time
+
+    left_over: list[str] = []
+    problem, began = None, time.perf_counter()
     try:
         left_over = _left_over(checkpoint)
-    except UserError as problem:
-        return Examination(len(checkpoint.tensors), checkpoint.dtype, problem=problem)
-    return Examination(len(checkpoint.tensors), checkpoint.dtype, tuple(left_over))
+    except UserError as error:
+        problem = error
+    took_s = time.perf_counter() - began
+    return Examination(len(checkpoint.tensors), checkpoint.dtype, tuple(left_over), problem, took_s)
 
 
 def _left_over(checkpoint: Checkpoint) -> list[str]:

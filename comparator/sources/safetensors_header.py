@@ -7,6 +7,7 @@ match shapes, and that the tensors cover the file's data without gaps.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 
 from comparator.core.errors import UserError
@@ -24,16 +25,14 @@ _NAMES = {  # safetensors' names → ours and bits; the rest are signed and unsi
 def read_header(file: Path) -> tuple[list[TensorInfo], int]:
     """The tensors of one file in the order of their data, which lies without gaps from the returned offset on.
 
-    Raises `UserError` naming a file that is damaged.
+    A file is read once for as long as it does not change. Raises `UserError` naming a file that is damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-        with safe_open(file, framework="numpy") as header:
-            slices = [(name, header.get_slice(name)) for name in header.offset_keys()]
-            return [_tensor(file, name, s.get_dtype(), s.get_shape()) for name, s in slices], 8 + length
+        stat = file.stat()
+        tensors, start = _read(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return list(tensors), start
     except SafetensorError as error:
         how = str(error).removeprefix("Error while deserializing header: ")
         if "not fully covered" in how:
@@ -43,6 +42,17 @@ def read_header(file: Path) -> tuple[list[TensorInfo], int]:
         raise UserError(
             f"{file} cannot be read: {error.strerror or error}.", "Check its permissions and the disk."
         ) from None
+
+
+@lru_cache(maxsize=256)  # files of a few models; a model of 8B shapes has some 300 tensors
+def _read(file: Path, _size: int, _changed: int, _inode: int) -> tuple[tuple[TensorInfo, ...], int]:
+    from safetensors import safe_open
+
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    with safe_open(file, framework="numpy") as header:
+        slices = [(name, header.get_slice(name)) for name in header.offset_keys()]
+        return tuple(_tensor(file, name, s.get_dtype(), s.get_shape()) for name, s in slices), 8 + length
 
 
 def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
