@@ -59,7 +59,7 @@ def resolve(variant: str | Variant) -> Variant:
 
 def presets() -> list[str]:
     """Ready-made notations for the page, most precise first."""
-    return [p for _, m in methods().values() for p in (m.presets or (m.name,))]
+    return [p for _, m in methods().values() for p in m.ready_notations]
 
 
 def most_precise(variants: list[Variant]) -> Variant:

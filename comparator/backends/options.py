@@ -47,7 +47,13 @@ class Method:
     takes_source: bool = False
     precision: int = 0
     bits: float = 16.0
-    presets: tuple[str, ...] = ()  # ready-made notations for the page
+    presets: tuple[str, ...] = ()  # ready-made notations for the page, where the name alone is not enough
+    needs_source: bool = False  # it only loads what was quantized elsewhere, so no notation is ready-made
+
+    @property
+    def ready_notations(self) -> tuple[str, ...]:
+        """What the page offers without asking for anything."""
+        return () if self.needs_source else self.presets or (self.name,)
 
 
 def match_option(method: Method, name: str, value: str | None) -> tuple[Option, str]:

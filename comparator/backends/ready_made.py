@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from comparator.backends import transformers_loader
 from comparator.backends.base import Backend, Placement, Progress
 from comparator.core.errors import UserError
-from comparator.core.variant import Variant
+from comparator.core.variant import Variant, sort_options
 from comparator.sources import Checkpoint, open_checkpoint, packed
 from comparator.sources.examine import require_complete
 
@@ -31,6 +31,10 @@ _SIZES = (
 
 class FromCheckpoint(Backend):
     """A backend whose methods take a source. Subclasses set `reads`, and `settings` where options come from it."""
+
+    decided: ClassVar[tuple[str, ...]] = ()
+    """Options that `settings` fills in. With a source they stay in the notation when they name a default, too: the
+    checkpoint may contradict it."""
 
     def __init__(self):
         self._opened: dict[tuple[str | None, str | None], Checkpoint] = {}
@@ -61,6 +65,22 @@ class FromCheckpoint(Backend):
             f"{variant.method} cannot be made here: it loads checkpoints that were quantized elsewhere.",
             f"Name one: {variant.method}@user/repo, or {variant.method}@ and the path of a folder.",
         )
+
+    def canonical(self, variant: Variant) -> Variant:
+        result = super().canonical(variant)
+        if not result.source:
+            return result
+        options = dict(result.options)
+        for option in self.method(variant.method).options:
+            value = self.requested(variant).get(option.name)
+            if (
+                option.name in self.decided
+                and value is not None
+                and (value, option.kind) != ("false", "flag")
+            ):
+                key, equals, rest = option.form.format(name=option.name, value=value).partition("=")
+                options[key] = rest if equals else None
+        return replace(result, options=sort_options(options))
 
     def with_options(self, variant: Variant, settings: dict[str, str | None]) -> Variant:
         """The canonical variant with these options; None takes one out."""

@@ -128,7 +128,7 @@ def described() -> list[dict]:
             "backend": backend.name,
             "unavailable": backend.unavailable(),
             "here": backend.here(),
-            "presets": list(method.presets or (method.name,)),
+            "presets": list(method.ready_notations),
             "takes_source": method.takes_source,
             "options": [
                 {

@@ -166,7 +166,9 @@ def quiet(verbose: bool) -> Iterator[TextIO]:
     stdout is for the result, so their prints are dropped. `verbose` shows everything, on stderr.
     """
     if verbose:
-        logging.getLogger("comparator").setLevel(logging.DEBUG)  # comparator/backends/gptq/quiet.py asks it
+        logging.getLogger("comparator").setLevel(
+            logging.DEBUG
+        )  # comparator/backends/gptqmodel_layers/quiet.py asks it
     else:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -145,6 +145,8 @@ def test_an_unknown_method_is_named_and_the_methods_listed():
 
 
 def test_presets_and_the_most_precise():
-    assert len(presets()) == len(set(presets())) >= len(methods())
+    assert len(presets()) == len(set(presets()))
+    offered = {resolve(p).method for p in presets()}
+    assert offered == {m.name for _, m in methods().values() if not m.needs_source}
     assert most_precise([resolve(v) for v in ("fp4", "int8", "bf16", "nf4")]).method == "bf16"
     assert most_precise([resolve(v) for v in ("nf4:dq", "fp32")]).method == "fp32"

@@ -13,21 +13,13 @@ from typing import Any
 
 from comparator.backends import calibration, dtypes, transformers_loader
 from comparator.backends import ready_made as sources
-from comparator.backends.base import (
-    AdapterKind,
-    Backend,
-    LoadedModel,
-    Logical,
-    Method,
-    Option,
-    Placement,
-    Progress,
-    QuantizedType,
-    Training,
-)
-from comparator.backends.gptq import kernels, on_the_spot, random_layer, ready_made, shapes
-from comparator.backends.gptq.kernels import Packed
+from comparator.backends.base import LoadedModel, Method, Option, Placement, Progress, QuantizedType
+from comparator.backends.gptq import on_the_spot, random_layer, ready_made, shapes
+from comparator.backends.gptq.kernels import KERNELS
 from comparator.backends.gptq.layer import Recipe
+from comparator.backends.gptqmodel_layers import kernels
+from comparator.backends.gptqmodel_layers.backend import PackedLayers
+from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, sort_options
 from comparator.sources import Checkpoint, packed
@@ -47,18 +39,17 @@ _OPTIONS = (
     Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which "
            "--calibration FILE takes in. Left out: the bundled text", None, kind="text"),
     Option("kernel", "what multiplies the packed weights. auto: the fastest that is ready, without compiling",
-           "auto", choices=("auto", *kernels.NAMES)),
+           "auto", choices=("auto", *KERNELS.names)),
     Option("dtype", "dtype of the activations and of what stays unquantized", "fp16", choices=("fp16", "bf16")),
 )  # fmt: skip
-_EXLLAMA = "ExllamaV2Linear"
-_FROM_CHECKPOINT = ("bits", "group", "desc_act", "sym")
 
 
-class Gptq(Backend):
+class Gptq(PackedLayers):
     name = "gptq"
-    requires = ("torch", "transformers", "gptqmodel", "optimum")
-    libraries = ("gptqmodel",)
-    weight_name = "qweight"
+    title = "GPTQ"
+    method_name = "gptq"
+    kernels = KERNELS
+    decided = ("bits", "group", "desc_act", "sym")
     types = tuple(QuantizedType(f"int{bits} (GPTQ)", int(bits)) for bits in _BITS)
     calibration_option = "cal"
     reads = ("gptq",)
@@ -83,7 +74,7 @@ class Gptq(Backend):
                 "the text in and puts them there.",
             )
         if values["bits"] and values["kernel"] != "auto":
-            kernel = kernels.BY_NAME[values["kernel"]]
+            kernel = KERNELS[values["kernel"]]
             if int(values["bits"]) not in kernel.bits:
                 bits = " or ".join(map(str, kernel.bits))
                 raise UserError(
@@ -91,18 +82,15 @@ class Gptq(Backend):
                 )
 
     def canonical(self, variant: Variant) -> Variant:
-        """`g64` alone means 4 bits, so it is written `4bit,g64`; `4bit` alone is what gptq is anyway.
-
-        With a source everything that is named stays, since it may contradict the checkpoint.
-        """
+        """`g64` alone means 4 bits, so it is written `4bit,g64`; `4bit` alone is what gptq is anyway."""
         result, named = super().canonical(variant), self.requested(variant)
-        if result.source:
-            return self._with(result, **{n: v for n, v in named.items() if n in _FROM_CHECKPOINT})
-        return self._with(result, bits=named.get("bits", "4")) if "group" in named else result
+        if result.source or "group" not in named:
+            return result
+        return self.with_options(result, {"bits": named.get("bits", "4")})
 
-    def _with(self, variant: Variant, **values: str | None) -> Variant:
+    def with_options(self, variant: Variant, settings: dict[str, str | None]) -> Variant:
         """The variant with these options written out, or taken out where None."""
-        written = {**self.requested(variant), **values}
+        written = {**self.requested(variant), **settings}
         tokens: dict[str, str | None] = {}
         for option in self.methods[0].options:
             if (value := written.get(option.name)) is not None and (value, option.kind) != ("false", "flag"):
@@ -122,7 +110,7 @@ class Gptq(Backend):
                 "desc_act": "true" if ready.desc_act else None,
                 "sym": None if ready.sym else "false",
             }
-            return self._with(variant, **options)
+            return self.with_options(variant, options)
         if checkpoint.model_type == "gpt2":
             raise UserError(
                 f"transformers cannot load a GPTQ-quantized {checkpoint.architecture}: preparing its layers fails.",
@@ -136,8 +124,9 @@ class Gptq(Backend):
                 f"{checkpoint.source}.",
             )
         group = int(requested["group"]) if "group" in requested else None
-        return self._with(
-            variant, bits=requested.get("bits", "4"), group=str(shapes.group_size(checkpoint, group))
+        return self.with_options(
+            variant,
+            {"bits": requested.get("bits", "4"), "group": str(shapes.group_size(checkpoint, group))},
         )
 
     def with_calibration(self, variant: Variant, source: Any) -> Variant:
@@ -156,14 +145,6 @@ class Gptq(Backend):
 
     # ------------------------------------------------------------ loading
 
-    def here(self) -> list[str]:
-        return kernels.possible()
-
-    def silence(self) -> None:
-        from comparator.backends.gptq import quiet
-
-        quiet.silence()
-
     def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
         if variant.source:
             return sum(t.bytes for t in self._ready(variant).checkpoint.tensors)
@@ -178,7 +159,7 @@ class Gptq(Backend):
         kernel = self._kernel(variant, packed, placement)  # refuses before minutes of work
         if not variant.source:
             self.make(checkpoint, variant, placement.device, progress)
-        kernels.prepare(kernel, packed, placement.device, progress)
+        kernels.prepare(kernel, packed, progress)
 
     def random_layer(self, outputs: int, inputs: int, std: float, generator: Any) -> dict[str, Any]:
         return random_layer.tensors(outputs, inputs, std, generator)
@@ -225,17 +206,7 @@ class Gptq(Backend):
                 dtype=values["dtype"],
                 quantization_config=GPTQConfig(bits=packed.bits, backend=kernel.backend),
             )
-        layers = [m for m in model.modules() if _is_quantized(m)]
-        if not layers:
-            raise UserError(
-                f"transformers loaded {variant.notation} without a GPTQ layer.",
-                "The checkpoint's layer names do not match this architecture: use another one.",
-            )
-        for module in layers:
-            # gptqmodel wraps this method in torch.compile, which would compile at the first forward; the class's own.
-            vars(module).pop("dequantize_weight", None)
-        names = sorted({type(module).__name__ for module in layers})
-        return LoadedModel(model, f"gptqmodel {' + '.join(names)}", notes)
+        return self.loaded(model, variant, notes)
 
     def _ready(self, variant: Variant) -> ready_made.ReadyMade:
         """What `complete` looked at last: asking the Hub once a run is enough."""
@@ -255,108 +226,24 @@ class Gptq(Backend):
     def _kernel(self, variant: Variant, packed: Packed, placement: Placement) -> kernels.Kernel:
         if placement.device.startswith("cuda"):
             gptqmodel.launch_on_stream(_cache_dir())  # before it is asked what is compiled already
-        spread = bool(placement.max_memory and "cpu" in placement.max_memory)
-        spread = spread and placement.device.startswith("cuda")
-        return kernels.choose(self.values(variant)["kernel"], packed, placement.device, spread)
+        return self.kernel(variant, packed, placement)
 
     # ------------------------------------------------------------ what is stored
 
-    def quant_state(self, module: Any) -> dict[str, Any]:
-        """Scales, zeros and g_idx; and, once a CPU kernel has rearranged them, what it multiplies with instead."""
-        if not _is_quantized(module):
-            return {}
-        state: dict[str, Any] = {}
-        for name in ("qzeros", "scales", "g_idx", "scales_and_zeros", "ret_idx"):
-            tensor = getattr(module, name, None)
-            if tensor is not None and hasattr(tensor, "untyped_storage"):
-                state[name] = tensor
-        return state
-
-    def logical(self, module: Any, parameter: Any) -> Logical | None:
-        if not _is_quantized(module):
-            return None
-        shape = (module.out_features, module.in_features)
-        compute = "bf16" if type(module).__name__ == "TorchAtenLinear" else None
-        if _same(parameter, getattr(module, "qweight", None)):
-            scales = getattr(module, "scales", None)
-            compute = compute or (dtypes.short_name(scales.dtype) if scales is not None else "fp16")
-            return Logical(f"int{module.bits} (GPTQ)", shape, compute)
-        return None
-
     def dequantize(self, module: Any) -> Any | None:
-        if not _is_quantized(module):
+        if not self.is_quantized(module):
             return None
         from comparator.backends.gptq import unpack
 
         return unpack.weight(module)
 
-    # ------------------------------------------------------------ decoding
-
-    def on_parallel_streams(self, module: Any) -> bool:
-        """gptqmodel's torch kernels unpack the weights and multiply with cuBLAS, which would take a workspace for each
-        stream and fills the card by itself."""
-        return hasattr(module, "qweight") and not type(module).__name__.startswith("Torch")
-
-    def opaque(self, module: Any) -> bool:
-        """ExLlamaV2's kernel writes into a buffer without declaring it; torch.compile takes the call for one without
-        effect and drops it: 753 tok/s on an H100 whose memory bandwidth allows 641."""
-        return hasattr(module, "out_features") and hasattr(module, "qweight")
-
-    def deterministic(self, module: Any) -> bool:
-        """ExLlamaV2 adds with atomic operations in fp16, in whatever order its blocks finish."""
-        return type(module).__name__ != _EXLLAMA
-
-    def graph_refusal(self, module: Any) -> str | None:
-        if type(module).__name__ == _EXLLAMA and not gptqmodel.follows_stream():
-            return "ExLlamaV2 launches its kernels on CUDA's default stream, which a graph does not see"
-        return None
-
-    # ------------------------------------------------------------ adapters and training
-
-    def check_adapter(self, variant: Variant, adapter: AdapterKind) -> None:
-        if adapter.merged:
-            raise UserError(
-                "GPTQ weights cannot take a merge: they are fixed 4-bit codes, and changing one means quantizing the layer "
-                "again with calibration data.",
-                f"Leave :merged out ({adapter.source} works unmerged on GPTQ), or merge on bf16 and quantize that.",
-            )
-        if adapter.peft_type in ("LOHA", "LOKR", "IA3"):
-            raise UserError(
-                f"{adapter.source} is {adapter.kind}, and peft has no {adapter.kind} for GPTQ layers: it would take the "
-                "packed bytes for the weights.",
-                "Use bf16 or int8 for this adapter, or a LoRA, which every variant takes.",
-            )
-        if adapter.dora:
-            raise UserError(
-                f"{adapter.source} is {adapter.kind}, and peft has no DoRA for GPTQ layers: DoRA needs the norm of the "
-                "unpacked weight.",
-                "Use another variant for this adapter (nf4 has the same size), or a LoRA without DoRA.",
-            )
-
-    def training(self, variant: Variant, device: str) -> Training:
-        return Training(dtype=self.values(variant)["dtype"])
-
-    def training_variants(self, variant: Variant, device: str) -> list[tuple[Variant, tuple[str, ...]]]:
-        """Triton's and torch's kernels have gradients."""
-        kernel = self.values(variant)["kernel"]
-        usable = ["triton", "torch"] if device.startswith("cuda") else ["torch"]
-        if kernel in usable:
-            return [(variant, ())]
-        choices, notes = [], ()
-        for number, name in enumerate(usable):
-            if number:
-                notes = (*notes, f"Trained with the kernel {name}: {usable[0]} cannot be used here.")
-            elif kernel not in ("auto", name):
-                notes = (f"Trained with the kernel {name}: {kernel} has no gradients.",)
-            choices.append((self._with(variant, kernel=name), notes))
-        return choices
-
     # ------------------------------------------------------------ code
 
     def code(self, variant: Variant, placement: Placement, *, layers: Any = (), kernel: str | None = None):
         values = self.values(variant)
-        ran = next((k for k in kernels.KERNELS if kernel and kernel.endswith(k.class_name)), None)
-        ran = ran or kernels.BY_NAME.get(values["kernel"])
+        ran = KERNELS.ran(kernel)
+        if ran is None and values["kernel"] != "auto":
+            ran = KERNELS[values["kernel"]]
         bits, backend = int(values["bits"]), ran.backend if ran else "auto"
         return (
             ["from transformers import GPTQConfig"],
@@ -378,19 +265,8 @@ class Gptq(Backend):
         ]
 
 
-def _same(tensor: Any, own: Any) -> bool:
-    """Whether a stored tensor is the module's own; with an offloaded module that holds a placeholder only."""
-    if own is None or tensor is own:
-        return tensor is own
-    return own.device.type == "meta" and (tensor.shape, tensor.dtype) == (own.shape, own.dtype)
-
-
 def _folder_name(variant: Variant) -> str:
     return variant.notation.replace(":", "-").replace(",", "-").replace("=", "-")
-
-
-def _is_quantized(module: Any) -> bool:
-    return type(module).__module__.startswith("gptqmodel.nn_modules.qlinear") and hasattr(module, "bits")
 
 
 def _cache_dir() -> Path:

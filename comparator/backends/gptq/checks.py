@@ -6,9 +6,9 @@ nothing outside of them. Zero points are read as config.json labels them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
+from comparator.backends.gptqmodel_layers.checks import plain_among_packed, refuse_head
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint, weights
 
@@ -16,16 +16,12 @@ _SAMPLE_BYTES = 2**16
 _OTHER = "Use a checkpoint in which all layers were quantized alike, or gptq without a source to quantize the model itself."
 
 
-def check(checkpoint: Checkpoint, bits: int, group_size: int, sym: bool, version: str) -> None:
-    """Raises `UserError` for other settings per module, a quantized head, and zero points of the other format."""
+def check(
+    checkpoint: Checkpoint, packed: list[str], bits: int, group_size: int, sym: bool, version: str
+) -> None:
+    """`packed`: names of the packed modules. Raises `UserError` for other settings per module, a quantized head, and zero points of the other format."""
     shapes = {t.name: t.shape for t in checkpoint.tensors}
-    packed = sorted(n.removesuffix(".qweight") for n in shapes if n.endswith(".qweight"))
-    if outside := [n for n in packed if not re.search(r"\.\d+\.", n)]:
-        raise UserError(
-            f"{outside[0]} of {checkpoint.source} is quantized ({outside[0]}.qweight), and transformers reads packed "
-            "weights in the layers only: it would fill this module with random numbers.",
-            "Use a checkpoint that was quantized with lm_head=False, which is the usual way.",
-        )
+    refuse_head(checkpoint, packed)
     for name in packed:
         inputs = shapes[f"{name}.g_idx"][0]
         stored_bits = shapes[f"{name}.qweight"][0] * 32 / max(inputs, 1)
@@ -37,11 +33,10 @@ def check(checkpoint: Checkpoint, bits: int, group_size: int, sym: bool, version
                 "transformers reads no settings per module (dynamic).",
                 _OTHER,
             )
-    roles = {_role(n) for n in packed}
-    if plain := [n for n in shapes if n.endswith(".weight") and _role(n.removesuffix(".weight")) in roles]:
+    if plain := plain_among_packed(checkpoint, packed):
         raise UserError(
-            f"{plain[0]} of {checkpoint.source} is not quantized, while the same module of other layers is. transformers "
-            "reads no settings per module (dynamic), and would fill it with random numbers.",
+            f"{plain}.weight of {checkpoint.source} is not quantized, while the same module of other layers is. "
+            "transformers reads no settings per module (dynamic), and would fill it with random numbers.",
             _OTHER,
         )
     if sym and (stored := _format(checkpoint, bits)) not in (None, version):
@@ -50,11 +45,6 @@ def check(checkpoint: Checkpoint, bits: int, group_size: int, sym: bool, version
             f"{stored}: every weight would be off by one step.",
             f"Write “checkpoint_format”: “{stored}” into its quantization_config.",
         )
-
-
-def _role(name: str) -> str:
-    """A module's name without the number of its layer."""
-    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def _format(checkpoint: Checkpoint, bits: int) -> str | None:

@@ -1,212 +1,24 @@
-"""gptqmodel's kernels: what each can multiply, whether it is ready here, and which one `auto` takes.
-
-`auto` takes the fastest that is ready: it never compiles and never downloads. The limits are gptqmodel 7.6's own
-(SUPPORTS_* of its linear classes), checked before anything is loaded.
-"""
+"""gptqmodel's kernels for GPTQ. The limits are gptqmodel 7.6's own (SUPPORTS_* of its linear classes)."""
 
 from __future__ import annotations
 
-import glob
-import os
-import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
-from comparator.core.errors import UserError
-from comparator.util import streams
-from comparator.util.compat.gptqmodel import extension_built
-
-Progress = Callable[[float | None, str], None]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """`backend` and `class_name`: what gptqmodel calls it. `extension`: what has to be compiled, by fp16/bf16 where there are two."""
-
-    name: str
-    backend: str
-    class_name: str
-    device: str  # cpu | cuda | any
-    bits: tuple[int, ...]
-    groups: tuple[int, ...]
-    summary: str
-    symmetric_only: bool = False
-    divides: tuple[int, int] = (1, 1)  # input and output features come in multiples of these
-    extension: str | None = None
-    compiles: str = ""  # how long, in words
-    capability: tuple[int, int] = (0, 0)
-    automatic: bool = True
-
+from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels
 
 _ANY_GROUP = (-1, 16, 32, 64, 128, 256, 512, 1024)
 # Fastest first, per device; measured figures are in docs/benchmarks.md. Left out on the CPU: torch_fused, which
 # ignores zero points there, and torch_int8, which rounds the weights once more and so is another variant.
-KERNELS = (
+KERNELS = Kernels("GPTQ", (
     Kernel("marlin", "gptq_marlin", "MarlinLinear", "cuda", (4, 8), (-1, 32, 64, 128), "needs compiling (minutes)",
            symmetric_only=True, extension="marlin_{dtype}", compiles="some minutes", capability=(7, 5)),
     Kernel("exllama_v2", "gptq_exllama_v2", "ExllamaV2Linear", "cuda", (4,), (-1, 32, 64, 128), "needs compiling (about 40 s)",
-           divides=(32, 32), extension="exllamav2", compiles="about 40 s"),
-    Kernel("triton", "gptq_triton", "TritonV2Linear", "cuda", (2, 4, 8), _ANY_GROUP, "starts at once", divides=(32, 32)),
+           divides=(32, 32), extension="exllamav2", compiles="about 40 s", whole=True),
+    Kernel("triton", "gptq_triton", "TritonV2Linear", "cuda", (2, 4, 8), _ANY_GROUP, "starts at once", divides=(32, 32),
+           trainable=True),
     Kernel("machete", "gptq_machete", "MacheteLinear", "cuda", (4, 8), (-1, 64, 128), "Hopper; downloads CUTLASS and compiles",
            divides=(64, 128), extension="machete", compiles="many minutes, after a download", capability=(9, 0),
            automatic=False),
     Kernel("torch_aten", "gptq_torch_aten", "TorchAtenLinear", "cpu", (4,), (16, 32, 64, 128),
            "PyTorch's own 4-bit kernel; multiplies in bf16"),
-    Kernel("torch", "gptq_torch", "TorchLinear", "any", (2, 3, 4, 8), _ANY_GROUP, "unpacks to 16 bits and multiplies; slow"),
-)  # fmt: skip
-NAMES = tuple(k.name for k in KERNELS)
-BY_NAME = {k.name: k for k in KERNELS}
-
-
-@dataclass(frozen=True)
-class Packed:
-    """What a kernel has to cope with. `sizes`: (input, output features) of every quantized layer."""
-
-    bits: int
-    group_size: int
-    desc_act: bool
-    sym: bool
-    dtype: str = "fp16"
-    sizes: frozenset[tuple[int, int]] = frozenset()
-
-
-def choose(wish: str, packed: Packed, device: str, spread: bool = False) -> Kernel:
-    """The kernel to load with. `wish` is a name or "auto"; `spread`: parts of the model lie on the CPU beside a GPU.
-
-    Raises `UserError` where the wish cannot be had here, naming what can.
-    """
-    if wish == "auto":
-        fits = [
-            k
-            for k in KERNELS
-            if k.automatic and not refusal(k, packed, device, spread) and ready(k, packed, device)
-        ]
-        if not fits:
-            raise UserError(
-                f"No GPTQ kernel here multiplies {packed.bits}-bit weights in groups of {packed.group_size}.",
-                "Choose other bits or another group size.",
-            )
-        return fits[0]
-    kernel = BY_NAME[wish]
-    if why := refusal(kernel, packed, device, spread):
-        others = [k.name for k in KERNELS if not refusal(k, packed, device, spread)]
-        raise UserError(
-            f"The kernel {wish} cannot run this: {why}.",
-            f"Possible here: {', '.join(others)}; or leave kernel= out." if others else "Choose other bits.",
-        )
-    return kernel
-
-
-def refusal(kernel: Kernel, packed: Packed, device: str, spread: bool = False) -> str | None:
-    """Why a kernel cannot take this on this device, or None."""
-    on_cuda = device.startswith("cuda")
-    if kernel.device == "cuda" and not on_cuda:
-        return "it needs an NVIDIA GPU, and this runs on the CPU"
-    if kernel.device == "cpu" and on_cuda:
-        return "it runs on the CPU only"
-    if kernel.name == "exllama_v2" and spread:
-        return "ExLlama wants the whole model on the GPU, and max_memory puts a part of it on the CPU"
-    if packed.bits not in kernel.bits:
-        return f"it takes {_or(kernel.bits)} bits, not {packed.bits}"
-    if packed.group_size not in kernel.groups:
-        return f"it takes groups of {_or(kernel.groups)}, not {packed.group_size}"
-    if kernel.symmetric_only and not packed.sym:
-        return "it takes symmetric weights only (sym=true)"
-    inputs, outputs = kernel.divides
-    for one, other in sorted(packed.sizes):
-        if one % inputs or other % outputs:
-            return f"it wants layers in multiples of {inputs} × {outputs}, and one here is {one} × {other}"
-    if on_cuda and kernel.capability > (0, 0):
-        import torch
-
-        have = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else kernel.capability
-        if have < kernel.capability:
-            return (
-                f"it wants compute capability {_dotted(kernel.capability)}, and this GPU has {_dotted(have)}"
-            )
-    return None
-
-
-def ready(kernel: Kernel, packed: Packed, device: str) -> bool:
-    """Whether it starts without compiling or downloading."""
-    return kernel.extension is None or extension_built(_extension_name(kernel, packed.dtype))
-
-
-def prepare(kernel: Kernel, packed: Packed, device: str, progress: Progress) -> float:
-    """Compile what a chosen kernel lacks; returns the seconds it took, 0.0 where nothing had to be done.
-
-    `progress` is called every half second and may raise `Stopped`: the compiler then goes on behind the scenes and
-    the next run finds its result. Raises `UserError` when it fails.
-    """
-    if ready(kernel, packed, device):
-        return 0.0
-    if shutil.which("nvcc") is None and not os.path.exists(os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")):  # fmt: skip
-        raise UserError(
-            f"The kernel {kernel.name} has to be compiled first, and there is no CUDA compiler (nvcc) here.",
-            "Install the CUDA toolkit, or leave kernel= out: Triton and Torch need no compiler.",
-        )
-    name = _extension_name(kernel, packed.dtype)
-    start = time.perf_counter()
-
-    def build() -> str | None:
-        """None, or why it could not be compiled."""
-        try:
-            from gptqmodel import extension
-
-            return None if all(extension.load(name=name).values()) else extension.error(name) or "unknown"
-        except Exception as error:
-            return str(error) or "unknown"
-
-    def report() -> None:
-        spent = time.perf_counter() - start
-        progress(None, f"compiling the kernel {kernel.name} (once, {kernel.compiles}; {spent:.0f} s so far)")
-
-    report()
-    why = streams.wait(build, report, 0.5, f"compile {name}")
-    if why is not None:
-        why = why.strip().splitlines()[-1][:200]
-        raise UserError(
-            f"The kernel {kernel.name} could not be compiled: {why}",
-            "Leave kernel= out, or use kernel=triton, which needs no compiler.",
-        )
-    return time.perf_counter() - start
-
-
-def _extension_name(kernel: Kernel, dtype: str) -> str:
-    return (kernel.extension or "").format(dtype=dtype)
-
-
-def possible() -> list[str]:
-    """A line for each kernel, for `variants`: what it is and whether it can run here. Imports nothing heavy."""
-    gpu = bool(glob.glob("/proc/driver/nvidia/gpus/*")) or os.path.exists("/dev/nvidia0")
-    root = Path(
-        os.environ.get("GPTQMODEL_TORCH_EXTENSIONS_DIR", "~/.cache/gptqmodel/torch_extensions")
-    ).expanduser()
-    lines = []
-    for kernel in KERNELS:
-        here = kernel.device in ("any", "cuda" if gpu else "cpu")
-        state = (
-            "possible here"
-            if here
-            else f"not here (wants {'an NVIDIA GPU' if kernel.device == 'cuda' else 'the CPU'})"
-        )
-        if here and kernel.extension:
-            built = list(root.glob(f"{kernel.extension.split('_{')[0]}*/**/*.so"))
-            state = (
-                "compiled here before"
-                if built
-                else "possible here after compiling; auto passes it over until then"
-            )
-        lines.append(f"kernel={kernel.name}: {_or(kernel.bits)} bits; {kernel.summary}; {state}")
-    return lines
-
-
-def _or(numbers: tuple[int, ...]) -> str:
-    texts = [str(n) for n in numbers]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
+    Kernel("torch", "gptq_torch", "TorchLinear", "any", (2, 3, 4, 8), _ANY_GROUP, "unpacks to 16 bits and multiplies; slow",
+           trainable=True),
+))  # fmt: skip

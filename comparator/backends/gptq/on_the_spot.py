@@ -54,8 +54,8 @@ def _make(checkpoint, recipe: Recipe, cal: str, cache_dir: Path, device: str, ta
     from transformers import AutoTokenizer
 
     from comparator.backends.base import Placement
-    from comparator.backends.gptq import quiet
     from comparator.backends.gptq.quantize import quantize
+    from comparator.backends.gptqmodel_layers import quiet
     from comparator.backends.transformers_loader import from_pretrained
 
     quiet.silence()

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comparator.backends.gptq import checks
-from comparator.backends.gptq.kernels import Packed
+from comparator.backends.gptqmodel_layers.checks import packed_modules
+from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.backends.ready_made import config_of, open_source, require_method
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
@@ -76,23 +77,14 @@ def read(checkpoint: Checkpoint) -> ReadyMade:
             f"{checkpoint.source} says bits={bits!r}, group_size={group!r}.",
             "transformers loads GPTQ with 2, 3, 4 or 8 bits.",
         )
-    names = {t.name for t in checkpoint.tensors}
-    packed = [n.removesuffix(".qweight") for n in names if n.endswith(".qweight")]
-    if not packed:
-        raise UserError(
-            f"{checkpoint.source} says that it is GPTQ but holds no packed weight (*.qweight).",
-            "The files do not belong together: download the checkpoint again.",
-        )
-    for part in ("qzeros", "scales", "g_idx"):
-        if lost := [n for n in packed if f"{n}.{part}" not in names]:
-            raise UserError(
-                f"{checkpoint.source} has no {part} for {lost[0]}"
-                + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
-                + ".",
-                "It is damaged, or made by a tool older than AutoGPTQ: use another one.",
-            )
+    modules = packed_modules(
+        checkpoint,
+        "GPTQ",
+        ("qzeros", "scales", "g_idx"),
+        "It is damaged, or made by a tool older than AutoGPTQ: use another one.",
+    )
     sym = bool(config.get("sym", True))
-    checks.check(checkpoint, bits, group, sym, version)
+    checks.check(checkpoint, modules, bits, group, sym, version)
     require_complete(checkpoint)
     return ReadyMade(checkpoint, bits, group, bool(config.get("desc_act", False)), sym, version)
 

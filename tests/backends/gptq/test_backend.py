@@ -14,8 +14,10 @@ import pytest
 
 from comparator.backends import backend_for, calibration, resolve
 from comparator.backends.base import Placement
-from comparator.backends.gptq import kernels, on_the_spot, ready_made, unpack
-from comparator.backends.gptq.kernels import Packed
+from comparator.backends.gptq import on_the_spot, ready_made
+from comparator.backends.gptq.kernels import KERNELS
+from comparator.backends.gptqmodel_layers import unpack
+from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.comparison.runner import compare
 from comparator.core.errors import UserError
 from comparator.core.events import Done, Loading
@@ -374,7 +376,7 @@ def test_unpacking_reads_words_of_any_width():
         stream = [sum(int(c) << (bits * k) for k, c in enumerate(row)) for row in codes]
         words = [[(s >> (32 * i)) & 0xFFFFFFFF for i in range(2 * bits)] for s in stream]
         packed = torch.tensor(words, dtype=torch.int64).to(torch.int32)
-        assert torch.equal(unpack.unpack(packed, bits, 64), codes.int()), f"{bits} bits"
+        assert torch.equal(unpack.codes(packed, bits, 64), codes.int()), f"{bits} bits"
 
 
 def test_both_layouts_unpack_to_the_same_weights(folder):
@@ -520,13 +522,13 @@ def test_a_quantized_model_is_not_quantized_again(folder):
 )
 def test_limits_are_checked_before_loading(kernel, packed, device, words):
     with pytest.raises(UserError) as caught:
-        kernels.choose(kernel, packed, device)
+        KERNELS.choose(kernel, packed, device)
     assert words in caught.value.problem and kernel in caught.value.problem
 
 
 def test_exllama_wants_everything_on_the_gpu():
     with pytest.raises(UserError) as caught:
-        kernels.choose("exllama_v2", Packed(4, 64, False, True), "cuda:0", spread=True)
+        KERNELS.choose("exllama_v2", Packed(4, 64, False, True), "cuda:0", spread=True)
     assert "max_memory" in caught.value.problem
 
 
@@ -540,7 +542,7 @@ def test_exllama_wants_everything_on_the_gpu():
     ],
 )
 def test_auto_on_a_cpu_takes_the_fastest_that_is_exact(packed, expected):
-    assert kernels.choose("auto", packed, "cpu").name == expected
+    assert KERNELS.choose("auto", packed, "cpu").name == expected
 
 
 def test_a_kernel_that_cannot_run_fails_its_column_before_any_work(two, engine):
@@ -552,8 +554,8 @@ def test_a_kernel_that_cannot_run_fails_its_column_before_any_work(two, engine):
 
 
 def test_the_list_of_kernels_says_what_is_possible_here():
-    lines = kernels.possible()
-    assert len(lines) == len(kernels.KERNELS)
+    lines = KERNELS.possible()
+    assert len(lines) == len(KERNELS.kernels)
     torch_line = next(line for line in lines if line.startswith("kernel=torch:"))
     assert "possible here" in torch_line
 
