@@ -91,7 +91,7 @@ def require_full_precision(checkpoint: Checkpoint) -> None:
     if checkpoint.quantization is None:
         return
     how = packed.method_of(checkpoint.quantization)
-    named = readers(how)
+    named = readers(checkpoint.quantization)
     raise UserError(
         f"{checkpoint.source} is quantized already ({how}): other variants cannot be made from it.",
         f"Choose the full-precision model, and add this one as the column {named[0]}@{checkpoint.source}."
@@ -100,9 +100,9 @@ def require_full_precision(checkpoint: Checkpoint) -> None:
     )
 
 
-def readers(quant_method: str) -> list[str]:
-    """Methods that load checkpoints whose config.json names this `quant_method`."""
-    return [m.name for b in all_backends() if quant_method in b.reads for m in b.methods]
+def readers(quantization: dict[str, Any]) -> list[str]:
+    """Methods that load a checkpoint, by what its config.json says of the quantization."""
+    return [name for b in all_backends() for name in b.readers(quantization)]
 
 
 def unquantized_experts(variant: Variant, checkpoint: Checkpoint) -> str:

@@ -7,7 +7,7 @@ method has a default that is right for a method without that particularity:
 
 - Options: `check`, `complete`, `with_calibration`
 - Loading: `requires`, `loggers`, `silence`, `prepare`, `load`
-- Quantized checkpoints: `reads`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
+- Quantized checkpoints: `reads`, `readers`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
 - What is stored: `quantizes_experts`, `libraries`, `owns`, `weight_name`, `stored_values`, `quant_state`, `logical`, `dequantize`, `types`
 - Decoding: `on_parallel_streams`, `opaque`, `deterministic`, `graph_refusal`, `capture_forward`
 - Adapters and training: `check_adapter`, `reading_state_dict`, `training`, `training_variants`, `training_bytes`,
@@ -30,6 +30,7 @@ from comparator.backends.options import Method, Option, match_option
 from comparator.core.errors import UserError
 from comparator.core.result import LayerRow
 from comparator.core.variant import Variant, sort_options
+from comparator.sources import packed
 
 if TYPE_CHECKING:
     from comparator.sources import Checkpoint
@@ -157,6 +158,15 @@ class Backend:
     def here(self) -> list[str]:
         """Lines for the command `variants` on what is possible on this machine. Imports nothing heavy."""
         return []
+
+    def readers(self, quantization: dict[str, Any]) -> list[str]:
+        """Names of the methods that load a checkpoint as their source, by what its config.json says of the quantization.
+
+        Every method of the backend for what is in `reads`; a backend whose methods store different types narrows it.
+        """
+        if packed.method_of(quantization) not in self.reads:
+            return []
+        return [m.name for m in self.methods if m.takes_source]
 
     # ------------------------------------------------------------ options
 

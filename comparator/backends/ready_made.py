@@ -35,9 +35,16 @@ class FromCheckpoint(Backend):
     decided: ClassVar[tuple[str, ...]] = ()
     """Options that `settings` fills in. With a source they stay in the notation when they name a default, too: the
     checkpoint may contradict it."""
+    overridable: ClassVar[tuple[str, ...]] = ()
+    """Those of `decided` that may be asked for otherwise than the checkpoint says: how its weights are multiplied, not how
+    they are stored. Left out, they are the checkpoint's."""
 
     def __init__(self):
         self._opened: dict[tuple[str | None, str | None], Checkpoint] = {}
+
+    def check_source(self, checkpoint: Checkpoint) -> None:
+        """Raises `UserError` for a checkpoint that is damaged, or of a kind that the method cannot load, in the method's own
+        terms. Asked before `require_complete`, which knows names and shapes only."""
 
     def settings(self, checkpoint: Checkpoint, variant: Variant) -> dict[str, str | None]:
         """Options that the checkpoint decides, as text; None for a default. Raises `UserError` for a checkpoint that the
@@ -50,9 +57,11 @@ class FromCheckpoint(Backend):
             return self.complete_on_the_spot(variant, checkpoint, progress)
         opened = open_source(variant, progress)
         require_method(opened, variant.method, self.reads)
+        self.check_source(opened)
         require_complete(opened)
         settings = self.settings(opened, variant)
-        refuse_contradictions(opened, self.requested(variant), settings)
+        fixed = {name: value for name, value in settings.items() if name not in self.overridable}
+        refuse_contradictions(opened, self.requested(variant), fixed)
         check_same_model(opened, checkpoint)
         self._opened[variant.source, variant.revision] = opened
         return self.with_options(variant, settings)
@@ -68,30 +77,34 @@ class FromCheckpoint(Backend):
 
     def canonical(self, variant: Variant) -> Variant:
         result = super().canonical(variant)
-        if not result.source:
+        if not variant.source:
             return result
-        options = dict(result.options)
-        for option in self.method(variant.method).options:
-            value = self.requested(variant).get(option.name)
-            if (
-                option.name in self.decided
-                and value is not None
-                and (value, option.kind) != ("false", "flag")
-            ):
-                key, equals, rest = option.form.format(name=option.name, value=value).partition("=")
-                options[key] = rest if equals else None
-        return replace(result, options=sort_options(options))
+        named = {name: value for name, value in self.requested(variant).items() if name in self.decided}
+        return self._written(variant, {**self.requested(result), **named})
 
     def with_options(self, variant: Variant, settings: dict[str, str | None]) -> Variant:
-        """The canonical variant with these options; None takes one out."""
-        values = {**self.requested(variant), **settings}
-        written = []
+        """The canonical variant with these options; None takes one out. An option that is asked for otherwise than
+        `settings` says stays as it is asked for, also where it has its default."""
+        requested = self.requested(variant)
+        asked = {n: v for n, v in requested.items() if n in self.overridable and n in settings}
+        values = {**requested, **settings, **asked}
+        defaults = {o.name: o.default for o in self.method(variant.method).options}
+        written = {}
+        for name, value in values.items():
+            own = settings.get(name) or defaults[name]
+            if value is not None and (value != defaults[name] or (name in asked and value != own)):
+                written[name] = value
+        return self.canonical(self._written(variant, written))
+
+    def _written(self, variant: Variant, values: dict[str, str]) -> Variant:
+        """The variant with exactly these options, defaults included."""
+        tokens: dict[str, str | None] = {}
         for option in self.method(variant.method).options:
-            if (value := values.get(option.name)) is None or value == option.default:
+            if (value := values.get(option.name)) is None:
                 continue
             key, equals, rest = option.form.format(name=option.name, value=value).partition("=")
-            written.append((key, rest if equals else None))
-        return self.canonical(replace(variant, options=tuple(written)))
+            tokens[key] = value if (option.kind, value) == ("flag", "false") else rest if equals else None
+        return replace(variant, options=sort_options(tokens))
 
     def opened(self, variant: Variant) -> Checkpoint:
         """What `complete` looked at last: asking the Hub once a run is enough."""
@@ -119,7 +132,8 @@ def open_source(variant: Variant, progress: Progress | None = None) -> Checkpoin
 
 
 def require_method(checkpoint: Checkpoint, method: str, reads: tuple[str, ...]) -> None:
-    """Raises `UserError` where the checkpoint is full precision, or was quantized with a method that is not in `reads`."""
+    """Raises `UserError` where the checkpoint is full precision, or is none that `method` loads. `reads`: as the backend
+    has it."""
     from comparator.backends import readers
 
     if checkpoint.quantization is None:
@@ -127,13 +141,19 @@ def require_method(checkpoint: Checkpoint, method: str, reads: tuple[str, ...]) 
             f"{checkpoint.source} is not quantized: its config.json has no quantization_config.",
             f"Name a checkpoint that was saved quantized after {method}@.",
         )
+    fitting = readers(checkpoint.quantization)
+    if method in fitting:
+        return
     how = packed.method_of(checkpoint.quantization)
     if how not in reads:
-        others = readers(how)
-        raise UserError(
-            f"{checkpoint.source} was quantized with {how}, not {' or '.join(reads)}.",
-            f"Write {others[0]}@{checkpoint.source}." if others else "Name another checkpoint.",
-        )
+        problem = f"{checkpoint.source} was quantized with {how}, not {' or '.join(reads)}."
+    elif fitting:
+        problem = f"{checkpoint.source} was quantized by {how} to {fitting[0]}, not to {method}."
+    else:
+        problem = f"{checkpoint.source} was quantized with {how}, in a way that no method here loads."
+    raise UserError(
+        problem, f"Write {fitting[0]}@{checkpoint.source}." if fitting else "Name another checkpoint."
+    )
 
 
 def refuse_contradictions(

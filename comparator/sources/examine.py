@@ -8,10 +8,11 @@ shapes take a tenth of a second. On the engine's thread only: transformers sets 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -116,30 +117,32 @@ def _left_over(checkpoint: Checkpoint) -> list[str]:
     return sorted(info["unexpected_keys"])
 
 
-def _logical(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """(the model's tensors by name and shape, without what lies beside packed weights; names of those whose shape the
-    headers do not tell)."""
+def _logical(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, int | None]]:
+    """(the model's tensors by name and shape, without what lies beside packed weights; those whose shape the headers do
+    not tell, with their number of values where that is known)."""
     quantization = checkpoint.quantization
     if quantization is None:
-        return {t.name: t.shape for t in checkpoint.tensors}, set()
+        return {t.name: t.shape for t in checkpoint.tensors}, {}
     shapes: dict[str, tuple[int, ...]] = {}
-    unclear: set[str] = set()
+    unclear: dict[str, int | None] = {}
+    names = {t.name for t in checkpoint.tensors}
     for tensor in checkpoint.tensors:
         if packed.is_state(tensor.name, quantization):
             continue
         name, shape = packed.parameter(tensor, quantization)
         shapes[name] = shape
-        if tensor.dtype in ("uint8", "int8") or (name != tensor.name and shape == tensor.shape):
-            unclear.add(name)
+        count = packed.count_of(tensor, names)
+        if count or tensor.dtype in ("uint8", "int8") or (name != tensor.name and shape == tensor.shape):
+            unclear[name] = count
     return shapes, unclear
 
 
-def check_loaded(source: str, info: dict[str, Any], unclear: Iterable[str] = ()) -> None:
+def check_loaded(source: str, info: dict[str, Any], unclear: Mapping[str, int | None] | None = None) -> None:
     """Raises `UserError` for weights that transformers found missing or of another shape; else they would be random.
 
     Args:
         info: what `from_pretrained(output_loading_info=True)` returns.
-        unclear: names whose stored shape says nothing.
+        unclear: names whose stored shape says nothing, with the number of values that they hold, where that is known.
     """
     missing = sorted(info["missing_keys"])
     unexpected = sorted(info["unexpected_keys"])
@@ -149,7 +152,14 @@ def check_loaded(source: str, info: dict[str, Any], unclear: Iterable[str] = ())
             f"{_cause(missing, unexpected)}",
             _AGAIN,
         )
-    unclear = set(unclear)
+    unclear = unclear or {}
+    for name, _, built in sorted(info["mismatched_keys"]):
+        if (count := unclear.get(name)) and count != math.prod(built):
+            raise UserError(
+                f"{name} of {source} holds {count:,} values, and its config.json makes it {tuple(built)}, "
+                f"{math.prod(built):,} values.",
+                "It is cut off, or config.json is of another model: download the whole checkpoint again.",
+            )
     wrong = sorted(m for m in info["mismatched_keys"] if m[0] not in unclear)
     if wrong:
         name, stored, built = wrong[0]

@@ -158,11 +158,24 @@ def values_per_element(
     """Logical values in one stored element."""
     if tensor.name.endswith((".qweight", ".weight_packed")):
         return 8 * tensor.bytes / max(1, tensor.parameters) / (bits_of(quantization) or 4)
-    if tensor.dtype == "uint8" and (
-        tensor.name.endswith("_blocks")  # MXFP4 keeps two values in a byte
-        or any(f"{tensor.name}.quant_state.bitsandbytes__{m}" in names for m in ("nf4", "fp4"))
-    ):
+    if _holds_four_bits(tensor, names):
+        return 2 * tensor.bytes / max(1, tensor.parameters)  # two in a byte, whatever dtype the buffer has
+    if tensor.dtype == "uint8" and tensor.name.endswith("_blocks"):  # MXFP4 keeps two values in a byte
         return 2
     if tensor.name.endswith(".W_q"):
         return 8 * tensor.bytes / max(1, tensor.parameters) / (bits_of(quantization) or 8)
     return 1
+
+
+def count_of(tensor: TensorInfo, names: Collection[str]) -> int | None:
+    """How many logical values a packed tensor holds whose shape is not the parameter's, where its header and the names of
+    its neighbours tell; None elsewhere."""
+    if _holds_four_bits(tensor, names):
+        return 2 * tensor.bytes
+    beside = tensor.name.removesuffix(".weight") + ".SCB"
+    return tensor.parameters if tensor.dtype == "int8" and beside in names else None
+
+
+def _holds_four_bits(tensor: TensorInfo, names: Collection[str]) -> bool:
+    """Whether bitsandbytes packed it. The state beside it says so, since the buffer can have any dtype."""
+    return any(f"{tensor.name}.quant_state.bitsandbytes__{m}" in names for m in ("nf4", "fp4"))

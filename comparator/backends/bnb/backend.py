@@ -1,4 +1,4 @@
-"""bitsandbytes: LLM.int8() and the 4-bit types nf4 and fp4, made from the checkpoint as it loads."""
+"""bitsandbytes: LLM.int8() and the 4-bit types nf4 and fp4, made from the checkpoint as it loads or loaded as saved."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from comparator.backends import dtypes, transformers_loader
+from comparator.backends import ready_made as sources
 from comparator.backends.base import (
     DTYPES,
     AdapterKind,
-    Backend,
     LoadedModel,
     Logical,
     Method,
@@ -21,14 +21,14 @@ from comparator.backends.base import (
     QuantizedType,
     Training,
 )
-from comparator.backends.bnb import outliers
+from comparator.backends.bnb import outliers, ready_made
+from comparator.backends.bnb.ready_made import HEADS
 from comparator.backends.options import ONLY
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
-from comparator.sources import TensorInfo
+from comparator.sources import Checkpoint, TensorInfo
 from comparator.util.compat import bitsandbytes as compat
 
-HEADS = ("lm_head", "embed_out", "output_projection")  # as causal language models call it
 _DTYPE = Option(
     "dtype", "dtype of what stays unquantized (embeddings, norms, lm_head) and of the activations", "bf16",
     choices=DTYPES,
@@ -64,7 +64,7 @@ _FOUR_BIT = (
 )  # fmt: skip
 
 
-class BitsAndBytes(Backend):
+class BitsAndBytes(sources.FromCheckpoint):
     name = "bitsandbytes"
     requires = ("torch", "transformers", "bitsandbytes")
     libraries = ("bitsandbytes",)
@@ -81,17 +81,54 @@ class BitsAndBytes(Backend):
         QuantizedType("fp4", 4),
     )
     capture_note = outliers.NOTE
+    reads = ("bitsandbytes",)
+    decided = ("compute", "dq", "dtype", "skip", "storage", "threshold")
+    overridable = ("compute",)
     methods = (
         Method("int8", "LLM.int8", "1 byte per weight, one scale per row; outlier features in 16 bits.", _INT8,
-               precision=50, bits=8),
+               takes_source=True, precision=50, bits=8),
         Method("nf4", "4-bit NormalFloat", "Two 4-bit values in each byte; 16 levels spaced for normally "
-               "distributed weights; one scale per 64 weights.", _FOUR_BIT, precision=30, bits=4,
+               "distributed weights; one scale per 64 weights.", _FOUR_BIT, takes_source=True, precision=30, bits=4,
                presets=("nf4", "nf4:dq")),
         Method("fp4", "4-bit float", "Two 4-bit values in each byte; the 16 levels are tiny floats; one scale per "
-               "64 weights.", _FOUR_BIT, precision=20, bits=4),
+               "64 weights.", _FOUR_BIT, takes_source=True, precision=20, bits=4),
     )  # fmt: skip
 
+    # ------------------------------------------------------------ checkpoints as they were saved
+
+    def readers(self, quantization) -> list[str]:
+        method = ready_made.method_of(quantization)
+        return [method] if method and super().readers(quantization) else []
+
+    def complete_on_the_spot(self, variant, checkpoint, progress=None):
+        return variant
+
+    def check_source(self, checkpoint):
+        ready_made.check(checkpoint)
+
+    def settings(self, checkpoint, variant):
+        return ready_made.options(checkpoint, self.requested(variant).get("skip"))
+
+    def _load_ready(
+        self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
+    ) -> Any:
+        """(model, notes) of a checkpoint that is quantized already."""
+        opened = self.opened(variant)
+        own, asked = ready_made.options(opened), self.requested(variant)
+        arguments = {}
+        if "compute" in asked and asked["compute"] != own["compute"]:
+            arguments["config"] = _with_compute(opened, asked["compute"])
+        _require_bf16(variant, {**own, **asked}, placement)
+        model = self.load_opened(variant, placement, progress, dtype=own["dtype"] or "bf16", **arguments)
+        compat.own_packed(model)
+        notes = sources.tokenizer_note(opened, checkpoint) + sources.left_over_note(opened)
+        return model, notes + ready_made.skip_note(opened)
+
+    # ------------------------------------------------------------ loading
+
     def needed_bytes(self, variant, checkpoint) -> int:
+        if variant.source:
+            return ready_made.needed_bytes(self.opened(variant), self.requested(variant).get("dtype"))
         values = self.values(variant)
         rest = {"fp32": 4, "fp16": 2, "bf16": 2}[values["dtype"]]
         left, _ = _left(values["skip"], *_heads(checkpoint))
@@ -109,15 +146,30 @@ class BitsAndBytes(Backend):
         warnings.filterwarnings("ignore", message=".*MatMul8bitLt: inputs will be cast.*")
 
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
+        four_bit = variant.method != "int8"
+        load = self._load_ready if variant.source else self._load_on_the_spot
+        model, notes = load(checkpoint, variant, placement, progress)
+        if four_bit:
+            notes += compat.leave_unsupported_layers(model)
+        kernel = "bitsandbytes " + ("Linear4bit" if four_bit else "Linear8bitLt")
+        if not any(self.owns(m) for m in model.modules()):
+            raise UserError(
+                f"{checkpoint.architecture} has no linear layer that bitsandbytes can quantize as {variant.notation}.",
+                "Use bf16, or shorten skip=.",
+            )
+        return LoadedModel(model, kernel, notes)
+
+    def _load_on_the_spot(
+        self, checkpoint, variant: Variant, placement: Placement, progress: Progress
+    ) -> Any:
+        """(model, notes) of full precision that is quantized while it loads."""
         from transformers import BitsAndBytesConfig
 
-        values, four_bit = self.values(variant), variant.method != "int8"
-        for name in ("dtype", "compute"):
-            if values.get(name) == "bf16" and not dtypes.supports_bf16(placement.device):
-                raise UserError("This GPU has no bf16.", f"Write {variant.method}:{name}=fp16 instead.")
+        values = self.values(variant)
+        _require_bf16(variant, values, placement)
         left, unprotected = _left(values["skip"], *_heads(checkpoint))
         config = BitsAndBytesConfig(**self._config(variant, left))
-        with contextlib.nullcontext() if four_bit else compat.int8_on_device():
+        with compat.int8_on_device() if variant.method == "int8" else contextlib.nullcontext():
             model = transformers_loader.from_pretrained(
                 checkpoint, placement, progress, dtype=values["dtype"], quantization_config=config
             )
@@ -130,15 +182,7 @@ class BitsAndBytes(Backend):
         asked = set(values["skip"].split("+")) - {"", ONLY}
         if strangers := sorted(s for s in asked if not any(n.startswith(s) or n.endswith(s) for n in names)):
             notes.append(f"skip= names what this model does not have: {', '.join(strangers)}.")
-        if four_bit:
-            notes += compat.leave_unsupported_layers(model)
-        kernel = "bitsandbytes " + ("Linear4bit" if four_bit else "Linear8bitLt")
-        if not any(self.owns(m) for m in model.modules()):
-            raise UserError(
-                f"{checkpoint.architecture} has no linear layer that bitsandbytes can quantize as {variant.notation}.",
-                "Use bf16, or shorten skip=.",
-            )
-        return LoadedModel(model, kernel, notes)
+        return model, notes
 
     def _config(self, variant: Variant, left: list[str]) -> dict:
         import torch
@@ -166,6 +210,8 @@ class BitsAndBytes(Backend):
         return arguments
 
     def code(self, variant, placement, *, layers=(), kernel=None):
+        if variant.source:
+            return self._code_ready(variant, layers)
         values = self.values(variant)
         tied = any(row.tied_to for row in layers)
         stored = {row.name.rpartition(".")[0].rpartition(".")[2] for row in layers}
@@ -180,6 +226,20 @@ class BitsAndBytes(Backend):
             [f"quantization = BitsAndBytesConfig({inner}\n)"],
             [f"dtype={dtypes.torch_name(values['dtype'])}", "quantization_config=quantization"],
         )
+
+    def _code_ready(self, variant: Variant, layers):
+        """The checkpoint says how it was quantized; the compute dtype alone may be another."""
+        values, asked = self.values(variant), self.requested(variant)
+        arguments = [f"dtype={dtypes.torch_name(values['dtype'])}"]
+        if "compute" not in asked:
+            return [], [], arguments
+        revision = f", revision={variant.revision!r}" if variant.revision else ""
+        compute = dtypes.torch_name(asked["compute"]).removeprefix("torch.")
+        setup = [
+            f"config = AutoConfig.from_pretrained({variant.source!r}{revision})",
+            f'config.quantization_config["bnb_4bit_compute_dtype"] = {compute!r}',
+        ]
+        return ["from transformers import AutoConfig"], setup, ["config=config", *arguments]
 
     def code_after(self, variant, layers):
         odd = any(
@@ -275,6 +335,29 @@ class BitsAndBytes(Backend):
         for module in model.modules():
             if getattr(module, "support_avx512bf16_for_cpu", False):
                 module.support_avx512bf16_for_cpu = False
+
+
+def _require_bf16(variant: Variant, values: dict[str, Any], placement: Placement) -> None:
+    """Raises `UserError` where the GPU would only imitate it."""
+    for name in ("dtype", "compute"):
+        if values.get(name) == "bf16" and not dtypes.supports_bf16(placement.device):
+            stored = variant.source and name == "dtype"
+            raise UserError(
+                "This GPU has no bf16.",
+                f"{variant.source} is stored in it: use a checkpoint in fp16."
+                if stored
+                else f"Write {replace(variant, options=()).notation}:{name}=fp16 instead.",
+            )
+
+
+def _with_compute(opened: Checkpoint, compute: str) -> Any:
+    """The checkpoint's config with another compute dtype, which only layers that multiply look at."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(opened.path, local_files_only=True, trust_remote_code=False)
+    name = dtypes.torch_name(compute).removeprefix("torch.")
+    config.quantization_config = {**config.quantization_config, "bnb_4bit_compute_dtype": name}
+    return config
 
 
 def _heads(checkpoint: Any) -> tuple[list[str], bool]:

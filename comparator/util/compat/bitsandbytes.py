@@ -69,6 +69,24 @@ def keeping_packed(model: Any) -> Iterator[None]:
             state.packing_format_for_cpu = True
 
 
+def own_packed(model: Any) -> None:
+    """Copy packed weights and their scales out of the file that they are mapped from on a CPU, so that loading has read
+    them and the file can go."""
+
+    def own(tensor: Any) -> Any:
+        return tensor.clone() if tensor.device.type == "cpu" else tensor
+
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            weight.data = own(weight.data)
+            for part in filter(None, (state, getattr(state, "state2", None))):
+                part.absmax, part.code = own(part.absmax), own(part.code)
+        elif getattr(weight, "SCB", None) is not None:
+            weight.data = own(weight.data)
+            weight.CB, weight.SCB = weight.data, own(weight.SCB)
+
+
 def leave_unsupported_layers(model: Any) -> list[str]:
     """Keep bitsandbytes' packed CPU kernel away from shapes it refuses; returns notes for the column.
 
