@@ -29,7 +29,7 @@ from comparator.core.errors import UserError
 from comparator.core.result import LayerRow
 from comparator.metrics.memory import held_tensors, nbytes, storage_key
 from comparator.util.compat import peft as compat
-from comparator.util.compat.torch import version
+from comparator.util.compat.torch import plain_tensors, version
 
 _NAME = "default"
 _ABSENT = object()
@@ -301,7 +301,7 @@ class _Snapshot:
             self.before.append((own, dict(own)))
             self.before += [(value, dict(value)) for value in own.values() if isinstance(value, dict)]
         self.storages = {storage_key(t) for t in held_tensors(model)}
-        self.tensors = [t for _, t in _tensors(model)]
+        self.tensors = [plain for _, t in _tensors(model) for plain in plain_tensors(t)]
         self.stamps = {name: _stamp(t) for name, t in _tensors(model)}
 
     def changes(self) -> list[tuple[dict, Any, Any, Any]]:
@@ -334,7 +334,8 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stamp(tensor: Any) -> tuple:
-    return id(tensor), tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype), version(tensor)
+    plain = plain_tensors(tensor)
+    return (id(tensor), *((t.data_ptr(), tuple(t.shape), str(t.dtype), version(t)) for t in plain))
 
 
 def _set(place: dict, key: Any, value: Any) -> None:

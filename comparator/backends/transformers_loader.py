@@ -17,6 +17,7 @@ from comparator.backends.dtypes import torch_dtype
 from comparator.core.errors import UserError
 from comparator.sources.examine import check_loaded, require_complete
 from comparator.util import streams
+from comparator.util.compat.torch import rewrap, wrapped_tensors
 
 
 def import_quietly(*names: str) -> None:
@@ -147,7 +148,9 @@ def own_memory(model: Any, lent: Iterable[Any] = ()) -> None:
     """
     in_memory = {t.data_ptr() for t in lent}
     for tensor in [*model.parameters(), *model.buffers()]:
-        if (
+        if tensor.device.type == "cpu" and wrapped_tensors(tensor) is not None:
+            rewrap(tensor, lambda inner: inner.clone())
+        elif (
             tensor.device.type == "cpu"
             and tensor.data_ptr() not in in_memory
             and not hasattr(tensor, "quant_state")

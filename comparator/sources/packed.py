@@ -76,6 +76,11 @@ def _compressed(tensor: TensorInfo, quantization: Quantization) -> Shape | None:
     return None  # the last word of a row may be padded: `weight_shape` says what it holds
 
 
+def _wrapped(tensor: TensorInfo, quantization: Quantization) -> Shape | None:
+    """torchao: a value an element in 8 bits. 4-bit layouts pack or pad, and only the files' metadata says how."""
+    return None if tensor.dtype.startswith(("uint8", "int32")) else tensor.shape
+
+
 def _unknown(tensor: TensorInfo, quantization: Quantization) -> Shape | None:
     return None
 
@@ -99,7 +104,13 @@ PACKINGS: dict[str, Packing] = {
         (".weight_packed", ".weight"),
         _compressed,
     ),
-    "torchao": Packing(r"\._?weight[:_]+\w*(?:qdata|scale)$", r"\._?weight[:_]+\w*(?:scale|zero_point|zero)$"),
+    "torchao": Packing(
+        r"\._weight_qdata$",
+        r"\._weight_(?:scale|zero_point|scale_and_zero|per_tensor_scale|act_pre_scale|act_quant_scale|"
+        r"act_quant_zero_point)$",
+        ("._weight_qdata", ".weight"),
+        _wrapped,
+    ),
     "hqq": Packing(r"\.W_q$", r"\.(?:scale|zero|axis|channel_wise|group_size|nbits|offload_meta|optimize|packing|"
                    r"quant_scale|quant_zero|round_zero|shape|stores_quant_config|unpack_view_dtype|view_as_float|"
                    r"compute_dtype|encoded_state_dict)$", (".W_q", ".weight"), _unknown),
@@ -162,6 +173,8 @@ def values_per_element(
         return 2 * tensor.bytes / max(1, tensor.parameters)  # two in a byte, whatever dtype the buffer has
     if tensor.dtype == "uint8" and tensor.name.endswith("_blocks"):  # MXFP4 keeps two values in a byte
         return 2
+    if tensor.name.endswith("._weight_qdata"):
+        return {"int32": 8, "uint8": 2}.get(tensor.dtype, 1)
     if tensor.name.endswith(".W_q"):
         return 8 * tensor.bytes / max(1, tensor.parameters) / (bits_of(quantization) or 8)
     return 1

@@ -16,23 +16,33 @@ from comparator.engine.local import LocalEngine
 
 @pytest.fixture(scope="module")
 def register(tmp_path_factory) -> Iterator[Callable[[str, str], Backend]]:
-    """`register(name, source)`: `comparator/backends/<name>.py` with this content, found as any other file there.
-    Returns the backend of that name. The tests of the file see it."""
+    """`register(name, source)`: `comparator/backends/<name>.py` with this content, found as any other file there, and in
+    place of one of the same name. Returns the backend of that name. The tests of the file see it."""
     folder: Path = tmp_path_factory.mktemp("backends")
     path, names = list(backends.__path__), []
+    real: dict[str, object] = {}
 
     def add(name: str, source: str) -> Backend:
         (folder / f"{name}.py").write_text(source, encoding="utf-8")
         names.append(name)
-        backends.__path__[:] = [*path, str(folder)]
+        real.update({module: sys.modules.pop(module) for module in _modules(name)})
+        backends.__path__[:] = [str(folder), *path]
         backends.all_backends.cache_clear()
         return next(b for b in backends.all_backends() if b.name == name)
 
     yield add
     backends.__path__[:] = path
-    for name in names:
-        sys.modules.pop(f"comparator.backends.{name}", None)
+    for module in [m for name in names for m in _modules(name)]:
+        del sys.modules[module]
+    sys.modules.update(real)
+    for module in real.keys() & {f"comparator.backends.{name}" for name in names}:
+        setattr(backends, module.rpartition(".")[2], real[module])
     backends.all_backends.cache_clear()
+
+
+def _modules(name: str) -> list[str]:
+    """The backend's module and what it is made of, where they are imported."""
+    return [m for m in sys.modules if f"{m}.".startswith(f"comparator.backends.{name}.")]
 
 
 @pytest.fixture(scope="module")

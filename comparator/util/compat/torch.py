@@ -26,6 +26,22 @@ def wrapped_tensors(tensor: Any) -> list[Any] | None:
     return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 
 
+def plain_tensors(tensor: Any) -> list[Any]:
+    """The tensors in which the values of `tensor` lie: itself, or those that a tensor subclass wraps."""
+    wrapped = wrapped_tensors(tensor)
+    return [tensor] if wrapped is None else [plain for inner in wrapped for plain in plain_tensors(inner)]
+
+
+def rewrap(tensor: Any, change: Callable[[Any], Any]) -> None:
+    """Put `change` of each tensor that a tensor subclass wraps in its place."""
+    for name in tensor.__tensor_flatten__()[0]:
+        inner = getattr(tensor, name)
+        if wrapped_tensors(inner) is not None:
+            rewrap(inner, change)
+        else:
+            setattr(tensor, name, change(inner))
+
+
 def persistent_buffers(module: Any) -> list[tuple[str, Any]]:
     """(name, buffer) of a module's own buffers that are saved."""
     skipped = module._non_persistent_buffers_set
@@ -46,6 +62,13 @@ def int4_matmul(x: Any, packed: Any, group_size: int, scales_and_zeros: Any) -> 
     import torch
 
     return torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scales_and_zeros)
+
+
+def int8_matmul(a: Any, b: Any) -> Any:
+    """The product of int8 matrices as int32. On CUDA `a` has more than 16 rows, and sizes are multiples of 8."""
+    import torch
+
+    return torch._int_mm(a, b)
 
 
 @contextlib.contextmanager

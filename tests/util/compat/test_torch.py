@@ -25,6 +25,23 @@ def test_a_subclass_shows_what_it_wraps():
     assert compat.wrapped_tensors(torch.nn.Parameter(a)) is None
 
 
+def test_what_a_subclass_wraps_can_be_replaced():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    a, b = torch.ones(2), torch.zeros(2)
+    nested = TwoTensor(TwoTensor(a, b), TwoTensor(b, a))
+    assert [id(t) for t in compat.plain_tensors(nested)] == [id(a), id(b), id(b), id(a)]
+    compat.rewrap(nested, lambda inner: inner.clone())
+    copies = compat.plain_tensors(nested)
+    assert all(copy is not t and torch.equal(copy, t) for copy, t in zip(copies, (a, b, b, a), strict=True))
+    assert compat.plain_tensors(a) == [a]
+
+
+def test_the_product_of_int8_is_int32():
+    a = torch.full((32, 64), 127, dtype=torch.int8)
+    assert torch.equal(compat.int8_matmul(a, a.t()), torch.full((32, 32), 64 * 127**2, dtype=torch.int32))
+
+
 def test_buffers_that_are_saved():
     module = torch.nn.Module()
     module.register_buffer("saved", torch.ones(1))
