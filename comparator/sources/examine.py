@@ -118,8 +118,8 @@ def _left_over(checkpoint: Checkpoint) -> list[str]:
 
 
 def _logical(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, int | None]]:
-    """(the model's tensors by name and shape, without what lies beside packed weights; those whose shape the headers do
-    not tell, with their number of values where that is known)."""
+    """(the model's tensors by name and shape, without what lies beside packed weights; the tails of the names of those
+    whose shape the headers do not tell, with their number of values where that is known)."""
     quantization = checkpoint.quantization
     if quantization is None:
         return {t.name: t.shape for t in checkpoint.tensors}, {}
@@ -133,8 +133,14 @@ def _logical(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[s
         shapes[name] = shape
         count = packed.count_of(tensor, names)
         if count or tensor.dtype in ("uint8", "int8") or (name != tensor.name and shape == tensor.shape):
-            unclear[name] = count
+            unclear[_tail(name)] = count
     return shapes, unclear
+
+
+def _tail(name: str) -> str:
+    """A tensor's name from the number of its layer on, which stays where transformers renames what is before it."""
+    found = re.search(r"\w+\.\d+\..*", name)
+    return found[0] if found else ".".join(name.split(".")[-2:])
 
 
 def check_loaded(source: str, info: dict[str, Any], unclear: Mapping[str, int | None] | None = None) -> None:
@@ -142,7 +148,8 @@ def check_loaded(source: str, info: dict[str, Any], unclear: Mapping[str, int | 
 
     Args:
         info: what `from_pretrained(output_loading_info=True)` returns.
-        unclear: names whose stored shape says nothing, with the number of values that they hold, where that is known.
+        unclear: tails of names whose stored shape says nothing, with the number of values that they hold, where that is
+            known.
     """
     missing = sorted(info["missing_keys"])
     unexpected = sorted(info["unexpected_keys"])
@@ -154,13 +161,13 @@ def check_loaded(source: str, info: dict[str, Any], unclear: Mapping[str, int | 
         )
     unclear = unclear or {}
     for name, _, built in sorted(info["mismatched_keys"]):
-        if (count := unclear.get(name)) and count != math.prod(built):
+        if (count := unclear.get(_tail(name))) and count != math.prod(built):
             raise UserError(
                 f"{name} of {source} holds {count:,} values, and its config.json makes it {tuple(built)}, "
                 f"{math.prod(built):,} values.",
                 "It is cut off, or config.json is of another model: download the whole checkpoint again.",
             )
-    wrong = sorted(m for m in info["mismatched_keys"] if m[0] not in unclear)
+    wrong = sorted(m for m in info["mismatched_keys"] if _tail(m[0]) not in unclear)
     if wrong:
         name, stored, built = wrong[0]
         raise UserError(

@@ -32,14 +32,16 @@ KINDS = {  # method and options as made on the spot → what BitsAndBytesConfig 
 }  # fmt: skip
 
 
-def save(source: Path, target: Path, method: str = "nf4", dtype: str = "bfloat16", **settings) -> Path:
+def save(
+    source: Path, target: Path, method: str = "nf4", dtype: str = "bfloat16", auto=None, **settings
+) -> Path:
     """`source`, quantized by bitsandbytes as transformers loads it, and saved by transformers."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": method, "bnb_4bit_compute_dtype": "bfloat16"}
     config = BitsAndBytesConfig(**{**({"load_in_8bit": True} if method == "int8" else four), **settings})
-    model = AutoModelForCausalLM.from_pretrained(
+    model = (auto or AutoModelForCausalLM).from_pretrained(
         source, dtype=getattr(torch, dtype), quantization_config=config, device_map="cpu"
     )
     model.save_pretrained(target)
@@ -218,6 +220,28 @@ def test_the_code_runs(columns):
     assert "BitsAndBytesConfig" not in code, "the checkpoint says how it was quantized"
 
 
+def test_blocks_of_another_size(own_engine, tiny, tmp_path):
+    """bitsandbytes for AMD had 128 weights to a scale; the packed kernel of a CPU fails on these layers of 64 inputs."""
+    import bitsandbytes.functional as F
+    from safetensors.torch import load_file
+
+    plain = load_file(tiny["plain"] / "model.safetensors")
+
+    def pack(tensors) -> None:
+        for name in [n.removesuffix(".absmax") for n in tensors if n.endswith(".absmax")]:
+            tensors[name], state = F.quantize_4bit(plain[name], quant_type="nf4", blocksize=128)
+            tensors |= {f"{name}.{k}": v for k, v in state.as_dict(packed=True).items()}
+
+    comparison = run(own_engine, tiny["plain"], f"nf4@{change(tiny['nf4'], tmp_path / 'blocks', pack)}")
+    (cell,) = comparison.cells
+    assert cell.status == "ok", cell.error
+    layer = next(r for r in cell.layers if r.name.endswith("1.mlp.up_proj.weight"))
+    assert (layer.bytes, layer.quant_state_bytes) == (128 * 64 // 2, 128 * 64 // 128 * 4 + 64)
+    copied: dict = {}
+    exec(snippet(cell, comparison), copied)
+    assert tuple(copied["new_tokens"]) == cell.token_ids
+
+
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_the_file_can_go_after_loading(tiny, tmp_path, own_engine, method):
     """transformers maps it; what is loaded has to lie in memory of its own."""
@@ -254,6 +278,36 @@ def test_families_and_heads(own_engine, tmp_path):
             assert any("experts" in note and "no linear layers" in note for note in other.notes)
         if settings.get("llm_int8_skip_modules") is left:
             assert any("names 5 modules" in note for note in other.notes)
+
+
+def test_the_text_part_of_a_model_of_text_and_images(own_engine, tmp_path):
+    """transformers renames its layers; a skip list that goes by the old names is refused."""
+    import torch
+    import transformers
+
+    sizes = {"vocab_size": tiny_models.VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "linear_key_head_dim": 16,
+             "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+             "layer_types": ["linear_attention", "full_attention"], "eos_token_id": 1}  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    config = transformers.Qwen3_5Config(text_config=sizes, vision_config=vision)
+    torch.manual_seed(0)
+    transformers.Qwen3_5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(
+        tmp_path / "plain"
+    )
+    tiny_models.tokenizer().save_pretrained(tmp_path / "plain")
+    auto = transformers.AutoModelForImageTextToText
+    folder = save(tmp_path / "plain", tmp_path / "saved", auto=auto)
+    one, other = run(own_engine, tmp_path / "plain", "nf4", f"nf4@{folder}").cells
+    assert other.status == "ok", other.error
+    assert (one.token_ids, one.layers) == (other.token_ids, other.layers)
+    skip = ["lm_head", "visual", "model.language_model.layers.1.mlp"]
+    folder = save(tmp_path / "plain", tmp_path / "listed", auto=auto, llm_int8_skip_modules=skip)
+    (cell,) = run(own_engine, tmp_path / "plain", f"nf4@{folder}").cells
+    assert (
+        "no packed weight for model.layers.1.mlp" in cell.error.problem
+        and "llm_int8_skip_modules" in cell.error.advice
+    )
 
 
 # ---------------------------------------------------------------- adapters and training
@@ -350,13 +404,24 @@ DAMAGES = {  # name → (method, what is done to the tensors, words of the refus
     "codebook": ("nf4", lambda t: t.pop(f"{LAYER}.weight.quant_map"), f"{LAYER} has no weight.quant_map"),
     "record": ("nf4", lambda t: t.pop(f"{LAYER}.weight.quant_state.bitsandbytes__nf4"), f"{LAYER} has no record"),
     "unreadable": ("nf4", lambda t: t[f"{LAYER}.weight.quant_state.bitsandbytes__nf4"].fill_(7), "cannot be read"),
+    "stranger": ("nf4", lambda t: rewrite(t, dtype="load"), "cannot be read"),
+    "nested": ("nf4", lambda t: rewrite(t, nested_blocksize=256, nested_dtype="float32", nested_offset=0.5), "half of"),
     "weight": ("nf4", lambda t: cut(t, f"{LAYER}.weight", 100), f"{LAYER}.weight"),
-    "blocks": ("nf4", lambda t: cut(t, f"{LAYER}.weight.absmax", 5), f"{LAYER}.weight.absmax has 5 entries"),
+    "blocks": ("nf4", lambda t: cut(t, f"{LAYER}.weight.absmax", 5), f"{LAYER}.weight.absmax has 20 bytes"),
     "scales": ("int8", lambda t: t.pop(f"{LAYER}.SCB"), f"{LAYER} has no SCB"),
-    "rows": ("int8", lambda t: cut(t, f"{LAYER}.SCB", 5), "128 rows of weights and 5 scales"),
-    "int8 weight": ("int8", lambda t: cut(t, f"{LAYER}.weight", 5), f"{LAYER} has 5 rows"),
+    "rows": ("int8", lambda t: cut(t, f"{LAYER}.SCB", 5), "(128, 64) and fp32 scales (SCB) of (5,)"),
+    "int8 weight": ("int8", lambda t: cut(t, f"{LAYER}.weight", 5), f"{LAYER} has int8 weights of (5, 64)"),
     "layout": ("int8", lambda t: t[f"{LAYER}.weight_format"].fill_(2), "weight_format 2"),
 }  # fmt: skip
+
+
+def rewrite(tensors, **changes) -> None:
+    """Change the record that lies beside a 4-bit weight as JSON."""
+    import torch
+
+    name = f"{LAYER}.weight.quant_state.bitsandbytes__nf4"
+    record = json.dumps({**json.loads(bytes(tensors[name].tolist())), **changes})
+    tensors[name] = torch.tensor(list(record.encode()), dtype=torch.uint8)
 
 
 def cut(tensors, name: str, rows: int) -> None:

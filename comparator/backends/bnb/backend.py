@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -120,6 +121,11 @@ class BitsAndBytes(sources.FromCheckpoint):
             arguments["config"] = _with_compute(opened, asked["compute"])
         _require_bf16(variant, {**own, **asked}, placement)
         model = self.load_opened(variant, placement, progress, dtype=own["dtype"] or "bf16", **arguments)
+        if lost := compat.without_state(model):
+            raise UserError(
+                f"transformers found no packed weight for {lost[0]} ({len(lost)} in all) in {opened.source}.",
+                "Its llm_int8_skip_modules names these modules otherwise than this transformers: correct it in its config.json.",
+            )
         compat.own_packed(model)
         notes = sources.tokenizer_note(opened, checkpoint) + sources.left_over_note(opened)
         return model, notes + ready_made.skip_note(opened)
@@ -242,17 +248,18 @@ class BitsAndBytes(sources.FromCheckpoint):
         return ["from transformers import AutoConfig"], setup, ["config=config", *arguments]
 
     def code_after(self, variant, layers):
-        odd = any(
-            row.logical_dtype in ("nf4", "fp4")
-            and row.device == "cpu"
-            and (row.shape[0] % 32 or row.shape[1] % 64)
-            for row in layers
-        )
-        if not odd:
+        def wide(row) -> int:
+            """What the packed kernel wants the inputs to be a multiple of: 64, or the weights that share a scale."""
+            blocks = next((math.prod(part.shape) for part in row.state if part.name == "absmax"), 0)
+            return max(64, math.prod(row.shape) // blocks if blocks else 64)
+
+        four_bit = [row for row in layers if row.logical_dtype in ("nf4", "fp4") and row.device == "cpu"]
+        if not any(row.shape[0] % 32 or row.shape[1] % wide(row) for row in four_bit):
             return []
+        multiple = max(map(wide, four_bit))
         return [
             "for module in model.modules():  # shapes that bitsandbytes' packed AVX-512 kernel refuses",
-            '    if hasattr(module, "support_avx512bf16_for_cpu") and (module.out_features % 32 or module.in_features % 64):',
+            f'    if hasattr(module, "support_avx512bf16_for_cpu") and (module.out_features % 32 or module.in_features % {multiple}):',
             "        module.support_avx512bf16_for_cpu = False",
         ]
 

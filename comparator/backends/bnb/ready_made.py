@@ -23,6 +23,7 @@ _RECORD = ".weight.quant_state.bitsandbytes__"  # JSON beside a 4-bit weight: sh
 _MOST_RECORD_BYTES = 4096
 _MOST_NAMES = 4  # of a skip list in the notation; a longer one stays in the checkpoint
 _NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
+_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _AGAIN = "Download the whole checkpoint again, or save the model again with save_pretrained."
 
@@ -68,13 +69,12 @@ def options(checkpoint: Checkpoint, skip: str | None = None) -> dict[str, str | 
 
 def check(checkpoint: Checkpoint) -> None:
     """Raises `UserError` naming the first layer that is damaged, or that transformers would read as something else."""
-    method = method_of(checkpoint.quantization or {})
+    method, quantized = method_of(checkpoint.quantization or {}), _quantized(checkpoint)
     tensors = {t.name: t for t in checkpoint.tensors}
+    _check_experts(checkpoint, quantized)
     (_check_int8 if method == "int8" else _check_four_bit)(checkpoint, tensors, str(method))
-    quantized = _quantized(checkpoint)
     if not quantized:
         raise UserError(f"{checkpoint.source} holds no {method} weights.", _AGAIN)
-    _check_experts(checkpoint, quantized)
     _check_skip_list(checkpoint, quantized)
 
 
@@ -129,7 +129,9 @@ def _plain_layers(checkpoint: Checkpoint) -> list[str]:
     return [
         m
         for m in modules
-        if m not in quantized and "embed" not in m.rpartition(".")[2] and not m.endswith(("wte", "wpe"))
+        if m not in quantized
+        and (_is_head(m) or "embed" not in m.rpartition(".")[2])
+        and not m.endswith(("wte", "wpe"))
     ]
 
 
@@ -172,21 +174,26 @@ def _check_four_bit(checkpoint: Checkpoint, tensors: dict[str, TensorInfo], meth
 def _check_sizes(
     checkpoint: Checkpoint, tensors: dict[str, TensorInfo], module: str, record: dict[str, Any]
 ) -> None:
-    """Whether weight, scales and codebooks are as long as the layer's record wants them."""
+    """Whether weight, scales and codebooks have the sizes and dtypes that go with the layer's record."""
     weight = f"{module}.weight"
     count, block = math.prod(record["shape"]), record["blocksize"]
-    wanted = {weight: ("bytes", -(-count // 2)), f"{weight}.quant_map": ("entries", 16)}
-    wanted[f"{weight}.absmax"] = ("entries", -(-count // block))
-    if f"{weight}.nested_absmax" in tensors:
-        nested = record["nested_blocksize"]
-        wanted[f"{weight}.nested_absmax"] = ("entries", -(-wanted[f"{weight}.absmax"][1] // nested))
-        wanted[f"{weight}.nested_quant_map"] = ("entries", 256)
-    for name, (what, number) in wanted.items():
-        there = tensors[name].bytes if what == "bytes" else tensors[name].parameters
-        if there != number:
+    blocks, nested = -(-count // block), f"{weight}.nested_absmax" in tensors
+    wanted = {
+        weight: (-(-count // 2), tensors[weight].dtype),
+        f"{weight}.absmax": (blocks, "uint8") if nested else (4 * blocks, "fp32"),
+        f"{weight}.quant_map": (4 * 16, "fp32"),
+    }
+    if nested != ("nested_blocksize" in record):
+        raise _damaged(checkpoint, f"{module} has half of what double quantization stores")
+    if nested:
+        wanted[f"{weight}.nested_absmax"] = (-(-blocks // record["nested_blocksize"]) * 4, "fp32")
+        wanted[f"{weight}.nested_quant_map"] = (4 * 256, "fp32")
+    for name, (size, dtype) in wanted.items():
+        if (tensors[name].bytes, tensors[name].dtype) != (size, dtype):
             raise _damaged(
                 checkpoint,
-                f"{name} has {there:,} {what}, where a layer of {tuple(record['shape'])} in blocks of {block} has {number:,}",
+                f"{name} has {tensors[name].bytes:,} bytes ({tensors[name].dtype}), where a layer of "
+                f"{tuple(record['shape'])} in blocks of {block} has {size:,} ({dtype})",
             )
 
 
@@ -197,9 +204,13 @@ def _check_int8(checkpoint: Checkpoint, tensors: dict[str, TensorInfo], method: 
     }
     for module in sorted(stems):
         _require(checkpoint, tensors, [f"{module}.weight", f"{module}.SCB"], module)
-        rows, scales = tensors[f"{module}.weight"].shape[0], tensors[f"{module}.SCB"].parameters
-        if rows != scales:
-            raise _damaged(checkpoint, f"{module} has {rows:,} rows of weights and {scales:,} scales (SCB)")
+        weight, scales = tensors[f"{module}.weight"], tensors[f"{module}.SCB"]
+        if (weight.dtype, scales.dtype, scales.shape) != ("int8", "fp32", weight.shape[:1]):
+            raise _damaged(
+                checkpoint,
+                f"{module} has {weight.dtype} weights of {weight.shape} and {scales.dtype} scales (SCB) of "
+                f"{scales.shape}",
+            )
     for stored in _stored(checkpoint, ".weight_format"):
         if any(layout := _read(stored)):
             raise UserError(
@@ -229,8 +240,7 @@ def _records(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
         module = stored.info.name.partition(_RECORD)[0]
         try:
             record = json.loads(_read(stored))
-            shape, sizes = record["shape"], [record["blocksize"], record.get("nested_blocksize", 256)]
-            sound = len(shape) == 2 and all(type(n) is int and 0 < n < 2**40 for n in [*shape, *sizes])
+            sound = _is_sound(record, stored.info.name.rpartition("__")[2])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
@@ -238,8 +248,24 @@ def _records(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
         yield module, record
 
 
+def _is_sound(record: dict[str, Any], method: str) -> bool:
+    """Whether a record has what bitsandbytes reads from it. It comes from a stranger, and names attributes of torch."""
+    nested = "nested_blocksize" in record
+    blocks = [record["blocksize"], *([record["nested_blocksize"]] if nested else [])]
+    return (
+        record["quant_type"] == method
+        and len(record["shape"]) == 2
+        and all(type(n) is int and 0 < n < 2**32 for n in record["shape"])
+        and all(n in _BLOCKS for n in blocks)
+        and record["dtype"] in _SHORT
+        and (not nested or (record["nested_dtype"] in _SHORT and math.isfinite(record["nested_offset"])))
+    )
+
+
 def _stored(checkpoint: Checkpoint, part: str) -> list[weights.Stored]:
-    return [s for s in weights.read_folder(checkpoint.path, checkpoint.source) if part in s.info.name]
+    """Those of the checkpoint's tensors whose name has `part` in it, with their place in the files."""
+    names = {t.name for t in checkpoint.tensors if part in t.name}  # without a vision tower's
+    return [s for s in weights.read_folder(checkpoint.path, checkpoint.source) if s.info.name in names]
 
 
 def _read(stored: weights.Stored) -> bytes:
@@ -296,9 +322,9 @@ def _check_skip(checkpoint: Checkpoint, asked: str) -> None:
 
 def skip_note(checkpoint: Checkpoint) -> list[str]:
     """A note on a skip list that is too long for the notation."""
-    names = _skip(checkpoint)
-    if len(names) <= _MOST_NAMES:
+    if len(_skip(checkpoint)) <= _MOST_NAMES:
         return []
+    names = [name for name in _skip(checkpoint) if name != ONLY]
     return [
         f"{checkpoint.source} names {len(names)} modules that are not quantized: {names[0]}, {names[1]} …"
     ]

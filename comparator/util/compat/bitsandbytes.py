@@ -87,6 +87,18 @@ def own_packed(model: Any) -> None:
             weight.CB, weight.SCB = weight.data, own(weight.SCB)
 
 
+def without_state(model: Any) -> list[str]:
+    """Names of layers that were to be quantized and got a weight without scales, which is not the layer's own."""
+    import bitsandbytes as bnb
+
+    return [
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, bnb.nn.Linear4bit) and getattr(module.weight, "quant_state", None) is None)
+        or (isinstance(module, bnb.nn.Linear8bitLt) and getattr(module.weight, "SCB", None) is None)
+    ]
+
+
 def leave_unsupported_layers(model: Any) -> list[str]:
     """Keep bitsandbytes' packed CPU kernel away from shapes it refuses; returns notes for the column.
 
@@ -102,7 +114,7 @@ def leave_unsupported_layers(model: Any) -> list[str]:
         if isinstance(module, bnb.nn.Linear4bit)
         and getattr(module, "support_avx512bf16_for_cpu", False)
         and module.weight.device.type == "cpu"
-        and (module.out_features % 32 or module.in_features % 64)
+        and (module.out_features % 32 or module.in_features % max(64, module.weight.quant_state.blocksize))
     ]
     for name in odd:
         model.get_submodule(name).support_avx512bf16_for_cpu = False
