@@ -63,6 +63,16 @@ def is_name(text: str) -> bool:
     return text in FROM_HUB or bool(_HASH.fullmatch(text))
 
 
+def check_name(text: str) -> None:
+    """Raises `UserError` for the value of an option `cal` that cannot name a calibration; "" is the bundled text."""
+    if text and not is_name(text):
+        raise UserError(
+            f"cal={text} names no calibration.",
+            "cal= takes c4, wikitext2, or the eight hex digits of a text of your own; --calibration FILE takes "
+            "the text in and puts them there.",
+        )
+
+
 def store(source: str | Path | Iterable[str], cache_dir: Path) -> str:
     """Store a calibration text and return its name in a notation: "" for the bundled text.
 
@@ -216,7 +226,7 @@ def samples(tokenizer: Any, documents: list[str], context: int | None = None) ->
             break
     if len(ids) < min(MINIMUM_TOKENS, 4 * length):
         raise UserError(
-            f"The calibration text has {len(ids):,} tokens; GPTQ needs {min(MINIMUM_TOKENS, 4 * length):,} or more.",
+            f"The calibration text has {len(ids):,} tokens, and {min(MINIMUM_TOKENS, 4 * length):,} are the least.",
             "Give a longer and varied text (a few pages), or omit it to use the bundled text.",
         )
     whole = len(ids) // length

@@ -62,7 +62,7 @@ def quantize(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Quantize a model with GPTQ and write a checkpoint that plain transformers loads."""
+    """Quantize a model and write a checkpoint that plain transformers loads."""
     from comparator.cli.progress import Progress, quiet, stoppable
     from comparator.core.settings import get_settings
 

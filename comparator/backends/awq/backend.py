@@ -1,4 +1,5 @@
-"""AWQ: 4 bits per weight, rounded after the columns were scaled by what the activations need. Ready-made checkpoints.
+"""AWQ: 4 bits per weight, rounded after its columns were scaled by what a calibration text puts in; made on the spot or
+loaded ready-made.
 
 Loading itself is transformers' own (through gptqmodel).
 """
@@ -7,15 +8,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from comparator.backends import dtypes
+from comparator.backends import calibration, dtypes, transformers_loader
 from comparator.backends import ready_made as sources
 from comparator.backends.awq import ready_made
 from comparator.backends.awq.kernels import KERNELS
+from comparator.backends.awq.layer import Recipe
 from comparator.backends.base import LoadedModel, Method, Option, Placement, Progress, QuantizedType
-from comparator.backends.gptqmodel_layers import kernels
+from comparator.backends.gptqmodel_layers import kernels, on_the_spot, shapes
 from comparator.backends.gptqmodel_layers.backend import PackedLayers
+from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 from comparator.sources import Checkpoint
@@ -23,10 +28,13 @@ from comparator.sources import Checkpoint
 _BITS, _GROUPS = tuple(map(str, ready_made.BITS)), ("-1", "16", "32", "64", "128")
 _OPTIONS = (
     Option("bits", "bits per weight", "4", choices=_BITS, form="{value}bit"),
-    Option("group", "weights that share a scale and a zero point; -1: a whole row. It comes from the checkpoint", None,
+    Option("group", "weights that share a scale and a zero point; -1: a whole row. Left out: the largest of 128, 64 "
+           "and 32 that divides every layer", None,
            choices=_GROUPS, form="g{value}"),
     Option("sym", "levels lie symmetrically around zero; sym=false has a zero point of its own for every group", "false",
            choices=("true", "false")),
+    Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which "
+           "--calibration FILE takes in. Left out: the bundled text", None, kind="text"),
     Option("kernel", "what multiplies the packed weights. auto: the fastest that is ready, without compiling",
            "auto", choices=("auto", *KERNELS.names)),
     Option("dtype", "dtype of the activations and of what stays unquantized; on a GPU fp16", "fp16",
@@ -39,19 +47,21 @@ class Awq(PackedLayers):
     title = "AWQ"
     method_name = "awq"
     kernels = KERNELS
-    requires = ("torch", "transformers", "gptqmodel")
     decided = ("bits", "group", "sym")
     types = tuple(QuantizedType(f"int{bits} (AWQ)", int(bits)) for bits in _BITS)
     reads = ("awq",)
+    calibration_option = "cal"
+    makes_checkpoints = True
     methods = (
         Method("awq", "activation-aware rounding", "4 bits per weight; columns with large activations are scaled up before "
-               "they are rounded. Loads ready-made checkpoints: awq@user/repo.",
-               _OPTIONS, takes_source=True, precision=39, bits=4, needs_source=True),
+               "they are rounded. Made on the spot (once, then kept), or ready-made: awq@user/repo.",
+               _OPTIONS, takes_source=True, precision=39, bits=4),
     )  # fmt: skip
 
     # ------------------------------------------------------------ options
 
     def check(self, variant: Variant, values: dict[str, str]) -> None:
+        calibration.check_name(values["cal"])
         if values["kernel"] != "auto" and int(values["bits"]) not in (able := KERNELS[values["kernel"]].bits):
             raise UserError(
                 f"The kernel {values['kernel']} takes {' or '.join(map(str, able))} bits, not {values['bits']}.",
@@ -59,46 +69,88 @@ class Awq(PackedLayers):
             )
 
     def settings(self, checkpoint: Checkpoint, variant: Variant) -> dict[str, str | None]:
+        if cal := self.values(variant)["cal"]:
+            raise UserError(
+                f"cal={cal} is asked for, but {checkpoint.source} is quantized already.",
+                "cal belongs to quantizing: leave it out, or write awq without a source.",
+            )
         ready = ready_made.read(checkpoint)
         return {"bits": str(ready.bits), "group": str(ready.group_size), "sym": str(ready.sym).lower()}
 
+    def complete_on_the_spot(
+        self, variant: Variant, checkpoint: Checkpoint, progress: Progress | None = None
+    ) -> Variant:
+        if checkpoint.model_type == "gpt2":
+            raise UserError(
+                f"{checkpoint.architecture} keeps its weights transposed (Conv1D), and transformers packs linear layers "
+                "only.",
+                "Use nf4 or int8 for this model.",
+            )
+        shapes.require_full_precision(checkpoint, self.title, variant.method)
+        wish = self.requested(variant).get("group")
+        return self.with_options(
+            variant, {"group": str(shapes.group_size(checkpoint, int(wish) if wish else None))}
+        )
+
+    def with_calibration(self, variant: Variant, source: Any) -> Variant:
+        return variant if variant.source else calibration.applied_to(variant, source)
+
+    def recipe(self, variant: Variant) -> Recipe:
+        """Of a completed variant that is made on the spot."""
+        values = self.values(variant)
+        return Recipe(int(values["bits"]), int(values["group"]), values["sym"] == "true")
+
     # ------------------------------------------------------------ loading
+
+    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+        if variant.source:
+            return super().needed_bytes(variant, checkpoint)
+        return self.recipe(self.complete(variant, checkpoint)).bytes(checkpoint)
 
     def prepare(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> None:
-        ready = ready_made.read(self.opened(variant))
-        packed = ready.packed(self.values(variant)["dtype"])
-        kernels.prepare(self.kernel(variant, packed, placement), packed, progress)
+        packed = self._packed(variant, checkpoint)
+        kernel = self.kernel(variant, packed, placement)  # refuses before minutes of work
+        if not variant.source:
+            self.make(checkpoint, variant, placement.device, progress)
+        kernels.prepare(kernel, packed, progress)
+
+    def make(self, checkpoint: Checkpoint, variant: Variant, device: str, progress: Progress) -> Path:
+        variant = self.complete(variant, checkpoint)
+        cal = self.values(variant)["cal"]
+        return on_the_spot.make(checkpoint, self.recipe(variant), cal, _cache_dir(), device, progress)
 
     def load(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> LoadedModel:
-        from transformers import AutoConfig, AwqConfig
+        from transformers import AwqConfig
 
         if os.environ.get("SPACES_ZERO_GPU"):  # there transformers' background loading meets no GPU
             os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
-        opened, dtype = self.opened(variant), self.values(variant)["dtype"]
-        ready = ready_made.read(opened)
+        dtype, notes = self.values(variant)["dtype"], []
         if dtype != "fp16" and placement.device.startswith("cuda"):
             raise UserError("transformers loads AWQ in fp16 on a GPU.", "Leave dtype= out.")
-        kernel = self.kernel(variant, ready.packed(dtype), placement)
+        kernel = self.kernel(variant, self._packed(variant, checkpoint), placement)
         arguments: dict[str, Any] = {}
-        if not ready.as_stored:
-            arguments["config"] = AutoConfig.from_pretrained(opened.path, local_files_only=True)
-            arguments["config"].quantization_config = ready.config
+        if variant.source:
+            opened = self.opened(variant)
+            notes = sources.tokenizer_note(opened, checkpoint) + sources.left_over_note(opened)
+            arguments = _config_argument(ready_made.read(opened))
+        else:
+            path = self.make(checkpoint, variant, placement.device, progress)
+            opened = replace(checkpoint, path=path, lent=None)
         with warnings.catch_warnings():
             # That the checkpoint's own config wins over the one passed here, which has the kernel only.
             warnings.simplefilter("ignore")
-            model = self.load_opened(
-                variant,
+            model = transformers_loader.from_pretrained(
+                opened,
                 placement,
                 progress,
                 dtype=dtype,
                 quantization_config=AwqConfig(backend=kernel.backend),
                 **arguments,
             )
-        notes = sources.tokenizer_note(opened, checkpoint) + sources.left_over_note(opened)
         loaded = self.loaded(model, variant, notes)
         if KERNELS.ran(loaded.kernel) != kernel:
             raise UserError(
@@ -106,6 +158,14 @@ class Awq(PackedLayers):
                 "This CPU may lack what it needs: name another one, kernel=torch.",
             )
         return loaded
+
+    def _packed(self, variant: Variant, checkpoint: Checkpoint) -> Packed:
+        dtype = self.values(variant)["dtype"]
+        if variant.source:
+            return ready_made.read(self.opened(variant)).packed(dtype)
+        recipe = self.recipe(self.complete(variant, checkpoint))
+        sizes = frozenset((layer.inputs, layer.outputs) for layer in shapes.layers(checkpoint))
+        return Packed(recipe.bits, recipe.group_size, False, recipe.sym, dtype, sizes)
 
     # ------------------------------------------------------------ what is stored
 
@@ -135,3 +195,26 @@ class Awq(PackedLayers):
             ]
             arguments.append("config=config")
         return imports, setup, arguments
+
+    def code_weights(self, variant: Variant) -> str | None:
+        return repr(variant.source or on_the_spot.folder_name(variant))
+
+    def code_comment(self, variant: Variant, model: str) -> list[str]:
+        return [] if variant.source else on_the_spot.code_comment(variant, model, self.title)
+
+
+def _config_argument(ready: ready_made.ReadyMade) -> dict[str, Any]:
+    """The argument `config` where config.json has names that transformers does not read."""
+    if ready.as_stored:
+        return {}
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(ready.checkpoint.path, local_files_only=True, trust_remote_code=False)
+    config.quantization_config = ready.config
+    return {"config": config}
+
+
+def _cache_dir() -> Path:
+    from comparator.core.settings import get_settings
+
+    return get_settings().cache_dir

@@ -6,7 +6,6 @@ Loading itself is transformers' own (through optimum and gptqmodel).
 from __future__ import annotations
 
 import os
-import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,15 @@ from typing import Any
 from comparator.backends import calibration, dtypes, transformers_loader
 from comparator.backends import ready_made as sources
 from comparator.backends.base import LoadedModel, Method, Option, Placement, Progress, QuantizedType
-from comparator.backends.gptq import on_the_spot, random_layer, ready_made, shapes
+from comparator.backends.gptq import random_layer, ready_made
 from comparator.backends.gptq.kernels import KERNELS
 from comparator.backends.gptq.layer import Recipe
-from comparator.backends.gptqmodel_layers import kernels
+from comparator.backends.gptqmodel_layers import kernels, on_the_spot, shapes
 from comparator.backends.gptqmodel_layers.backend import PackedLayers
 from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, sort_options
-from comparator.sources import Checkpoint, packed
+from comparator.sources import Checkpoint
 from comparator.util.compat import gptqmodel
 
 _BITS, _GROUPS = ("2", "3", "4", "8"), ("-1", "32", "64", "128")
@@ -67,12 +66,7 @@ class Gptq(PackedLayers):
     # ------------------------------------------------------------ options
 
     def check(self, variant: Variant, values: dict[str, str]) -> None:
-        if values["cal"] and not calibration.is_name(values["cal"]):
-            raise UserError(
-                f"cal={values['cal']} names no calibration.",
-                "cal= takes c4, wikitext2, or the eight hex digits of a text of your own; --calibration FILE takes "
-                "the text in and puts them there.",
-            )
+        calibration.check_name(values["cal"])
         if values["bits"] and values["kernel"] != "auto":
             kernel = KERNELS[values["kernel"]]
             if int(values["bits"]) not in kernel.bits:
@@ -116,13 +110,7 @@ class Gptq(PackedLayers):
                 f"transformers cannot load a GPTQ-quantized {checkpoint.architecture}: preparing its layers fails.",
                 "Use nf4 or int8 for this model.",
             )
-        if checkpoint.quantization:
-            method = packed.method_of(checkpoint.quantization)
-            raise UserError(
-                f"{checkpoint.source} is quantized already ({method}), and GPTQ starts from full precision.",
-                "Choose the full-precision model as the comparison's model, and this one as gptq@"
-                f"{checkpoint.source}.",
-            )
+        shapes.require_full_precision(checkpoint, self.title, variant.method)
         group = int(requested["group"]) if "group" in requested else None
         return self.with_options(
             variant,
@@ -148,9 +136,7 @@ class Gptq(PackedLayers):
     def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
         if variant.source:
             return sum(t.bytes for t in self._ready(variant).checkpoint.tensors)
-        variant = self.complete(variant, checkpoint)
-        recipe = self.recipe(variant)
-        return shapes.packed_bytes(checkpoint, recipe.bits, recipe.group_size)
+        return self.recipe(self.complete(variant, checkpoint)).bytes(checkpoint)
 
     def prepare(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
@@ -252,21 +238,10 @@ class Gptq(PackedLayers):
         )
 
     def code_weights(self, variant: Variant) -> str | None:
-        return repr(variant.source or _folder_name(variant))
+        return repr(variant.source or on_the_spot.folder_name(variant))
 
     def code_comment(self, variant: Variant, model: str) -> list[str]:
-        if variant.source:
-            return []
-        command = ["python", "-m", "comparator", "quantize", "--model", model, "--variant", variant.notation]
-        command += ["--output", _folder_name(variant)]
-        return [
-            "# GPTQ rounds once and keeps the result. This writes the folder, at once where it was made before:",
-            f"#   {ascii(shlex.join(command))[1:-1]}",
-        ]
-
-
-def _folder_name(variant: Variant) -> str:
-    return variant.notation.replace(":", "-").replace(",", "-").replace("=", "-")
+        return [] if variant.source else on_the_spot.code_comment(variant, model, self.title)
 
 
 def _cache_dir() -> Path:

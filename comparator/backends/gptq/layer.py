@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
+from comparator.backends.gptqmodel_layers import shapes
+from comparator.backends.gptqmodel_layers.on_the_spot import Progress
+from comparator.backends.gptqmodel_layers.walk import Linear
 from comparator.core.errors import UserError
+from comparator.sources import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,24 @@ class Recipe:
     desc_act: bool = False
     sym: bool = True
     damp: float = 0.1
+    method: ClassVar[str] = "gptq"
+
+    def quantize(
+        self,
+        model: Any,
+        samples: list[list[int]],
+        target: Path,
+        tokenizer: Any,
+        progress: Progress,
+        device: str,
+    ):
+        """See `quantize.quantize`."""
+        from comparator.backends.gptq.quantize import quantize
+
+        quantize(model, samples, self, target, tokenizer, progress, device)
+
+    def bytes(self, checkpoint: Checkpoint) -> int:
+        return shapes.packed_bytes(checkpoint, self.bits, self.group_size, g_idx=True)
 
     def config(self, left_out: bool, kept: list[list[str]]) -> dict[str, Any]:
         """`quantization_config` as it stands in config.json."""
@@ -38,16 +61,6 @@ class Recipe:
         if left_out:  # without this entry transformers takes every linear layer of a block for quantized
             config["modules_in_block_to_quantize"] = kept
         return config
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One quantizable layer of a block, by its name inside the block."""
-
-    name: str
-    module: Any
-    inputs: int
-    outputs: int
 
 
 def solver_for(layer: Linear, recipe: Recipe) -> Any:

@@ -89,7 +89,7 @@ def build(page: Page) -> None:
         )
         page.fields["calibration"] = gr.Textbox(
             "",
-            label="GPTQ calibration text",
+            label="Calibration text",
             info="Paste a few pages, with blank lines between the texts, or enter c4 or wikitext2.",
             lines=2,
             max_lines=8,

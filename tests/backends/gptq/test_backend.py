@@ -14,9 +14,9 @@ import pytest
 
 from comparator.backends import backend_for, calibration, resolve
 from comparator.backends.base import Placement
-from comparator.backends.gptq import on_the_spot, ready_made
+from comparator.backends.gptq import ready_made
 from comparator.backends.gptq.kernels import KERNELS
-from comparator.backends.gptqmodel_layers import unpack
+from comparator.backends.gptqmodel_layers import on_the_spot, unpack
 from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.comparison.runner import compare
 from comparator.core.errors import UserError

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints that are quantized on this machine: taken from the cache, or made once, whole or not at all.
+"""Checkpoints that are quantized on this machine: taken from the cache, or made once, whole or not at all.
 
 The cache's key holds the model's content, the recipe, the calibration text and gptqmodel's version.
 """
@@ -8,20 +8,47 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import psutil
 
 from comparator.backends import calibration
-from comparator.backends.gptq import shapes
-from comparator.backends.gptq.layer import Recipe
 from comparator.core.errors import UserError
+from comparator.core.variant import Variant
 from comparator.sources import Checkpoint
 from comparator.util import atomic_dir
 
 Progress = Callable[[float | None, str], None]
+
+
+class Recipe(Protocol):
+    """What decides the quantized weights, beside the model and the calibration text. Its repr is in the cache's key."""
+
+    method: ClassVar[str]
+
+    @property
+    def bits(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...  # -1: one group a row
+
+    def quantize(
+        self,
+        model: Any,
+        samples: list[list[int]],
+        target: Path,
+        tokenizer: Any,
+        progress: Progress,
+        device: str,
+    ) -> None:
+        """Quantize the model (on the CPU) in place with token ids, one list a sample, its blocks on `device` one at a
+        time, and write it to the folder `target`. `progress` is called before every layer and may raise to stop."""
+
+    def bytes(self, checkpoint: Checkpoint) -> int:
+        """About what the quantized model holds."""
+
 
 _VERSION = 1  # raise it when the same recipe gives other weights
 
@@ -32,7 +59,7 @@ def folder(checkpoint: Checkpoint, recipe: Recipe, cal: str, cache_dir: Path) ->
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", checkpoint.source)[-50:].strip("-.")
     group = f"g{recipe.group_size}" if recipe.group_size > 0 else "row"
-    return cache_dir / "gptq" / f"{stem}-{recipe.bits}bit-{group}-{key}"
+    return cache_dir / recipe.method / f"{stem}-{recipe.bits}bit-{group}-{key}"
 
 
 def make(
@@ -41,9 +68,8 @@ def make(
     """The folder of the quantized checkpoint, made now unless it is there. Raises `UserError`, and what `progress`
     raises; in both cases nothing is left behind."""
     path = folder(checkpoint, recipe, cal, cache_dir)
-    need = shapes.packed_bytes(checkpoint, recipe.bits, recipe.group_size)
     with atomic_dir.building(
-        path, progress=progress, need_bytes=need, what="the quantized checkpoint"
+        path, progress=progress, need_bytes=recipe.bytes(checkpoint), what="the quantized checkpoint"
     ) as tmp:
         if tmp is not None:
             _make(checkpoint, recipe, cal, cache_dir, device, tmp, progress)
@@ -54,7 +80,6 @@ def _make(checkpoint, recipe: Recipe, cal: str, cache_dir: Path, device: str, ta
     from transformers import AutoTokenizer
 
     from comparator.backends.base import Placement
-    from comparator.backends.gptq.quantize import quantize
     from comparator.backends.gptqmodel_layers import quiet
     from comparator.backends.transformers_loader import from_pretrained
 
@@ -63,23 +88,23 @@ def _make(checkpoint, recipe: Recipe, cal: str, cache_dir: Path, device: str, ta
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     samples = calibration.samples(tokenizer, documents, checkpoint.context_length)
     dtype = "bf16" if checkpoint.dtype == "bf16" else "fp32"
-    _check_memory(checkpoint, dtype)
+    _check_memory(checkpoint, dtype, recipe.method)
     progress(0.0, "loading the full-precision model")
     # On the CPU whatever the device is: one block at a time goes there, so a model larger than the GPU works.
     model = from_pretrained(
         checkpoint, Placement("cpu"), lambda _, message: progress(0.0, message), dtype=dtype
     )
-    quantize(model, samples, recipe, target, tokenizer, progress, device)
+    recipe.quantize(model, samples, target, tokenizer, progress, device)
 
 
-def _check_memory(checkpoint: Checkpoint, dtype: str) -> None:
+def _check_memory(checkpoint: Checkpoint, dtype: str, method: str) -> None:
     need = checkpoint.parameters * (2 if dtype == "bf16" else 4)
     free = psutil.virtual_memory().available
     if need * 1.1 > free:
         raise UserError(
             f"Quantizing {checkpoint.source} takes about {need * 1.1 / 1e9:.1f} GB of main memory for the "
             f"full-precision model, and {free / 1e9:.1f} GB is free.",
-            "Unload other variants or close other programs, or name a ready-made checkpoint: gptq@user/repo.",
+            f"Unload other variants or close other programs, or name a ready-made checkpoint: {method}@user/repo.",
         )
 
 
@@ -98,3 +123,21 @@ def _content(checkpoint: Checkpoint, cache_dir: Path) -> Any:
         p for p in checkpoint.path.iterdir() if p.suffix == ".safetensors" or p.name == "config.json"
     )
     return (str(checkpoint.path.resolve()), [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+# ---------------------------------------------------------------- code to copy
+
+
+def folder_name(variant: Variant) -> str:
+    """The folder that the code of a column names."""
+    return variant.notation.replace(":", "-").replace(",", "-").replace("=", "-")
+
+
+def code_comment(variant: Variant, model: str, title: str) -> list[str]:
+    """How that folder is made, as comment lines."""
+    command = ["python", "-m", "comparator", "quantize", "--model", model, "--variant", variant.notation]
+    command += ["--output", folder_name(variant)]
+    return [
+        f"# {title} rounds once and keeps the result. This writes the folder, at once where it was made before:",
+        f"#   {ascii(shlex.join(command))[1:-1]}",
+    ]

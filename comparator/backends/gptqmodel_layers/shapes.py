@@ -1,6 +1,6 @@
-"""A full-precision checkpoint's headers → the layers that GPTQ takes, the group size that suits them, bytes.
+"""A full-precision checkpoint's headers → the layers that are packed, the group size that suits them, bytes.
 
-Looks at names and shapes only; quantize.py decides by the modules themselves, with the same rule.
+Looks at names and shapes only; walk.py decides by the modules themselves, with the same rule.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from comparator.core.errors import UserError
-from comparator.sources import Checkpoint, TensorInfo
+from comparator.sources import Checkpoint, TensorInfo, packed
 
 GROUP_SIZES = (128, 64, 32)
 _IN_BLOCK = re.compile(r"\.\d+\..+\.weight$")
@@ -35,13 +35,23 @@ def layers(checkpoint: Checkpoint) -> list[Layer]:
     return found
 
 
+def require_full_precision(checkpoint: Checkpoint, title: str, method: str) -> None:
+    """Raises `UserError` for a checkpoint that is quantized already."""
+    if checkpoint.quantization:
+        how = packed.method_of(checkpoint.quantization)
+        raise UserError(
+            f"{checkpoint.source} is quantized already ({how}), and {title} starts from full precision.",
+            f"Choose the full-precision model as the comparison's model, and this one as {method}@{checkpoint.source}.",
+        )
+
+
 def group_size(checkpoint: Checkpoint, wish: int | None) -> int:
     """`wish` if it divides every layer's inputs; without one the largest of 128, 64, 32 that does, else −1 (a whole
     row). Raises `UserError` naming a layer that the wish does not divide."""
     found = layers(checkpoint)
     if not found:
         raise UserError(
-            f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that GPTQ can pack.",
+            f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that can be packed.",
             "Its layers would have to come in multiples of 32 and lie in a stack of blocks; use nf4 or int8.",
         )
     fitting = [g for g in GROUP_SIZES if all(layer.inputs % g == 0 for layer in found)]
@@ -56,8 +66,9 @@ def group_size(checkpoint: Checkpoint, wish: int | None) -> int:
     return wish
 
 
-def packed_bytes(checkpoint: Checkpoint, bits: int, group: int) -> int:
-    """About what the quantized model holds: packed weights, scales and zeros a group, g_idx, and the rest in 16 bits."""
+def packed_bytes(checkpoint: Checkpoint, bits: int, group: int, g_idx: bool = False) -> int:
+    """About what the quantized model holds: packed weights, scales and zeros a group, the rest in 16 bits, and with
+    `g_idx` the group of each input."""
     names = {f"{layer.name}.weight": layer for layer in layers(checkpoint)}
     total = 0.0
     for tensor in checkpoint.tensors:
@@ -66,7 +77,7 @@ def packed_bytes(checkpoint: Checkpoint, bits: int, group: int) -> int:
             continue
         groups = layer.inputs // group if group > 0 else 1
         total += layer.inputs * layer.outputs * bits / 8
-        total += groups * layer.outputs * (2 + bits / 8) + 4 * layer.inputs
+        total += groups * layer.outputs * (2 + bits / 8) + (4 * layer.inputs if g_idx else 0)
     return int(total)
 
 
