@@ -87,8 +87,8 @@ def _weights(checkpoint: Checkpoint) -> Check:
     from comparator.sources.examine import examine
 
     result = examine(checkpoint)
-    found = str(result.problem) if result.problem else result.line.removeprefix("examined: ")
-    finding = f"{found} (examined in {result.took_s:.2f} s)"
+    text = str(result.problem) if result.problem else result.line.removeprefix("examined: ")
+    finding = f"{text} (examined in {result.took_s:.2f} s)"
     return Check(
         "weights", result.problem is None, f"{finding}. {checkpoint.note}" if checkpoint.note else finding
     )

@@ -206,6 +206,7 @@ def run(
     )
     comparison, stopped = carry_out(request, verbose)
     print(tables.comparison_table(comparison), end="")
+    print(tables.answer(comparison), end="")
     for path in output or []:
         export.write(comparison, path)
         print(f"Wrote {path}", file=sys.stderr)

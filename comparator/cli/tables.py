@@ -76,6 +76,22 @@ def to_text(*parts: RenderableType, width: int | None = None) -> str:
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
 
+def answer(comparison: Comparison) -> str:
+    """Which column to take, and why; "" where there is nothing to choose from."""
+    from rich.text import Text
+
+    from comparator.fidelity.verdict import reference_cell
+    from comparator.reporting.recommendation import recommend
+
+    recommended = recommend(comparison.cells, reference_cell(comparison))
+    if recommended is None:
+        return ""
+    sentence = Text(printable(f"\n{recommended.sentence}"), style="bold")
+    return to_text(
+        sentence, *(Text(printable(f"  {line}")) for line in recommended.lines), width=prose_width()
+    )
+
+
 def pairs(rows: Iterable[tuple[str, str]], indent: int = 0) -> RenderableType:
     """(name, text) in two columns without a heading; the text wraps within its own."""
     from rich.padding import Padding

@@ -117,6 +117,12 @@ def on_text(comparison: Comparison) -> bool:
     return any(figure(cell, "kl", "mean") is not None for cell in comparison.cells)
 
 
+def reference_cell(comparison: Comparison) -> CellResult | None:
+    """The column that the comparison names as its reference."""
+    name = comparison.reference
+    return comparison.cell(name.variant, name.adapter) if name else None
+
+
 def reference_of(comparison: Comparison, cell: CellResult) -> CellResult | None:
     """What `cell` was measured against: the reference variant with the same adapter, else the reference."""
     name = comparison.reference

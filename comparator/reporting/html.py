@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comparator.core.result import CellResult, Comparison, LayerRow
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, METRICS, Place, present
-from comparator.reporting import ratios
+from comparator.reporting import answer, ratios
 from comparator.reporting import summary as reporting_summary
 from comparator.util import formatting
 from comparator.util.templates import environment
@@ -39,6 +39,7 @@ def page(comparison: Comparison) -> str:
         title=f"{comparison.model}: {', '.join(cell.label for cell in comparison.cells)}",
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; script-src {allowed}",
         legend=LEGEND,
+        answer=Markup(answer.render(comparison.cells, verdict.reference_cell(comparison))),
         headline=[fact for fact in reporting_summary.headline(comparison) if fact[1] != formatting.NONE],
         sections={name: _section(comparison, places) for name, places in reporting_summary.SECTIONS.items()},
         verdict_head=reporting_summary.VERDICT_HEAD,

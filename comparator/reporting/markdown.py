@@ -9,6 +9,7 @@ from comparator.core.result import Comparison
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, Place, present
 from comparator.reporting import ratios
+from comparator.reporting.recommendation import recommend
 from comparator.reporting.summary import (
     SECTIONS,
     VERDICT_HEAD,
@@ -27,6 +28,9 @@ def to_markdown(comparison: Comparison) -> str:
     parts += [
         f"- **{name}**: {_md(value)}" for name, value in headline(comparison) if value != formatting.NONE
     ]
+    if recommended := recommend(comparison.cells, verdict.reference_cell(comparison)):
+        parts += ["", f"**{_md(recommended.sentence)}**", ""]
+        parts += [f"- {_md(line)}" for line in recommended.lines]
     if comparison.prompt.system:
         parts += ["", "**System prompt**", "", _fenced(comparison.prompt.system)]
     parts += ["", "**Prompt**", "", _fenced(comparison.prompt.text)]

@@ -95,6 +95,15 @@ def test_cards_get_their_figures(compared):
     assert "Done: 3 variants" in compared.text("#notice")
 
 
+def test_the_answer_comes_first(compared):
+    """After a run: a sentence that says which variant to take, and a chart with every column on it."""
+    assert re.search(r"\b(int8|nf4)\b.* less memory than bf16", compared.text(".which-answer"))
+    names = compared.page.locator(".which-chart .name").all_inner_texts()
+    assert sorted(names) == ["bf16", "int8", "nf4"]
+    answer, table = (compared.page.locator(s).bounding_box()["y"] for s in (".which", "table.verdict"))
+    assert answer < table
+
+
 def test_reference_is_neutral_and_variants_keep_their_colour(compared):
     cards = compared.page.locator(".card").evaluate_all(
         "cs => cs.map((c) => c.style.getPropertyValue('--c'))"

@@ -1,4 +1,4 @@
-"""The table of all columns below the answers: size, speed and fidelity on one line, each beside the reference's."""
+"""Which column to take, and the table of all: size, speed and fidelity on one line, each beside the reference's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from comparator.core import devices
 from comparator.core.result import CellResult
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, METRICS, Metric, shown
+from comparator.reporting import answer
 from comparator.ui.markup import render as render_template
 from comparator.ui.metric_table import heading
 from comparator.ui.page import Page, html
@@ -40,7 +41,17 @@ def render(live: Live) -> str:
     ]
     head = [("Variant", ""), *map(heading, metrics), ("Verdict", "against the reference")]
     unlike = devices.unlike(c.result for c in live.columns if c.result)
-    return render_template("summary.html", head=head, rows=rows, unlike=unlike, foot=footnote(live))
+    table = render_template("summary.html", head=head, rows=rows, unlike=unlike, foot=footnote(live))
+    return answer_to(live) + table
+
+
+def answer_to(live: Live) -> str:
+    """Which column to take, above the table, once everything has been measured: until then the answers stay in view."""
+    if not all(column.settled for column in live.columns):
+        return ""
+    reference = live.reference_column
+    measured = [column.result for column in live.columns if column.result]
+    return answer.render(measured, reference.result if reference else None)
 
 
 def footnote(live: Live) -> str:
