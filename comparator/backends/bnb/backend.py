@@ -86,13 +86,14 @@ class BitsAndBytes(sources.FromCheckpoint):
     decided = ("compute", "dq", "dtype", "skip", "storage", "threshold")
     overridable = ("compute",)
     methods = (
-        Method("int8", "LLM.int8", "1 byte per weight, one scale per row; outlier features in 16 bits.", _INT8,
-               takes_source=True, precision=50, bits=8),
+        Method("int8", "LLM.int8", "1 byte per weight, one scale per row; outlier features in 16 bits. Made as it loads, or "
+               "saved before: int8@user/repo.", _INT8, takes_source=True, precision=50, bits=8),
         Method("nf4", "4-bit NormalFloat", "Two 4-bit values in each byte; 16 levels spaced for normally "
-               "distributed weights; one scale per 64 weights.", _FOUR_BIT, takes_source=True, precision=30, bits=4,
-               presets=("nf4", "nf4:dq")),
+               "distributed weights; one scale per 64 weights. Made as it loads, or saved before: nf4@user/repo.",
+               _FOUR_BIT, takes_source=True, precision=30, bits=4, presets=("nf4", "nf4:dq")),
         Method("fp4", "4-bit float", "Two 4-bit values in each byte; the 16 levels are tiny floats; one scale per "
-               "64 weights.", _FOUR_BIT, takes_source=True, precision=20, bits=4),
+               "64 weights. Made as it loads, or saved before: fp4@user/repo.", _FOUR_BIT, takes_source=True,
+               precision=20, bits=4),
     )  # fmt: skip
 
     # ------------------------------------------------------------ checkpoints as they were saved

@@ -51,7 +51,7 @@ def options(checkpoint: Checkpoint, skip: str | None = None) -> dict[str, str | 
     found: dict[str, str | None] = {"dtype": _plain_dtype(checkpoint), "skip": skip}
     if method == "int8":
         threshold = config.get("llm_int8_threshold", 6.0)
-        if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
+        if not 0 <= threshold < math.inf:
             raise _unknown(checkpoint, "llm_int8_threshold", threshold, "a number from 0 up")
         return {**found, "threshold": f"{threshold:g}"}
     compute = str(config.get("bnb_4bit_compute_dtype") or "float32")
@@ -71,6 +71,7 @@ def check(checkpoint: Checkpoint) -> None:
     """Raises `UserError` naming the first layer that is damaged, or that transformers would read as something else."""
     method, quantized = method_of(checkpoint.quantization or {}), _quantized(checkpoint)
     tensors = {t.name: t for t in checkpoint.tensors}
+    _check_config(checkpoint)
     _check_experts(checkpoint, quantized)
     (_check_int8 if method == "int8" else _check_four_bit)(checkpoint, tensors, str(method))
     if not quantized:
@@ -141,6 +142,19 @@ def _is_second_head(tensor: TensorInfo, checkpoint: Checkpoint) -> bool:
         and tensor.name.endswith(tuple(f"{head}.weight" for head in HEADS))
         and any(t.shape == tensor.shape and t.name != tensor.name for t in checkpoint.tensors)
     )
+
+
+def _check_config(checkpoint: Checkpoint) -> None:
+    """Whether transformers can make its own config of what config.json says."""
+    from transformers import BitsAndBytesConfig
+
+    try:
+        BitsAndBytesConfig.from_dict(dict(checkpoint.quantization or {}))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"transformers cannot read the quantization_config of {checkpoint.source}: {str(error)[:200]}.",
+            "Correct it in its config.json, or download it again.",
+        ) from None
 
 
 def _check_four_bit(checkpoint: Checkpoint, tensors: dict[str, TensorInfo], method: str) -> None:
