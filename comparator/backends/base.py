@@ -106,7 +106,8 @@ class Training:
     `quantized`: peft's `prepare_model_for_kbit_training` is applied, and the optimizer `auto` is the paged 8-bit one
     on CUDA. `dtype`: of what is not quantized, before that. `adapter_width`: bytes of an adapter's parameter as trl
     keeps it. `activation_width`: bytes of an activation. `upcast`: peft's preparation turns everything that is not
-    quantized to fp32, and the backward pass unpacks a layer's weight.
+    quantized to fp32, and the backward pass unpacks a layer's weight. `unpacked_width`: bytes per weight of linear layers
+    that autograd keeps from the forward to the backward pass, where the forward unpacks the weight in plain operations.
     """
 
     dtype: str
@@ -114,6 +115,7 @@ class Training:
     adapter_width: int = 4
     activation_width: int = 2
     upcast: bool = False
+    unpacked_width: int = 0
 
 
 class Backend:

@@ -82,6 +82,10 @@ def estimate(
     activations = _activation_bytes(
         checkpoint, training, settings, min(longest, settings.max_length), checkpointing, device, layers
     )
+    unpacked = training.unpacked_width * sum(t.count * t.inputs * t.outputs for t in targets_by_name.values())
+    activations += (
+        unpacked / max((t.count for t in targets_by_name.values()), default=1) if checkpointing else unpacked
+    )
     adapter = 2 * width * trainable
     total = int(weights + adapter + states + activations)
     problem = None

@@ -26,6 +26,9 @@ from comparator.core.variant import parse_adapter
 from comparator.metrics import layers
 from comparator.reporting.snippet import snippet
 from comparator.sources import open_checkpoint, packed
+from comparator.training import memory_estimate
+from comparator.training.settings import TrainSettings
+from comparator.util.compat.torch import plain_tensors
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
@@ -280,18 +283,14 @@ def test_nothing_stays_mapped_to_the_file(saved, checkpoint):
             assert not inside, f"deleting the checkpoint would pull {name} away"
 
 
-def test_fp32_and_fp16_activations(two_layers, own_engine, ids):
-    for dtype, long in (("fp32", "float32"), ("fp16", "float16")):
-        variants = [f"torchao:dtype={dtype}", f"torchao:scheme=fp8,dtype={dtype}"]
-        request = api.request(
-            PROMPT, variants, str(two_layers), max_new_tokens=NEW, fidelity="none", chat=False
-        )
-        made = runner.run(request, engine=own_engine, emit=lambda event: None)
-        for cell, scheme in zip(made.cells, ("int8", "fp8"), strict=True):
-            assert cell.status == "ok", cell.error
-            assert {r.logical_dtype for r in cell.layers} == {f"{scheme} (torchao)", dtype}
-        assert made.cells[0].token_ids == generated(plain(two_layers, "int8", "row", long), ids)
-    own_engine.unload()
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "long"), [("int8", "fp32", "float32"), ("fp8", "fp16", "float16")]
+)
+def test_other_dtypes_of_the_activations(two_layers, checkpoint, ids, scheme, dtype, long):
+    variant = AO.complete(resolve(f"torchao:dtype={dtype},scheme={scheme}"), checkpoint)
+    model = AO.load(checkpoint, variant, CPU, lambda *_: None).model
+    assert {r.logical_dtype for r in layers.rows(model, AO)} == {f"{scheme} (torchao)", dtype}
+    assert generated(model, ids) == generated(plain(two_layers, scheme, "row", long), ids)
 
 
 # ---------------------------------------------------------------- ready-made checkpoints that are refused
@@ -384,6 +383,44 @@ def test_a_missing_scale_is_noticed_before_loading(saved, two_layers):
     assert packed.parameter(info, opened.quantization) == (f"{name}.weight", (576, 1536))
     assert packed.is_state(f"{name}._weight_zero_point", opened.quantization)
     assert opened.parameters == open_checkpoint(str(two_layers)).parameters
+
+
+@pytest.mark.parametrize(("family", "word"), [("gpt2", "no linear layer"), ("mamba", "MambaForCausalLM")])
+def test_architectures_that_it_cannot_quantize_are_refused_before_loading(family, word, tmp_path):
+    tiny_models.save(tmp_path, family, dtype="bfloat16")
+    with pytest.raises(UserError, match=word):
+        AO.complete(resolve("torchao"), open_checkpoint(str(tmp_path)))
+
+
+def test_shards_another_group_size_and_a_quantized_head(tmp_path):
+    """Read from the metadata of several files; the layer rows know what is in the head too."""
+    import torch
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    tiny_models.save(tmp_path / "tiny", "qwen2", chat=True, dtype="bfloat16", tie_word_embeddings=False)
+    recipe = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(16))
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "tiny", dtype=torch.bfloat16, device_map={"": "cpu"},
+        quantization_config=TorchAoConfig(recipe, include_input_output_embeddings=True),
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    tiny_models.tokenizer(chat=True).save_pretrained(tmp_path / "saved")
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 2
+    opened = open_checkpoint(str(tmp_path / "tiny"))
+    variant = AO.complete(resolve(f"torchao@{tmp_path / 'saved'}"), opened)
+    assert variant.notation.endswith(":scheme=intx4"), "the notation has no groups of 16"
+    loaded = AO.load(opened, variant, CPU, lambda *_: None)
+    assert any("groups have 16 weights" in note for note in loaded.notes)
+    rows = {r.name: r for r in layers.rows(loaded.model, AO)}
+    assert (rows["lm_head.weight"].logical_dtype, rows["model.embed_tokens.weight"].logical_dtype) == (
+        "intx4 (torchao)",
+        "bf16",
+    )
+    held = sum(r.bytes + r.quant_state_bytes for r in rows.values())
+    assert AO.needed_bytes(variant, opened) == held
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(loaded.model(ids).logits, model.eval()(ids).logits)
 
 
 # ---------------------------------------------------------------- for CUDA only: all but the kernel
@@ -485,6 +522,17 @@ def test_one_row_of_int8_with_rounded_activations_is_torchaos_own(models, bias):
         assert AO.graph_refusal(module) is None
 
 
+def test_a_step_with_it_is_captured_and_checked(two_layers, checkpoint, ids):
+    """As on CUDA, but for the graph itself."""
+    from comparator.decoding.planner import record
+    from comparator.decoding.static_state import StaticDecodeState
+
+    model = AO.load(checkpoint, resolve("torchao:scheme=int8dyn"), CPU, lambda *_: None).model
+    _, notes, check = record(model, StaticDecodeState(model, 64), list(ids), compiled=False, greedy=True)
+    assert int8_row.NOTE in notes
+    assert check.layers == 0.0 and check.wrong is None and check.first_difference is None
+
+
 def test_what_no_graph_can_hold_says_so(models):
     import torch
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, MappingType, quantize_
@@ -527,9 +575,13 @@ def lora(two_layers, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "notation", ["torchao:scheme=int8dyn", "torchao:group=64,scheme=intx4", "torchao:scheme=fp8"]
+    ("notation", "merged"),
+    [
+        ("torchao:scheme=int8dyn", ""),
+        ("torchao:group=64,scheme=intx4", ":merged"),
+        ("torchao:scheme=fp8", ""),
+    ],
 )
-@pytest.mark.parametrize("merged", ["", ":merged"])
 def test_a_lora_gives_pefts_own_tokens(two_layers, lora, own_engine, ids, notation, merged):
     from peft import PeftModel
 
@@ -579,6 +631,38 @@ def test_training_is_for_what_has_gradients(scheme, two_layers):
     layer(x).sum().backward()
     expected = layer.weight.dequantize().sum(0).expand(3, -1)
     assert torch.allclose(x.grad, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bf16", 2), ("fp32", 4)])
+def test_the_estimate_counts_the_unpacked_weights_that_autograd_keeps(checkpoint, dtype, width):
+    import torch
+
+    variant = resolve(f"torchao:dtype={dtype}")
+    model = AO.load(checkpoint, variant, CPU, lambda *_: None).model
+    weights = {name: p.numel() for name, p in quantized(model).items()}
+    own = {t.untyped_storage().data_ptr() for p in model.parameters() for t in plain_tensors(p)}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        for part in plain_tensors(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own and part.numel() in weights.values():
+                kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hidden = model.get_input_embeddings()(torch.tensor([[1, 2, 3]])).detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model(inputs_embeds=hidden).logits.sum()
+
+    def activations(notation: str, checkpointing: bool) -> int:
+        settings = TrainSettings(gradient_checkpointing=checkpointing)
+        return memory_estimate.estimate(checkpoint, resolve(notation), settings, rows=9, longest=64, device="cpu",
+                                        free_bytes=10**12).activation_bytes  # fmt: skip
+
+    plain_dtype = activations(dtype, False)
+    assert sum(kept.values()) == width * sum(weights.values())
+    assert activations(variant.notation, False) - plain_dtype == pytest.approx(sum(kept.values()), rel=0.01)
+    assert activations(variant.notation, True) < activations(variant.notation, False)
 
 
 # ---------------------------------------------------------------- on a GPU

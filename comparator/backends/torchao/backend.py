@@ -90,6 +90,12 @@ class TorchAo(FromCheckpoint):
                 f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that torchao can quantize.",
                 "Use bf16, or a model with linear layers.",
             )
+        if checkpoint.model_type in ("mamba", "falcon_mamba"):
+            raise UserError(
+                f"torchao's weights cannot be used in {checkpoint.architecture}, whose blocks multiply with them outside of "
+                "their linear layers.",
+                "Use bf16 for this model.",
+            )
         group = checkpoints.group_of(checkpoint, scheme, values["group"])
         return self.with_options(variant, {"group": _written(scheme, group)})
 
@@ -245,7 +251,8 @@ class TorchAo(FromCheckpoint):
                 "Trainer does not take it.",
                 f"Train it on {able}, or on bf16; it can be used here afterwards.",
             )
-        return Training(dtype=values["dtype"], activation_width=4 if values["dtype"] == "fp32" else 2)
+        width = 4 if values["dtype"] == "fp32" else 2
+        return Training(dtype=values["dtype"], activation_width=width, unpacked_width=width)
 
     # ------------------------------------------------------------ code
 

@@ -13,6 +13,7 @@ from comparator.sources import Checkpoint, TensorInfo
 
 _NOT_LINEAR = ("embed", "lm_head", "output_projection", "norm", ".experts.")
 _PREFERRED = ("128", "64", "32")
+_CONVOLUTIONS = ("gpt2", "openai-gpt")  # transformers' Conv1D in place of linear layers
 TILED = "Int4TilePackedTo4dTensor"
 READABLE = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor", TILED)
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -20,6 +21,8 @@ _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 def linears(checkpoint: Checkpoint) -> list[TensorInfo]:
     """The weights of linear layers that are quantized: all but the output head."""
+    if checkpoint.model_type in _CONVOLUTIONS:
+        return []
     return [
         t
         for t in checkpoint.tensors

@@ -41,13 +41,13 @@ SCHEMES = (
     # Not fp16: torchao turns the integer product times the activations' scale into it before it scales by row.
     Scheme("int8dyn", "8-bit integers times activations rounded to 8 bits", "Int8DynamicActivationInt8WeightConfig",
            ("row", "tensor"), arguments=_QUIET, dtypes=("bf16", "fp32")),
-    Scheme("int4", "4-bit integers for the tinygemm kernel; CUDA only", "Int4WeightOnlyConfig", GROUPS, "group_size",
+    Scheme("int4", "4-bit integers for the tinygemm kernel (CUDA)", "Int4WeightOnlyConfig", GROUPS, "group_size",
            {"int4_packing_format": "tile_packed_to_4d", **_QUIET}, ("bf16",), (8, 0)),
-    Scheme("intx4", "4-bit integers, each in a byte of its own; any device", "IntxWeightOnlyConfig",
+    Scheme("intx4", "4-bit integers, each in a byte of its own", "IntxWeightOnlyConfig",
            (*GROUPS, "row"), arguments={"weight_dtype": "int4"}),
     Scheme("fp8", "8-bit floats, multiplied in the activations' dtype", "Float8WeightOnlyConfig", _ANY,
            arguments=_QUIET, trains=True),
-    Scheme("fp8dyn", "8-bit floats times activations rounded to 8 bits; CUDA 8.9 and later",
+    Scheme("fp8dyn", "8-bit floats times activations rounded to 8 bits (CUDA 8.9 and later)",
            "Float8DynamicActivationFloat8WeightConfig", ("row", "tensor"), arguments=_QUIET, dtypes=("bf16",),
            capability=(8, 9), multiple=16),
 )  # fmt: skip
