@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 
 from comparator.backends import backend_for, require_full_precision, resolve
-from comparator.backends.base import AdapterKind
+from comparator.backends.base import AdapterKind, Placement
 from comparator.comparison.runner import compare
 from comparator.core.errors import UserError
 from comparator.core.request import GenerationSettings, Request
@@ -227,6 +227,17 @@ def test_the_code_runs(columns):
     exec(code, copied)
     assert tuple(copied["new_tokens"]) == comparison.cells[-1].token_ids
     assert "BitsAndBytesConfig" not in code, "the checkpoint says how it was quantized"
+
+
+def test_the_code_names_the_revision():
+    variant = resolve("nf4@user/repo@v1:compute=fp16,dtype=fp16")
+    imports, setup, arguments = BNB.code(variant, Placement("cuda:0"))
+    assert (
+        setup[0] == "config = AutoConfig.from_pretrained('user/repo', revision='v1')"
+        and "float16" in setup[1]
+    )
+    assert arguments == ["config=config", "dtype=torch.float16"]
+    assert imports == ["from transformers import AutoConfig"] and BNB.code_weights(variant) == "'user/repo'"
 
 
 def test_blocks_of_another_size(own_engine, tiny, tmp_path):
