@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -26,7 +27,7 @@ AUTO = "auto"
 
 def compare(
     prompt: str | Request,
-    variants: Iterable[str | Variant] = DEFAULT_VARIANTS,
+    variants: Iterable[str | Variant] | None = None,
     model: str | None = None,
     adapters: Iterable[str | Adapter | None] = (),
     *,
@@ -47,7 +48,7 @@ def compare(
 
 def run(
     prompt: str | Request,
-    variants: Iterable[str | Variant] = DEFAULT_VARIANTS,
+    variants: Iterable[str | Variant] | None = None,
     model: str | None = None,
     adapters: Iterable[str | Adapter | None] = (),
     **settings: Any,
@@ -59,9 +60,20 @@ def run(
     raise AssertionError("a comparison always ends with Done")
 
 
+def default_variants(model: str | None = None) -> tuple[str, ...]:
+    """bf16, int8 and nf4; of a model that is quantized already its one variant."""
+    from comparator.backends import own_variant
+    from comparator.engines import get_engine
+
+    with contextlib.suppress(UserError):  # a model that cannot be found is reported when it is opened
+        if own := own_variant(get_engine().facts(model or get_settings().model)):
+            return (own.notation,)
+    return DEFAULT_VARIANTS
+
+
 def request(
     prompt: str,
-    variants: Iterable[str | Variant] = DEFAULT_VARIANTS,
+    variants: Iterable[str | Variant] | None = None,
     model: str | None = None,
     adapters: Iterable[str | Adapter | None] = (),
     *,
@@ -82,7 +94,7 @@ def request(
 ) -> Request:
     """A `Request` from plain values.
 
-    Columns are `variants` × (no adapter and each of `adapters`). `model` defaults to COMPARATOR_MODEL. `reference`
+    Columns are `variants` × (no adapter and each of `adapters`); see `default_variants` for None. `model` defaults to COMPARATOR_MODEL. `reference`
     is one of the columns, as it is called there (`"bf16"`, `"bf16 + pirate"`). `eval_text` is a file, or
     "wikitext2"; naming one sets `fidelity` to "text". `stride` is the context's length where it is not given.
     `template` names one of the model's chat templates, `template_vars` are its variables: a mapping, or NAME=VALUE texts.
@@ -93,10 +105,11 @@ def request(
     if fidelity not in (None, "none", "prompt", "text"):
         raise UserError(f"There is no fidelity “{fidelity}”.", "It is none, prompt or text.")
     if calibration is not None:
-        variants = [_calibrated(v, calibration) for v in _listed(variants)]
+        listed = default_variants(model) if variants is None else _listed(variants)
+        variants = [_calibrated(v, calibration) for v in listed]
     return Request(
         model=model or get_settings().model,
-        cells=cells(variants, adapters),
+        cells=cells(default_variants(model) if variants is None else variants, adapters),
         prompt=_text("prompt", prompt),
         system=_text("system prompt", system) if system else None,
         chat=chat,

@@ -10,12 +10,13 @@ from typing import Any
 
 from comparator.backends.base import Backend, Method, QuantizedType
 from comparator.core.errors import UserError
+from comparator.core.state import ModelFacts
 from comparator.core.variant import Variant, parse_variant
 from comparator.sources import packed
 from comparator.sources.checkpoint import Checkpoint
 
 __all__ = [
-    "all_backends", "backend_for", "libraries", "methods", "most_precise", "owner", "packages", "presets",
+    "all_backends", "backend_for", "libraries", "methods", "most_precise", "own_variant", "owner", "packages", "presets",
     "quantized_type", "readers", "require_full_precision", "resolve",
     "unquantized_experts",
 ]  # fmt: skip
@@ -98,6 +99,15 @@ def require_full_precision(checkpoint: Checkpoint) -> None:
         if named
         else "Choose the full-precision model it was made from.",
     )
+
+
+def own_variant(facts: ModelFacts) -> Variant | None:
+    """The one variant of a model that is quantized itself: METHOD@MODEL. None for a full-precision model, and where no
+    backend loads it."""
+    if facts.quantization is None or not (named := readers(facts.quantization)):
+        return None
+    source, _, revision = facts.source.partition("@") if facts.revision else (facts.source, "", "")
+    return resolve(Variant(named[0], source, revision or None))
 
 
 def readers(quantization: dict[str, Any]) -> list[str]:

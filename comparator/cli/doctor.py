@@ -101,7 +101,8 @@ def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits
         variant = resolve(text)
         if variant.source:
             limits.check_source(variant.source)
-        require_full_precision(checkpoint)
+        else:
+            require_full_precision(checkpoint)
         backend = backend_for(variant)
         if reason := backend.unavailable():
             raise UserError(f"{variant.method} cannot be used here: {reason}.")

@@ -179,7 +179,7 @@ def run(
     use(ray)
     request = api.request(
         _prompt(prompt),
-        variant or api.DEFAULT_VARIANTS,
+        variant or None,
         model,
         adapter or (),
         system=system,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from comparator.core.result import ErrorInfo
 
@@ -20,6 +21,10 @@ class ModelFacts:
     has_chat_template: bool = False
     vocab_size: int | None = None
     note: str | None = None  # "Converted from a 4-bit GGUF file …"
+    quantization: dict[str, Any] | None = field(
+        default=None, hash=False
+    )  # quantization_config of config.json
+    base_model: str | None = None  # of a quantized one: the model it was made from, where its files say so
 
 
 @dataclass(frozen=True)

@@ -178,12 +178,10 @@ class LocalEngine(SinglePlaceEngine):
     # ------------------------------------------------------------ models and prompts
 
     def open(self, model: str, cancel: threading.Event, on_progress: OnProgress = ignore) -> ModelFacts:
-        from comparator.backends import require_full_precision
         from comparator.sources.examine import require_complete
 
         def work(on_progress: OnProgress) -> ModelFacts:
             checkpoint = self._checkpoint(model, on_progress, fresh=True)
-            require_full_precision(checkpoint)
             require_complete(checkpoint)
             return checkpoint.facts()
 
@@ -192,13 +190,15 @@ class LocalEngine(SinglePlaceEngine):
     def complete(
         self, model: str, cell: Cell, cancel: threading.Event, on_progress: OnProgress = ignore
     ) -> Cell:
-        from comparator.backends import backend_for
+        from comparator.backends import backend_for, require_full_precision
 
         def work(on_progress: OnProgress) -> Cell:
             self._check(cell.variant, "checkpoint")
-            backend = backend_for(cell.variant)
+            backend, checkpoint = backend_for(cell.variant), self._checkpoint(model)
+            if not cell.variant.source:
+                require_full_precision(checkpoint)
             with explained(f"look at {cell.variant.notation}"):
-                variant = backend.complete(cell.variant, self._checkpoint(model), on_progress)
+                variant = backend.complete(cell.variant, checkpoint, on_progress)
                 return replace(cell, variant=variant)
 
         return self._with_progress(work, on_progress, cancel)

@@ -48,6 +48,7 @@ class Checkpoint:
     tensors: tuple[TensorInfo, ...] = ()
     model_type: str = ""
     quantization: dict[str, Any] | None = field(default=None, hash=False)
+    base_model: str | None = None
     lent: Any = field(
         default=None, hash=False, compare=False
     )  # comparator.runtimes.transformers.weight_sharing.Lent: its tensors, in memory
@@ -69,4 +70,6 @@ class Checkpoint:
             has_chat_template=self.has_chat_template,
             vocab_size=self.vocab_size,
             note=self.note,
+            quantization=self.quantization,
+            base_model=self.base_model,
         )

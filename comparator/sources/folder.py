@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _CONTEXT = (
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
                "tekken.json", "tiktoken.model", "qwen.tiktoken", "vocab.model")  # fmt: skip
+_CARD_BYTES = 2**16  # of a model card: its metadata come first
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _SENTENCEPIECE = {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
 _NO_VOCABULARY = {"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer", "ByT5TokenizerFast"}
 
@@ -34,7 +37,7 @@ def inspect(folder: Path, source: str, *, revision: str | None = None, note: str
     names = [p.name for p in folder.iterdir()]
     config = read_config(folder, source)
     architecture = architectures.check_causal_lm(config, source)
-    quantization = _quantization(folder, config)
+    quantization = quantization_of(folder, config)
     stored = weights.read_folder(folder, source)
     consistency.check(source, config, quantization, [s.info for s in stored])
     check_tokenizer(folder, names, source)
@@ -58,6 +61,7 @@ def inspect(folder: Path, source: str, *, revision: str | None = None, note: str
         tensors=tuple(s.info for s in stored),
         model_type=config["model_type"],
         quantization=quantization,
+        base_model=base_model(folder, config) if quantization else None,
     )
 
 
@@ -117,13 +121,27 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def quantization_of(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """From config.json, or from AutoGPTQ's file beside it, which says gptq by being there."""
     found = config.get("quantization_config") or config.get("compression_config")
     if isinstance(found, dict):
         return found
     legacy = folder / "quantize_config.json"
     return {"quant_method": "gptq", **read_json(legacy)} if legacy.is_file() else None
+
+
+def base_model(folder: Path, config: dict[str, Any]) -> str | None:
+    """The model that a quantized one was made from: named by config.json, or by the head of its model card."""
+    named = next(
+        (config[k] for k in ("base_model", "base_model_name_or_path", "_name_or_path") if config.get(k)), None
+    )
+    card = folder / "README.md"
+    if not isinstance(named, str) and card.is_file():
+        with open(card, encoding="utf-8", errors="replace") as file:
+            head = file.read(_CARD_BYTES).split("\n---", 1)[0]
+        match = re.search(r"^base_model:\s*(?:\n\s*-\s*)?(\S+)\s*$", head, re.MULTILINE)
+        named = match[1].strip("\"'") if match else None
+    return named if isinstance(named, str) and _REPO.fullmatch(named) else None
 
 
 def check_tokenizer(folder: Path, names: Iterable[str], source: str) -> None:

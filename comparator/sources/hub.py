@@ -70,10 +70,15 @@ def look_up(repo: str, revision: str | None) -> ModelFacts:
         listing = list_repo(repo, revision, _silent)
     except hub_problems.Unreachable as unreachable:
         return _from_cache(repo, revision, source, unreachable).facts()
-    names = [n for n in ("config.json", "tokenizer_config.json", "chat_template.jinja") if n in listing.files]
+    names = [
+        n
+        for n in ("config.json", "tokenizer_config.json", "chat_template.jinja", "quantize_config.json")
+        if n in listing.files
+    ]
     _weight_names(listing, source)
     path = fetch(listing, names, _silent, "")
     config = folder.read_config(path, source)
+    quantization = folder.quantization_of(path, config)
     value = config.get("dtype") or config.get("torch_dtype")
     short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
     return ModelFacts(
@@ -85,6 +90,8 @@ def look_up(repo: str, revision: str | None) -> ModelFacts:
         context_length=folder.context_length(config),
         has_chat_template=folder.has_chat_template(path),
         vocab_size=folder.vocab_size(config),
+        quantization=quantization,
+        base_model=folder.base_model(path, config) if quantization else None,
     )
 
 

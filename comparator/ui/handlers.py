@@ -23,7 +23,7 @@ from comparator.ui import links
 from comparator.ui.admission import owner_of
 from comparator.ui.form import Form, Shown
 from comparator.ui.page import DIRECT, PRIVATE, Page
-from comparator.ui.panel import header, residents
+from comparator.ui.panel import header, residents, variants
 from comparator.ui.panel import model as model_panel
 from comparator.ui.results import cards, notice, share, summary
 from comparator.ui.view_state import Live
@@ -129,6 +129,11 @@ def wire(page: Page, demo: gr.Blocks) -> None:
         trigger_mode="always_last",
         **PRIVATE,
     ).then(
+        _variants_of(page),
+        inputs=[page.fields["model"], page.linked, page.fields["picked"]],
+        outputs=[page.fields["picked"]],
+        **PRIVATE,
+    ).then(
         model_panel.examined, inputs=[page.fields["model"], page.linked], outputs=[page.examined], **PRIVATE
     )
     links.wire(page, demo)
@@ -143,6 +148,15 @@ def wire(page: Page, demo: gr.Blocks) -> None:
             outputs=[card, page.unload_status],
             **PRIVATE,
         ).then(around, outputs=[page.status, page.residents], **DIRECT)
+
+
+def _variants_of(page: Page):
+    def fit(model: str | None, linked: tuple[str, ...], value: Any):
+        facts = model_panel.known_facts(model, linked, page.admission.limits)
+        changed = variants.for_model(value, facts, page.settings.max_columns)
+        return gr.skip() if changed is None else changed
+
+    return fit
 
 
 def around():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import gradio as gr
 
+from comparator.backends import own_variant
 from comparator.core.errors import UserError
 from comparator.core.state import ModelFacts
 from comparator.deploy.limits import Limits
@@ -88,6 +91,20 @@ def examined(model: str | None, linked: tuple[str, ...] = ()) -> str:
     return f'<p class="facts{bad}">{esc(line)}</p>' if line else ""
 
 
+def known_facts(model: str | None, linked: tuple[str, ...], limits: Limits) -> ModelFacts | None:
+    """What is known of a model before it is loaded; None where `describe` has told what is wrong, and for a linked one."""
+    from comparator.engines import get_engine
+
+    name = (model or "").strip()
+    if not name or name in linked:
+        return None
+    try:
+        limits.check_source(name)
+        return get_engine().facts(name)
+    except UserError:
+        return None
+
+
 def render(facts: ModelFacts) -> str:
     parts = [
         f"{formatting.parameters(facts.parameters)} parameters" if facts.parameters else "",
@@ -96,8 +113,26 @@ def render(facts: ModelFacts) -> str:
         f"context {facts.context_length:,}" if facts.context_length else "",
         "" if facts.has_chat_template else "no chat template",
     ]
-    note = f'<span class="model-note">{esc(facts.note)}</span>' if facts.note else ""
-    return _facts_line(" · ".join(p for p in parts if p), note)
+    notes = filter(None, (esc(facts.note) if facts.note else "", _quantized(facts)))
+    return _facts_line(
+        " · ".join(p for p in parts if p), "".join(f'<span class="model-note">{n}</span>' for n in notes)
+    )
+
+
+def _quantized(facts: ModelFacts) -> str:
+    """HTML: that the model is quantized itself, and a link that compares it with what it was made from."""
+    if facts.quantization is None:
+        return ""
+    own = own_variant(facts)
+    if own is None:
+        return esc("Quantized with a method that no variant here loads.")
+    text = esc(f"Quantized already: it is one column, {own.notation}.")
+    if not facts.base_model:
+        return f"{text} Choose the model that it was made from to compare it with other variants."
+    query = urlencode([("model", facts.base_model), ("v", "bf16"), ("v", own.notation)])
+    return (
+        f'{text} <a href="?{esc(query)}">Compare it with {esc(facts.base_model)}</a>, which it was made from.'
+    )
 
 
 def _facts_line(text: str, note: str = "") -> str:

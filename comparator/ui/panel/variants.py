@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from comparator.backends import methods, presets, resolve
+from comparator.backends import methods, own_variant, presets, resolve
 from comparator.core.errors import UserError
+from comparator.core.state import ModelFacts
 from comparator.core.variant import Variant
 from comparator.ui.page import Page, html
 
@@ -31,6 +32,20 @@ def picked(max_columns: int) -> dict[str, Any]:
     rows = [row(resolve(notation)) for notation in presets()]
     first = [name for name in FIRST if any(r["notation"] == name and not r["why"] for r in rows)]
     return {"rows": rows, "on": first[:max_columns], "reference": "auto", "max": max_columns}
+
+
+def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[str, Any] | None:
+    """The list for another model, or None where it stays as it is: of a quantized model its own variant is selected, and
+    what needs full precision is unavailable."""
+    before = value.get("quantized") if isinstance(value, dict) else None
+    own = own_variant(facts) if facts else None
+    if own is None or facts is None:
+        return picked(max_columns) if before else None
+    if before == own.notation:
+        return None
+    new = picked(max_columns)
+    rows = [{**r, "why": f"{facts.source} is quantized already"} for r in new["rows"]]
+    return {**new, "rows": [row(own, custom=True), *rows], "on": [own.notation], "quantized": own.notation}
 
 
 def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
