@@ -39,7 +39,7 @@ def check(
             "transformers reads no settings per module (dynamic), and would fill it with random numbers.",
             _OTHER,
         )
-    if sym and (stored := _format(checkpoint, bits)) not in (None, version):
+    if sym and (stored := stored_format(checkpoint, bits)) not in (None, version):
         raise UserError(
             f"config.json of {checkpoint.source} says that zero points are stored as {version}, and they are stored as "
             f"{stored}: every weight would be off by one step.",
@@ -47,7 +47,7 @@ def check(
         )
 
 
-def _format(checkpoint: Checkpoint, bits: int) -> str | None:
+def stored_format(checkpoint: Checkpoint, bits: int) -> str | None:
     """How symmetric zero points are stored: one less than the middle (gptq) or the middle (gptq_v2); None for neither."""
     zeros = (
         s for s in weights.read_folder(checkpoint.path, checkpoint.source) if s.info.name.endswith(".qzeros")

@@ -5,11 +5,6 @@ Reads configs and headers; loads no weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +12,12 @@ from pathlib import Path
 from comparator.backends.gptq import checks
 from comparator.backends.gptqmodel_layers.checks import packed_modules
 from comparator.backends.gptqmodel_layers.kernels import Packed
+from comparator.backends.gptqmodel_layers.links import laid_out
 from comparator.backends.ready_made import config_of, open_source, require_method
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 from comparator.sources import Checkpoint
 from comparator.sources.examine import require_complete
-from comparator.util import atomic_dir
 
 Progress = Callable[[float | None, str], None]
 
@@ -116,40 +111,8 @@ def for_transformers(ready: ReadyMade, cache_dir: Path) -> Path:
     source = ready.checkpoint.path
     if not ready.legacy:
         return source
-    weights = sorted(p for p in source.iterdir() if p.suffix == ".safetensors" or p.name.endswith(".safetensors.index.json"))  # fmt: skip
-    stamp = "|".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in weights)
-    key = hashlib.sha256(f"{source.resolve()}|{stamp}".encode()).hexdigest()[:12]
-    stem = re.sub(r"[^\w.-]+", "-", source.name)[:40]
-    path = cache_dir / "gptq" / f"layout-{stem}-{key}"
-    with atomic_dir.building(path, what="the checkpoint's new layout") as tmp:
-        if tmp is not None:
-            _lay_out(ready, weights, tmp)
-    return path
-
-
-def _lay_out(ready: ReadyMade, weights: list[Path], target: Path) -> None:
-    index = next((p for p in weights if p.name.endswith(".index.json")), None)
-    single = [p for p in weights if p.suffix == ".safetensors"]
-    for file in ready.checkpoint.path.iterdir():
-        if not file.is_file() or file.name in ("config.json", "quantize_config.json"):
-            continue
-        if file == index:
-            name = "model.safetensors.index.json"
-        elif index is None and file == single[0]:
-            name = "model.safetensors"
-        else:
-            name = file.name
-        _link(file, target / name)
-    config = config_of(ready.checkpoint.path)
-    config["quantization_config"] = {**(ready.checkpoint.quantization or {}), "quant_method": "gptq"}
-    (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def _link(file: Path, target: Path) -> None:
-    try:
-        os.symlink(file.resolve(), target)
-    except OSError:  # Windows without the right to, or a file system without links
-        shutil.copyfile(file, target)
+    quantization = {**(ready.checkpoint.quantization or {}), "quant_method": "gptq"}
+    return laid_out(ready.checkpoint, quantization, cache_dir, "gptq")
 
 
 def _has_config(path: Path) -> bool:
