@@ -120,7 +120,7 @@ def from_pretrained(checkpoint, placement: Placement, progress: Progress, *, dty
     check_loaded(checkpoint.source, info)  # whatever was missing is random now
     if lent is not None:
         _finish_lent(model, path)
-    own_memory(model, lent.tensors.values() if lent else ())
+    own_memory(model, lent.tensors.values() if lent else (), packed=checkpoint.quantization is not None)
     return model.eval().requires_grad_(False)
 
 
@@ -140,16 +140,18 @@ def _finish_lent(model: Any, path: str) -> None:
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
 
 
-def own_memory(model: Any, lent: Iterable[Any] = ()) -> None:
-    """Copy CPU weights out of the file they are mapped from; those in `lent` lie in memory already.
+def own_memory(model: Any, lent: Iterable[Any] = (), *, packed: bool = False) -> None:
+    """Copy CPU weights out of the file they are mapped from; those in `lent` lie in memory already, and so does what
+    tensor subclasses wrap unless the checkpoint was `packed` when it was read.
 
     A dtype that needs no conversion stays a view of the safetensors file: nothing has been read when loading
     "ends", the first run pays for it, and deleting the file pulls the weights away.
     """
     in_memory = {t.data_ptr() for t in lent}
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device.type == "cpu" and wrapped_tensors(tensor) is not None:
-            rewrap(tensor, lambda inner: inner.clone())
+        if wrapped_tensors(tensor) is not None:
+            if packed and tensor.device.type == "cpu":
+                rewrap(tensor, lambda inner: inner.clone())
         elif (
             tensor.device.type == "cpu"
             and tensor.data_ptr() not in in_memory
