@@ -10,7 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from comparator.backends.gptqmodel_layers.checks import packed_modules, plain_among_packed, refuse_head
+from comparator.backends.gptqmodel_layers.checks import (
+    packed_modules,
+    plain_among_packed,
+    refuse_fused_experts,
+    refuse_head,
+)
 from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint
@@ -97,6 +102,7 @@ def _check_modules(ready: ReadyMade) -> None:
         ready.checkpoint, "AWQ", ("qzeros", "scales"), "It is damaged, or of another format: use another one."
     )
     refuse_head(ready.checkpoint, packed)
+    refuse_fused_experts(ready.checkpoint, packed)
     left_out = _left_out(ready.kept)
     if wrong := next((n for n in packed if left_out(n)), None):
         raise UserError(

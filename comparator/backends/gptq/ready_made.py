@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comparator.backends.gptq import checks
-from comparator.backends.gptqmodel_layers.checks import packed_modules
+from comparator.backends.gptqmodel_layers.checks import packed_modules, refuse_fused_experts
 from comparator.backends.gptqmodel_layers.kernels import Packed
 from comparator.backends.gptqmodel_layers.links import laid_out
 from comparator.backends.ready_made import config_of, open_source, require_method
@@ -81,6 +81,7 @@ def read(checkpoint: Checkpoint) -> ReadyMade:
     sym = bool(config.get("sym", True))
     checks.check(checkpoint, modules, bits, group, sym, version)
     require_complete(checkpoint)
+    refuse_fused_experts(checkpoint, modules)
     return ReadyMade(checkpoint, bits, group, bool(config.get("desc_act", False)), sym, version)
 
 

@@ -137,7 +137,7 @@ class PackedLayers(FromCheckpoint):
 
     def training_variants(self, variant: Variant, device: str) -> list[tuple[Variant, tuple[str, ...]]]:
         kernel, usable = self.values(variant)["kernel"], self.kernels.trainable(device)
-        if kernel in usable:
+        if kernel in self.kernels.trainable(device, compiling=True):
             return [(variant, ())]
         choices, notes = [], ()
         for number, name in enumerate(usable):

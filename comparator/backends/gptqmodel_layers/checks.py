@@ -46,6 +46,29 @@ def plain_among_packed(
     return next((n for n in plain if role(n) in roles and not left_out(n)), None)
 
 
+def refuse_fused_experts(checkpoint: Checkpoint, packed: Iterable[str]) -> None:
+    """Raises `UserError` where experts are packed one by one, and transformers keeps those of a layer as one parameter."""
+    experts = [n for n in packed if re.search(r"\.experts\.\d+\.", n)]
+    if not experts:
+        return
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        checkpoint.path, local_files_only=True, trust_remote_code=False
+    )
+    for part in (config, config.get_text_config()):
+        vars(part).pop("quantization_config", None)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    if experts[0] not in {name for name, _ in model.named_modules()}:
+        raise UserError(
+            f"{checkpoint.source} has each expert packed by itself ({experts[0]}.qweight), and transformers keeps the experts "
+            f"of a {checkpoint.architecture} layer as one parameter, which it does not read packed.",
+            "Compare the full-precision model, with methods that quantize it as it loads.",
+        )
+
+
 def role(name: str) -> str:
     """A module's name without the number of its layer."""
     return re.sub(r"\.\d+\.", ".*.", name)

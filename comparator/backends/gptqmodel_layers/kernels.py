@@ -96,10 +96,12 @@ class Kernels:
         """The kernel that a column names, which is a library and the name of a class; None for another."""
         return next((k for k in self.kernels if column and column.endswith(k.class_name)), None)
 
-    def trainable(self, device: str) -> list[str]:
-        """Names of the kernels with gradients on this device, fastest first."""
+    def trainable(self, device: str, compiling: bool = False) -> list[str]:
+        """Names of the kernels with gradients on this device, fastest first; with `compiling` also those that are
+        compiled first."""
         kind = "cuda" if device.startswith("cuda") else "cpu"
-        return [k.name for k in self.kernels if k.trainable and k.device in ("any", kind)]
+        usable = (k for k in self.kernels if k.trainable and k.device in ("any", kind))
+        return [k.name for k in usable if compiling or k.extension is None]
 
     def possible(self) -> list[str]:
         """A line for each kernel, for `variants`: what it is and whether it can run here. Imports nothing heavy."""

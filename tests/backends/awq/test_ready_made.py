@@ -320,6 +320,15 @@ def test_files_that_would_load_as_something_else_are_refused(tiny, tmp_path):
     broken("gemv", lambda t: {n: v.T if n == f"{name}.qweight" else v for n, v in t.items()}, name, "version")
 
 
+def test_experts_that_transformers_keeps_as_one_parameter_are_refused(tmp_path):
+    tiny_models.save(tmp_path / "moe", "mixtral", hidden_size=64, intermediate_size=128)
+    awq_models.quantized(tmp_path / "moe", tmp_path / "made", 4, 32, kept=("gate",))
+    model = open_checkpoint(str(tmp_path / "moe"))
+    refused(
+        lambda: AWQ.complete(resolve(f"awq@{tmp_path / 'made'}"), model), ".experts.0.", "MixtralForCausalLM"
+    )
+
+
 # ---------------------------------------------------------------- kernels, adapters, training
 
 
@@ -390,7 +399,8 @@ def test_training_takes_a_kernel_with_gradients():
     (variant, notes), *_ = AWQ.training_variants(resolve("awq@x"), "cpu")
     assert variant.notation == "awq@x:kernel=torch" and notes == ()
     names = [v.notation for v, _ in AWQ.training_variants(resolve("awq@x:kernel=marlin"), "cuda:0")]
-    assert names == ["awq@x:kernel=gemm", "awq@x:kernel=triton", "awq@x:kernel=torch"]
+    assert names == ["awq@x:kernel=triton", "awq@x:kernel=torch"], "nothing compiles unasked"
+    assert AWQ.training_variants(resolve("awq@x:kernel=gemm"), "cuda:0")[0][0].notation == "awq@x:kernel=gemm"
 
 
 def test_code_points_at_the_checkpoint():
