@@ -22,9 +22,11 @@ def main() -> None:
 
     space.prepare(settings)  # on a Space: the built-in model's package; elsewhere nothing
     from comparator.engines import get_engine
+    from comparator.ui.admission import Admission
     from comparator.ui.build import build_ui, launch_options
 
-    demo = build_ui(settings)
+    admission = Admission(settings)
+    demo = build_ui(settings, admission)
     try:
         _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(settings))
     except OSError:  # Gradio's way of saying that the port is taken
@@ -34,6 +36,7 @@ def main() -> None:
         )
     print(f"Quant Comparator is at {address} (Ctrl+C ends it)", flush=True)
     sys.setswitchinterval(0.001)  # the model's thread waits at most so long for one that draws the page
+    admission.open_in_background()
     get_engine().start()  # torch and transformers load behind the page that is already up
     demo.block_thread()
 

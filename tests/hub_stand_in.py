@@ -25,6 +25,7 @@ class Repo:
     created_with: dict
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[list[str]] = field(default_factory=list)  # the paths of each
+    history: list[dict[str, bytes]] = field(default_factory=list)  # the files as each commit left them
     variables: dict[str, str] = field(default_factory=dict)
 
 
@@ -138,6 +139,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(200, {"files": files})
             case ["api", kind, user, name, "commit", _]:
                 return self._commit(hub.repos[f"{kind}/{user}/{name}"], f"{hub.url}/{user}/{name}", body)
+            case ["api", kind, user, name, "paths-info", _]:
+                repo = hub.repos[f"{kind}/{user}/{name}"]
+                asked = parse_qs(body.decode()).get("paths", [])
+                return self._answer(200, [_file(repo, path) for path in asked if path in repo.files])
+            case ["api", kind, user, name, "super-squash", _]:
+                repo = hub.repos[f"{kind}/{user}/{name}"]
+                repo.history = [dict(repo.files)]
+                return self._answer(200, {})
             case ["api", kind, user, name, "tree", _, *path]:
                 return self._tree(hub.repos[f"{kind}/{user}/{name}"], "/".join(path), query)
             case ["api", "spaces", user, name, "variables"]:
@@ -168,6 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 repo.files[path] = content
         repo.commits.append(list(changed))
+        repo.history.append(dict(repo.files))
         oid = hashlib.sha1(str(len(repo.commits)).encode()).hexdigest()
         self._answer(200, {"commitUrl": f"{url}/commit/{oid}", "commitOid": oid})
 
@@ -176,10 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not found and folder:
             return self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         start, size = int(query.get("cursor", ["0"])[0]), self.stand_in.page_size
-        page = [
-            {"type": "file", "path": p, "size": len(repo.files[p]), "oid": _oid(repo.files[p])}
-            for p in found[start : start + size]
-        ]
+        page = [_file(repo, p) for p in found[start : start + size]]
         headers = {}
         if start + size < len(found):
             here = urlsplit(self.path).path
@@ -199,6 +206,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _file(repo: Repo, path: str) -> dict:
+    content = repo.files[path]
+    return {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
 
 
 def _oid(content: bytes | None) -> str | None:

@@ -47,6 +47,18 @@ class Settings(BaseSettings):
         None, description="Where the history's index lives; unset: the data folder"
     )
     max_upload: str = Field("32MB", description="The largest comparison document that is opened")
+    purge_days: int = Field(
+        7,
+        ge=0,
+        le=36_500,
+        description="After so many days a deleted comparison is removed for good; 0: never",
+    )
+    retention_days: int = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="Public mode: so long comparisons without a name are kept; 0: for ever",
+    )
     hub_storage: str | None = Field(None, description="user/repo: a dataset repo that keeps a copy")
 
     # Limits; those that are None apply in public mode only, with the values of comparator/deploy/limits.py.

@@ -3,9 +3,12 @@
     DATA_DIR/comparisons/ID.json        the document, written once
     DATA_DIR/comparisons/ID.meta.json   its sidecar: name, owner, deletion, and a summary for the index
     DATA_DIR/tmp/                       what is being written; nothing else ever looks in here
+    DATA_DIR/purging/ID                 is being removed for good (an empty file)
+    DATA_DIR/purged/ID                  was removed everywhere; kept for a day
 
 Every file appears whole or not at all: written to a temporary file, flushed to the disk, renamed, and the folder
-flushed. The sidecar comes first and the document last, so every document has its owner.
+flushed. The sidecar comes first and the document last, so every document has its owner. They go in the other order:
+a document without its sidecar would look like one that was never deleted.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ MAX_SIDECAR_BYTES = 64_000
 MAX_NAME = 200  # characters
 MAX_EXCERPT = 4_000  # characters of the prompt that are kept in the summary, and so can be searched
 _ABANDONED_S = 3600.0  # a temporary file of another machine is left alone for this long
+_REMEMBERED_S = 86_400.0  # how long a finished removal is remembered
 _DOCUMENT, _SIDECAR = ".json", ".meta.json"
 
 
@@ -69,6 +73,7 @@ class Folder:
         self.root = Path(root)
         self.documents = self.root / "comparisons"
         self.tmp = self.root / "tmp"
+        self._purging, self._purged = self.root / "purging", self.root / "purged"
 
     def create(self) -> None:
         """Make the folders, and remove what killed processes left behind."""
@@ -141,6 +146,60 @@ class Folder:
             return self.documents.stat().st_mtime_ns
         except OSError:
             return 0
+
+    # ---- removing for good
+
+    def begin_purge(self, id: str) -> None:
+        """Note on the disk that this comparison is being removed. From here on it is not brought back from anywhere."""
+        try:
+            self._purging.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._purging / check_id(id)).touch(mode=0o600)
+            (self._purged / id).unlink(missing_ok=True)
+            _flush_folder(self._purging)
+        except OSError as error:
+            raise _refused(error, self._purging) from error
+
+    def remove(self, id: str) -> None:
+        """Remove a document and then its sidecar, as far as they are there."""
+        try:
+            self.document_path(id).unlink(missing_ok=True)
+            _flush_folder(self.documents)
+            self.sidecar_path(id).unlink(missing_ok=True)
+            _flush_folder(self.documents)
+        except OSError as error:
+            raise _refused(error, self.documents) from error
+
+    def end_purge(self, id: str) -> None:
+        """Nothing is left of it, on this disk and elsewhere. The mark stays for a day: another process may just be
+        downloading a copy."""
+        try:
+            self._purged.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.replace(self._purging / check_id(id), self._purged / id)
+            os.utime(self._purged / id)
+        except FileNotFoundError:
+            pass  # another process was faster
+        except OSError as error:
+            raise _refused(error, self._purged) from error
+
+    def purging(self) -> list[str]:
+        """Ids whose removal has begun and has not ended."""
+        return _ids_in(self._purging)
+
+    def is_removed(self, id: str) -> bool:
+        """Whether this comparison is being removed for good, or was within the last day."""
+        return (self._purging / check_id(id)).exists() or (self._purged / id).exists()
+
+    def forget_purged(self, *ids: str) -> None:
+        """Drop the marks of removals that ended: of these ids, or without any of those older than a day."""
+        for id in ids or _ids_in(self._purged):
+            mark = self._purged / check_id(id)
+            try:
+                if ids or time.time() - mark.stat().st_mtime > _REMEMBERED_S:
+                    if not ids:
+                        self.remove(id)  # whatever a writer that had not noticed may have put there
+                    mark.unlink()
+            except OSError:
+                continue  # another process was faster
 
     # ---- the disk
 
@@ -239,6 +298,13 @@ def _remove_if_old(path: Path) -> None:
             path.unlink()
     except OSError:
         pass  # another process was faster, or the folder is read-only
+
+
+def _ids_in(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if _is_id(name))
+    except OSError:
+        return []
 
 
 def _is_id(text: str) -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 
 from comparator.core.errors import UserError
 from comparator.core.settings import Settings
+from comparator.store import hub_removal
 from comparator.store.files import MAX_SIDECAR_BYTES, Folder
 from comparator.store.links import BadId, check_id
 
@@ -131,6 +132,12 @@ class Remote:
         except OSError as error:
             log.warning("%s will not be uploaded: %s", id, error)
 
+    def forget(self, id: str) -> None:
+        """A comparison was removed here for good: nothing of it goes up any more, and its copy is to go."""
+        for end in ("", _SENDING):
+            (self._pending / (check_id(id) + end)).unlink(missing_ok=True)
+        self.wake()
+
     def wake(self) -> None:
         """Something was marked and is on the disk now."""
         self._wake.set()
@@ -139,9 +146,9 @@ class Remote:
         return RemoteStatus(self.repo, len(self._waiting()), self._error)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until everything is uploaded; False if it is not by then."""
+        """Wait until everything is uploaded, and removed what was purged; False if it is not by then."""
         end_s = time.monotonic() + timeout_s
-        while self._waiting():
+        while self._waiting() or self.folder.purging():
             if time.monotonic() > end_s:
                 return False
             time.sleep(0.02)
@@ -167,13 +174,13 @@ class Remote:
         if not self._fetching.acquire(timeout=FETCH_TIMEOUT_S):
             raise self._unreachable("too many people are asking at once.")
         try:
-            document = self._download(_path(id, ".json"), max_bytes)
+            document = self._download(path_of(id, ".json"), max_bytes)
             if document is None:
                 if len(self._missing) > 1_000:
                     self._missing.clear()
                 self._missing[id] = now_s
                 return None
-            return document, self._download(_path(id, ".meta.json"), MAX_SIDECAR_BYTES)
+            return document, self._download(path_of(id, ".meta.json"), MAX_SIDECAR_BYTES)
         except UserError:
             raise
         except Exception as error:
@@ -229,7 +236,9 @@ class Remote:
                 if not restored:
                     self._restore()
                     restored = True
-                sent = self._upload()
+                sent = self._upload() + hub_removal.remove_copies(
+                    self.repo, self.folder, self._retrying, path_of
+                )
             except Exception as error:  # whatever it is, the app goes on and this is tried again
                 self._error = _reason(error)
                 log.warning("Copies on the Hub (%s) wait: %s", self.repo, self._error)
@@ -262,13 +271,15 @@ class Remote:
                 (self.folder.sidecar_path(id), ".meta.json"),
             ):
                 if path.exists():
-                    operations.append(CommitOperationAdd(_path(id, end), path.read_bytes()))
+                    operations.append(CommitOperationAdd(path_of(id, end), path.read_bytes()))
         message = f"{len(ids)} comparison{'s' if len(ids) > 1 else ''}"
         self._retrying(
             lambda: HfApi().create_commit(self.repo, operations, commit_message=message, repo_type="dataset")
         )
         for id in ids:
             (self._pending / (id + _SENDING)).unlink(missing_ok=True)
+            if self.folder.is_removed(id):  # by another process, meanwhile
+                self.folder.begin_purge(id)
         return len(ids)
 
     def _restore(self) -> None:
@@ -283,6 +294,7 @@ class Remote:
             there = {id for file in files if (id := _id_of(file.path))}
         except EntryNotFoundError:
             there = set()
+        there = {id for id in there if not self.folder.is_removed(id)}
         for id in here - there:
             self.mark(id)
         if self._adopt is None:
@@ -334,7 +346,7 @@ class Remote:
         return [id for id in ids if _is_id(id) and self.folder.document_path(id).exists()]
 
 
-def _path(id: str, end: str) -> str:
+def path_of(id: str, end: str) -> str:
     return (
         f"comparisons/{id[:2]}/{id}{end}"  # in folders of a few files: the Hub wants less than 10,000 in one
     )
@@ -345,7 +357,7 @@ def _id_of(path: str) -> str | None:
     if not name.endswith(".json") or name.endswith(".meta.json"):
         return None
     id = name.removesuffix(".json")
-    return id if _is_id(id) and path == _path(id, ".json") else None
+    return id if _is_id(id) and path == path_of(id, ".json") else None
 
 
 def _is_id(text: str) -> bool:

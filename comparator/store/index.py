@@ -131,6 +131,25 @@ class Index:
         """Add or replace the row of a document."""
         self._run(lambda db: self._put(db, id, sidecar, self.folder.sidecar_stamp(id)))
 
+    def remove(self, id: str) -> None:
+        """Remove the row of a document, and what a search looks through."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db):
+                db.execute("DELETE FROM comparisons WHERE id = ?", (id,))
+                db.execute("DELETE FROM search WHERE id = ?", (id,))
+
+        self._run(work)
+
+    def ages(self) -> list[tuple[str, str, str | None, str]]:
+        """Of every comparison its id, `saved_at`, `deleted_at` and name."""
+        sql = "SELECT id, saved_at, deleted_at, name FROM comparisons"
+        return self._run(lambda db: db.execute(sql).fetchall(), fresh=True)
+
+    def scrub(self) -> None:
+        """Empty the database's log, in which the text of removed rows would stay until it is written over."""
+        self._run(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+
     def rebuild(self) -> int:
         """Make every row again from the folder; returns how many there are."""
 
@@ -185,6 +204,7 @@ class Index:
             _use_wal(db)
             # A row lost to a power cut is found again by the next opening.
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA secure_delete = ON")  # what is removed is overwritten, not only marked as free
             create_tables(db)
             self._compare(db)
         except BaseException:

@@ -30,7 +30,10 @@ from comparator.store.index import Entry, Index
 from comparator.store.links import BadId, check_id, new_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from comparator.store.hub_mirror import Remote
+    from comparator.store.purge import Cleaner
 
 OWN_DOCUMENT_BYTES = 256_000_000  # what we wrote ourselves may be larger than what is taken from strangers
 RECENT, RECENT_BYTES = 8, 8_000_000  # documents kept parsed; as objects they take some ten times their bytes
@@ -91,6 +94,7 @@ class Store:
         self.folder = folder
         self.public = public
         self.remote = remote
+        self.cleaner: Cleaner | None = None
         self._upload_bytes = upload_bytes
         self._recent: OrderedDict[str, tuple[str, int, Comparison]] = (
             OrderedDict()
@@ -106,6 +110,8 @@ class Store:
 
     def close(self) -> None:
         """Let go of the index and of the Hub. What is still to be uploaded waits on the disk."""
+        if self.cleaner is not None:
+            self.cleaner.close()
         self._index.close()
         if self.remote is not None:
             self.remote.close()
@@ -196,9 +202,62 @@ class Store:
         """Links to it stop working and it leaves the history, until `undelete`. Raises like `rename`."""
         self._change(id, owner, deleted_at=_now())
 
+        if self.cleaner is not None:
+            self.cleaner.wake()
+
     def undelete(self, id: str, owner: str | None = None) -> None:
         """Undo `delete`. Raises like `rename`."""
         self._change(id, owner, deleted_at=None)
+
+    # ---- for good
+
+    def purge(
+        self, id: str, is_due: Callable[[Sidecar], bool] = lambda sidecar: bool(sidecar.deleted_at)
+    ) -> bool:
+        """Remove a comparison for good: document, sidecar, row and, in the background, the copy on the Hub.
+
+        Where `is_due` says no to its sidecar, nothing happens and False is returned. Interrupted at any point, it is
+        whole and deleted or not there, and a second call finishes. Raises `BadId`, and `UserError` if the disk refuses.
+        """
+        with self._index.exclusive():
+            if self.folder.document_path(id).exists() and not self.folder.is_removed(id):
+                sidecar = self.folder.read_sidecar(id) or Sidecar(None, "")
+                if not is_due(sidecar):
+                    return False
+                if sidecar.deleted_at is None:  # out of every list before the first file goes
+                    sidecar = replace(sidecar, deleted_at=_now())
+                    self.folder.write_sidecar(id, sidecar)
+                    if sidecar.summary is not None:
+                        self._put(id, sidecar)
+        with self._index.exclusive():
+            now = self.folder.read_sidecar(id)
+            if now is not None and now.deleted_at is None and not self.folder.is_removed(id):
+                return False  # its owner was faster
+            self.folder.begin_purge(id)
+            self.folder.remove(id)
+            self._index.remove(id)
+        with self._recent_lock:
+            self._recent.pop(id, None)
+        if self.remote is None:
+            self.folder.end_purge(id)
+        else:
+            self.remote.forget(id)
+        return True
+
+    def ages(self) -> list[tuple[str, str, str | None, str]]:
+        """Of every comparison, whoever owns it: id, `saved_at`, `deleted_at` and name."""
+        return self._index.ages()
+
+    def scrub(self) -> None:
+        """After purges: leave no text of theirs in the index."""
+        self._index.scrub()
+
+    def start_cleaning(self, purge_days: int, retention_days: int) -> None:
+        """Begin to purge in the background what is due; `store/purge.py` says what that is."""
+        from comparator.store.purge import Cleaner
+
+        self.cleaner = Cleaner(self, purge_days, retention_days)
+        self.cleaner.start()
 
     def reindex(self) -> int:
         """Rebuild the index from the files; returns the number of comparisons. No data is lost."""
@@ -241,6 +300,8 @@ class Store:
         self._sidecar(id)  # if it has to come from the Hub, then before anybody is kept waiting
         with self._index.exclusive():
             sidecar = self._sidecar(id)
+            if self.folder.is_removed(id):
+                raise _not_found()
             if self.public and (owner is None or sidecar.owner != _digest(owner)):
                 raise NotYours("This comparison is somebody else's.", "Run it here, and the result is yours.")
             if sidecar.summary is None:
@@ -290,7 +351,8 @@ class Store:
 
     def _fetch(self, id: str) -> Sidecar | None:
         """Bring a comparison from the Hub into the folder. Raises `NotFound`, or `UserError` if it cannot be reached."""
-        found = self.remote.fetch(id, self._upload_bytes) if self.remote is not None else None
+        here_only = self.remote is None or self.folder.is_removed(id)
+        found = None if here_only else self.remote.fetch(id, self._upload_bytes)
         if found is None:
             raise _not_found()
         return self.adopt(id, *found)
@@ -306,6 +368,9 @@ class Store:
         sidecar = parse_sidecar(side) if side is not None else Sidecar(None, comparison.created_at)
         sidecar = replace(sidecar, summary=summarize(comparison))
         self.folder.write(id, data, sidecar)
+        if self.folder.is_removed(id):  # looked at after writing: whoever removes it marks it before removing
+            self.folder.remove(id)
+            raise _not_found()
         self._put(id, sidecar)
         return sidecar
 

@@ -45,7 +45,18 @@ class Admission:
         with self._lock:
             if self._store is None:
                 self._store = open_store(self.settings)
+                self._store.start_cleaning(self.settings.purge_days, self.settings.retention_days)
             return self._store
+
+    def open_in_background(self) -> None:
+        """Open the store without waiting for it, so that what is due is removed also where nobody visits."""
+        threading.Thread(target=self._open, name="open-store", daemon=True).start()
+
+    def _open(self) -> None:
+        try:
+            self.store  # noqa: B018
+        except UserError as problem:
+            log.warning("Saved comparisons cannot be used: %s", problem)
 
     # ---- before a run
 

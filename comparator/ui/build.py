@@ -43,10 +43,10 @@ FILES_MAX_AGE_S = 3600  # of uploads and of files made for a download
 THREADS = 80  # a waiting visitor can take one each
 
 
-def build_ui(settings_override: Settings | None = None) -> gr.Blocks:
-    """The whole page with its event listeners; serve it with `launch_options`."""
+def build_ui(settings_override: Settings | None = None, admission: Admission | None = None) -> gr.Blocks:
+    """The whole page with its event listeners; serve it with `launch_options`. `admission`: one that the caller keeps."""
     chosen = settings_override or get_settings()
-    page = Page(chosen, Admission(chosen))
+    page = Page(chosen, admission or Admission(chosen))
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, FILES_MAX_AGE_S)
     ) as demo:

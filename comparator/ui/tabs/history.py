@@ -69,7 +69,9 @@ def build(page: Page) -> None:
     def delete(owner: str, query: str, offset: int, event: gr.EventData):
         def work(id: str) -> str:
             page.admission.store.delete(id, owner_of(owner))
-            return say("Deleted. Its link no longer works.", undo=id)
+            return say(
+                f"Deleted. Its link no longer works. {_until(page.settings.purge_days)}".strip(), undo=id
+            )
 
         return changed(page, work, event, owner, query, offset)
 
@@ -184,6 +186,8 @@ def listing(page: Page, owner: str, query: str, offset: int) -> str:
     rows = "".join(row(entry) for entry in entries)
     whose = "from this browser" if page.settings.public else "on this machine"
     count = f"{formatting.plural(total, 'comparison')} {'found' if query.strip() else whose}"
+    if page.settings.public and (days := page.settings.retention_days):
+        count += f". Those without a name are removed {formatting.plural(days, 'day')} after they were saved"
     return (
         f'{lasting}<p class="soft history-count">{esc(count)}. Select two or more with the same prompt to view them side by side.'
         f'</p><ul class="history">{rows}</ul>{_pages(offset, total)}'
@@ -231,6 +235,10 @@ def _pages(offset: int, total: int) -> str:
         f'<button type="button" class="quiet" data-offset="{offset + PAGE_SIZE}"{"" if last < total else " disabled"}>'
         "Older</button></p>"
     )
+
+
+def _until(days: int) -> str:
+    return f"It is removed for good {formatting.plural(days, 'day')} from now." if days else ""
 
 
 def say(text: str, undo: str = "") -> str:
