@@ -46,8 +46,20 @@ ON_CPU = {
     "torchao:scheme=fp8": ("fp8", "row", "fp8 (torchao)", "bf16"),
     "torchao:group=tensor,scheme=fp8": ("fp8", "tensor", "fp8 (torchao)", "bf16"),
 }
-READY = {"torchao": "", "torchao:scheme=int8dyn": ":scheme=int8dyn", "torchao:group=64,scheme=intx4": ":group=64,scheme=intx4",
-         "torchao:group=tensor,scheme=fp8": ":group=tensor,scheme=fp8"}  # fmt: skip
+READY = {
+    "torchao:scheme=int8dyn": ":scheme=int8dyn",
+    "torchao": "",
+    "torchao:group=64,scheme=intx4": ":group=64,scheme=intx4",
+    "torchao:group=tensor,scheme=fp8": ":group=tensor,scheme=fp8",
+}
+# The columns of the two comparisons.
+ON_THE_SPOT = [
+    "torchao:group=64",
+    "torchao:scheme=int8dyn",
+    "torchao:group=64,scheme=intx4",
+    "torchao:scheme=fp8",
+]
+COLUMNS = [*ON_THE_SPOT, *(f"ready {n}" for n in READY)]
 
 
 def plain(folder: Path, scheme: str, group: str, dtype: str = "bfloat16"):
@@ -94,7 +106,7 @@ def comparison(two_layers, saved, own_engine):
     """bf16, what is made on the spot and what is ready-made, in two comparisons on one engine."""
     ready = [f"torchao@{folder}" for folder in saved.values()]
     made = []
-    for variants in (["bf16", *ON_CPU], ready):
+    for variants in (["bf16", *ON_THE_SPOT], ready):
         request = api.request(
             PROMPT, variants, str(two_layers), max_new_tokens=NEW, fidelity="none", chat=False
         )
@@ -106,7 +118,7 @@ def comparison(two_layers, saved, own_engine):
 @pytest.fixture(scope="module")
 def columns(comparison, saved):
     on_the_spot, ready = ({c.variant: c for c in made.cells} for made in comparison)
-    found = {n: on_the_spot[n] for n in ("bf16", *ON_CPU)}
+    found = {n: on_the_spot[n] for n in ("bf16", *ON_THE_SPOT)}
     for notation, folder in saved.items():
         found[f"ready {notation}"] = next(c for n, c in ready.items() if str(folder) in n)
     return found
@@ -192,7 +204,7 @@ def test_the_config_and_its_source_text_are_the_same(scheme):
 # ---------------------------------------------------------------- what is loaded, against plain transformers
 
 
-@pytest.mark.parametrize("notation", [*ON_CPU, *(f"ready {n}" for n in READY)])
+@pytest.mark.parametrize("notation", COLUMNS)
 def test_tokens_are_those_of_plain_transformers(columns, models, ids, notation):
     column = columns[notation]
     assert column.status == "ok", column.error
@@ -200,7 +212,7 @@ def test_tokens_are_those_of_plain_transformers(columns, models, ids, notation):
     assert column.kernel.startswith("torchao ")
 
 
-@pytest.mark.parametrize("notation", [*ON_CPU, *(f"ready {n}" for n in READY)])
+@pytest.mark.parametrize("notation", COLUMNS)
 def test_rows_add_up_to_the_tensors_of_plain_transformers(columns, models, notation):
     column, model = columns[notation], models[notation.removeprefix("ready ")]
     _, group, logical, compute = ON_CPU[notation.removeprefix("ready ")]
@@ -227,7 +239,7 @@ def test_rows_add_up_to_the_tensors_of_plain_transformers(columns, models, notat
     assert rows["lm_head.weight"].tied_to == "model.embed_tokens.weight"
 
 
-@pytest.mark.parametrize("notation", [*ON_CPU, *(f"ready {n}" for n in READY)])
+@pytest.mark.parametrize("notation", COLUMNS)
 def test_needed_bytes_are_what_is_resident(columns, checkpoint, notation):
     column = columns[notation]
     held = sum(r.bytes + r.quant_state_bytes for r in column.layers)
@@ -260,12 +272,12 @@ def test_dequantized_is_what_the_stored_numbers_mean(models, notation):
 
 
 def test_made_from_the_resident_bf16_column(columns):
-    assert any("resident weights of bf16" in note for note in columns["torchao"].notes)
+    assert any("resident weights of bf16" in note for note in columns["torchao:scheme=fp8"].notes)
 
 
 def test_a_byte_for_each_4_bits_is_said(columns):
     assert any("a byte of its own" in n for n in columns["torchao:group=64,scheme=intx4"].notes)
-    assert not any("a byte of its own" in n for n in columns["torchao"].notes)
+    assert not any("a byte of its own" in n for n in columns["torchao:scheme=fp8"].notes)
 
 
 def test_nothing_stays_mapped_to_the_file(saved, checkpoint):
