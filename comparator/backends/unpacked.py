@@ -1,0 +1,84 @@
+"""Ready-made checkpoints whose weights are unpacked as they load, because no packed kernel runs here.
+
+Base of the backends that do so. The model is plain linear layers in a float dtype: same rounding as on disk, the memory of
+full precision. The column's notes say both sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from comparator.backends import dtypes
+from comparator.backends.base import DTYPES, LoadedModel, Placement, Progress, Training
+from comparator.backends.ready_made import FromCheckpoint, left_over_note, tokenizer_note
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant
+from comparator.sources import Checkpoint
+from comparator.util.formatting import megabytes
+
+
+class Unpacked(FromCheckpoint):
+    """Subclasses set `reads`, `config_class` and `methods`, and refuse in `check_source` what transformers would unpack
+    wrongly."""
+
+    config_class: ClassVar[str]
+    """transformers' quantization config for the format; it takes `dequantize`."""
+
+    def stored_as(self, checkpoint: Checkpoint) -> str:
+        """How the weights lie on disk, in words ("FP8")."""
+        raise NotImplementedError
+
+    def more_notes(self, checkpoint: Checkpoint) -> list[str]:
+        """What else the column's reader should hear: what else the format's kernels would round, say."""
+        return []
+
+    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+        """Of the unpacked weights; the files are smaller."""
+        opened = self.opened(variant)
+        return opened.parameters * _width(_dtype(opened))
+
+    def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
+        import transformers
+
+        opened = self.opened(variant)
+        dtype = _dtype(opened)
+        if dtype == "bf16" and not dtypes.supports_bf16(placement.device):
+            raise UserError(
+                f"This GPU has no bf16, to which {opened.source} is unpacked.",
+                "Use the full-precision model as fp16, or gptq.",
+            )
+        quantization = getattr(transformers, self.config_class)(dequantize=True)
+        model = self.load_opened(variant, placement, progress, dtype=dtype, quantization_config=quantization)
+        held = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+        stored = self.stored_as(opened)
+        notes = [
+            f"{stored} on disk, {dtype} here: {megabytes(sum(t.bytes for t in opened.tensors))} in its files, "
+            f"{megabytes(sum(held.values()))} once loaded. transformers unpacks it while loading, since its packed kernels "
+            "are code that it would download and run; rounding and fidelity are those of the stored weights, memory and "
+            f"speed those of {dtype}.",
+            *self.more_notes(opened),
+        ]
+        notes += tokenizer_note(opened, checkpoint) + left_over_note(opened)
+        return LoadedModel(model, f"torch Linear, unpacked from {stored}", notes)
+
+    def training(self, variant: Variant, device: str) -> Training:
+        """As on full precision, which the loaded model is."""
+        dtype = _dtype(self.opened(variant))
+        return Training(dtype=dtype, quantized=False, activation_width=_width(dtype))
+
+    def code(self, variant: Variant, placement: Placement, *, layers: Any = (), kernel: str | None = None):
+        dtype = max(layers, key=lambda row: row.bytes).logical_dtype if layers else "bf16"
+        return (
+            [f"from transformers import {self.config_class}"],
+            [f"quantization = {self.config_class}(dequantize=True)"],
+            [f"dtype={dtypes.torch_name(dtype)}", "quantization_config=quantization"],
+        )
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    """That of what is not quantized: transformers leaves those weights as they are stored, so all have to be in it."""
+    return checkpoint.dtype if checkpoint.dtype in DTYPES else "bf16"
+
+
+def _width(dtype: str) -> int:
+    return 4 if dtype == "fp32" else 2
