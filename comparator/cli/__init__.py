@@ -11,7 +11,19 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli import adapters, bench, doctor, inspect, purge, quantize, reindex, run, sensitivity, train
+from comparator.cli import (
+    adapters,
+    backup,
+    bench,
+    doctor,
+    inspect,
+    purge,
+    quantize,
+    reindex,
+    run,
+    sensitivity,
+    train,
+)
 from comparator.core.errors import UserError
 
 app = typer.Typer(
@@ -52,6 +64,8 @@ app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("sensitivity", epilog=sensitivity.EXAMPLES)(sensitivity.sensitivity)
 app.command("reindex")(reindex.reindex)
+app.command("backup", epilog=backup.BACKUP_EXAMPLES)(backup.backup)
+app.command("restore", epilog=backup.RESTORE_EXAMPLES)(backup.restore)
 app.command("purge", epilog=purge.EXAMPLES)(purge.purge)
 
 

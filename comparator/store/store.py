@@ -95,7 +95,7 @@ class Store:
         self.public = public
         self.remote = remote
         self.cleaner: Cleaner | None = None
-        self._upload_bytes = upload_bytes
+        self.upload_bytes = upload_bytes
         self._recent: OrderedDict[str, tuple[str, int, Comparison]] = (
             OrderedDict()
         )  # id → stamp, bytes, parsed
@@ -131,7 +131,7 @@ class Store:
         It is untrusted: size (never more than may be opened is read into memory), depth, every type and every number
         are checked; its strings are data.
         """
-        return self._save(document.read(path, max_bytes=self._upload_bytes), owner, name, imported=True)
+        return self._save(document.read(path, max_bytes=self.upload_bytes), owner, name, imported=True)
 
     def load(self, id: str) -> Comparison:
         """A saved comparison, for anyone who has its id. Touches neither the index nor a model.
@@ -352,7 +352,7 @@ class Store:
     def _fetch(self, id: str) -> Sidecar | None:
         """Bring a comparison from the Hub into the folder. Raises `NotFound`, or `UserError` if it cannot be reached."""
         here_only = self.remote is None or self.folder.is_removed(id)
-        found = None if here_only else self.remote.fetch(id, self._upload_bytes)
+        found = None if here_only else self.remote.fetch(id, self.upload_bytes)
         if found is None:
             raise _not_found()
         return self.adopt(id, *found)
@@ -362,7 +362,7 @@ class Store:
 
         Both the document and its sidecar (None: it has none) are checked as if a stranger had sent them.
         """
-        comparison = document.loads(data, max_bytes=self._upload_bytes)
+        comparison = document.loads(data, max_bytes=self.upload_bytes)
         if comparison.id != id:
             raise _not_found()
         sidecar = parse_sidecar(side) if side is not None else Sidecar(None, comparison.created_at)

@@ -30,6 +30,7 @@ WHOLE = "whole.json"  # written last into a checkpoint: what it should hold
 _SETTING = "COMPARATOR_DATA_DIR"
 _HUB_NAMES = {BUILTIN_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fits the original too
 _PUBLIC = (WEIGHTS, CONFIG, RECORD, "README.md")
+FILES = (*_PUBLIC, HELDOUT)  # all of an adapter's
 
 
 @dataclass(frozen=True)

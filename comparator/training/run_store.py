@@ -20,7 +20,7 @@ from comparator.training.types import TrainingState
 from comparator.util import atomic_dir
 from comparator.util.records import record
 
-_RUN, _SAMPLES = "run.json", "samples.jsonl"
+_RUN, _SAMPLES = RECORDS = ("run.json", "samples.jsonl")  # all of a run but its checkpoints
 _SETTING = "COMPARATOR_DATA_DIR"
 
 
