@@ -62,7 +62,8 @@ class Recipe:
 
 @dataclass
 class Activations:
-    """What enters layers during calibration. mean: of the absolute values, (inputs,); rows: some of them, (n, inputs)."""
+    """What enters layers during calibration, each token's divided by its root mean square. mean: of the absolute values,
+    (inputs,); rows: some of them, (n, inputs)."""
 
     mean: Any
     rows: Any

@@ -153,7 +153,14 @@ def _quantize_block(
 def _activations(
     block: Any, groups: list[list[Linear]], inputs: list[Any], extra: list[dict], timer: TimeLeft
 ) -> dict[str, Activations]:
-    """What enters the first layer of each group, by its name; without those that no sample reaches."""
+    """What enters the first layer of each group, by its name; without those that no sample reaches.
+
+    Each token's activations are divided by their root mean square. Those of the first token can be a thousand times larger
+    than the others': squared, they alone would decide the scales, though the next norm divides by them.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
     sums: dict[str, list[Any]] = {}
     each = max(1, -(-_ROWS // len(inputs)))
 
@@ -162,8 +169,9 @@ def _activations(
             rows = args[0].detach().reshape(-1, args[0].shape[-1])
             if not len(rows):
                 return
+            rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
             total, count, some = sums.get(name, (0.0, 0, []))
-            some.append(rows[:: max(1, len(rows) // each)][:each].clone())
+            some.append(rows[torch.randperm(len(rows), generator=generator)[:each].to(rows.device)])
             sums[name] = [total + rows.abs().sum(0), count + len(rows), some]
 
         return hook
@@ -176,8 +184,6 @@ def _activations(
     finally:
         for handle in handles:
             handle.remove()
-    import torch
-
     return {name: Activations(total / count, torch.cat(some)) for name, (total, count, some) in sums.items()}
 
 
