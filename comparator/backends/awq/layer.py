@@ -62,7 +62,7 @@ class Recipe:
 
 @dataclass
 class Activations:
-    """What enters layers during calibration, each token's divided by its root mean square. mean: of the absolute values,
+    """What enters layers during calibration, each token's divided by the root of its size. mean: of the absolute values,
     (inputs,); rows: some of them, (n, inputs)."""
 
     mean: Any

@@ -155,8 +155,9 @@ def _activations(
 ) -> dict[str, Activations]:
     """What enters the first layer of each group, by its name; without those that no sample reaches.
 
-    Each token's activations are divided by their root mean square. Those of the first token can be a thousand times larger
-    than the others': squared, they alone would decide the scales, though the next norm divides by them.
+    Each token's activations are divided by the square root of their root mean square. Those of the first token can be a
+    thousand times larger than the others': squared, they alone would decide the scales, though the next norm divides by
+    them. Where all tokens count the same, the first one, which later ones attend to most, is rounded too coarsely.
     """
     import torch
 
@@ -169,7 +170,7 @@ def _activations(
             rows = args[0].detach().reshape(-1, args[0].shape[-1])
             if not len(rows):
                 return
-            rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+            rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6).sqrt()
             total, count, some = sums.get(name, (0.0, 0, []))
             some.append(rows[torch.randperm(len(rows), generator=generator)[:each].to(rows.device)])
             sums[name] = [total + rows.abs().sum(0), count + len(rows), some]
