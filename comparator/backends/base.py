@@ -129,6 +129,8 @@ class Backend:
     requires: ClassVar[tuple[str, ...]] = ()
     """Packages that must be installed, by import name, which is also what pip installs and whose versions every
     document's environment records."""
+    install: ClassVar[str] = ""
+    """What follows `pip install` where that is not the missing packages of `requires`: a file with their releases."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Python packages or modules whose classes this backend's layers, weights and quant states are. Objects of these
     classes are searched for tensors when memory is counted; layer rows name the library before the class."""
@@ -155,7 +157,8 @@ class Backend:
     def unavailable(self) -> str | None:
         """Why this backend cannot be used here, or None. Imports nothing heavy."""
         missing = [name for name in self.requires if importlib.util.find_spec(name) is None]
-        return f"{', '.join(missing)} is not installed: pip install {' '.join(missing)}" if missing else None
+        wanted = self.install or " ".join(missing)
+        return f"{', '.join(missing)} is not installed: pip install {wanted}" if missing else None
 
     def here(self) -> list[str]:
         """Lines for the command `variants` on what is possible on this machine. Imports nothing heavy."""

@@ -6,6 +6,7 @@ full precision. The column's notes say both sizes.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 from comparator.backends import dtypes
@@ -21,8 +22,12 @@ class Unpacked(FromCheckpoint):
     """Subclasses set `reads`, `config_class` and `methods`, and refuse in `check_source` what transformers would unpack
     wrongly."""
 
-    config_class: ClassVar[str]
+    config_class: ClassVar[str] = ""
     """transformers' quantization config for the format; it takes `dequantize`."""
+    why: ClassVar[str] = (
+        "transformers unpacks it while loading, since its packed kernels are code that it would download and run"
+    )
+    """Why it is unpacked, as a clause for the column's note."""
 
     def stored_as(self, checkpoint: Checkpoint) -> str:
         """How the weights lie on disk, in words ("FP8")."""
@@ -32,38 +37,51 @@ class Unpacked(FromCheckpoint):
         """What else the column's reader should hear: what else the format's kernels would round, say."""
         return []
 
+    def layer_name(self, checkpoint: Checkpoint) -> str:
+        """What multiplies the unpacked weights: library and class."""
+        return "torch Linear"
+
     def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
         """Of the unpacked weights; the files are smaller."""
         opened = self.opened(variant)
-        return opened.parameters * _width(_dtype(opened))
+        return opened.parameters * _width(dtype_of(opened))
 
-    def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
+    def unpack(self, variant: Variant, placement: Placement, progress: Progress, dtype: str) -> Any:
+        """The model with all weights in `dtype`."""
         import transformers
 
+        quantization = getattr(transformers, self.config_class)(dequantize=True)
+        with (
+            warnings.catch_warnings()
+        ):  # that the checkpoint has such a config too: this is what is asked for
+            warnings.filterwarnings("ignore", "You passed `quantization_config`")
+            return self.load_opened(
+                variant, placement, progress, dtype=dtype, quantization_config=quantization
+            )
+
+    def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         opened = self.opened(variant)
-        dtype = _dtype(opened)
+        dtype = dtype_of(opened)
         if dtype == "bf16" and not dtypes.supports_bf16(placement.device):
             raise UserError(
                 f"This GPU has no bf16, to which {opened.source} is unpacked.",
                 "Use the full-precision model as fp16, or gptq.",
             )
-        quantization = getattr(transformers, self.config_class)(dequantize=True)
-        model = self.load_opened(variant, placement, progress, dtype=dtype, quantization_config=quantization)
-        held = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+        model = self.unpack(variant, placement, progress, dtype)
+        held = {id(p): p.numel() * p.element_size() for p in model.parameters()}
         stored = self.stored_as(opened)
         notes = [
             f"{stored} on disk, {dtype} here: {megabytes(sum(t.bytes for t in opened.tensors))} in its files, "
-            f"{megabytes(sum(held.values()))} once loaded. transformers unpacks it while loading, since its packed kernels "
-            "are code that it would download and run; rounding and fidelity are those of the stored weights, memory and "
-            f"speed those of {dtype}.",
+            f"{megabytes(sum(held.values()))} once loaded. {self.why}; the weights are rounded as they are stored, memory "
+            f"and speed are those of {dtype}.",
             *self.more_notes(opened),
         ]
         notes += tokenizer_note(opened, checkpoint) + left_over_note(opened)
-        return LoadedModel(model, f"torch Linear, unpacked from {stored}", notes)
+        return LoadedModel(model, f"{self.layer_name(opened)}, unpacked from {stored}", notes)
 
     def training(self, variant: Variant, device: str) -> Training:
         """As on full precision, which the loaded model is."""
-        dtype = _dtype(self.opened(variant))
+        dtype = dtype_of(self.opened(variant))
         return Training(dtype=dtype, quantized=False, activation_width=_width(dtype))
 
     def code(self, variant: Variant, placement: Placement, *, layers: Any = (), kernel: str | None = None):
@@ -75,7 +93,7 @@ class Unpacked(FromCheckpoint):
         )
 
 
-def _dtype(checkpoint: Checkpoint) -> str:
+def dtype_of(checkpoint: Checkpoint) -> str:
     """That of what is not quantized: transformers leaves those weights as they are stored, so all have to be in it."""
     return checkpoint.dtype if checkpoint.dtype in DTYPES else "bf16"
 
