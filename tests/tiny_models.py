@@ -60,6 +60,11 @@ def config(name: str, **changes: Any) -> Any:
              "num_attention_heads": 4, "max_position_embeddings": 128},
         ),
         "mixtral": ("MixtralConfig", {**rope, "intermediate_size": 256, "num_local_experts": 4}),
+        "gpt_oss": (
+            "GptOssConfig",
+            {**rope, "hidden_size": 64, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+             "sliding_window": 16},
+        ),
         "mamba": ("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
         "mpt": ("MptConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}),
     }  # fmt: skip
