@@ -47,8 +47,13 @@ class CompressedTensors(Unpacked):
     def more_notes(self, checkpoint: Checkpoint) -> list[str]:
         if not _rounds_activations(checkpoint):
             return []
+        but = (
+            ", except before experts, which transformers keeps as one parameter per layer"
+            if _experts(checkpoint)
+            else ""
+        )
         return [
-            "Activations are rounded before each quantized layer, as compressed-tensors does it: fidelity is that of the "
+            f"Activations are rounded before each quantized layer, as compressed-tensors does it{but}: fidelity is that of the "
             "checkpoint, and the rounding costs time that vLLM's kernels save."
         ]
 
@@ -76,15 +81,16 @@ class CompressedTensors(Unpacked):
                     f"These are read: {', '.join(_FORMATS)}.",
                 )
         _check_tensors(checkpoint)
+        _check_experts(checkpoint)
 
     def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
         opened = self.opened(variant)
         width = 4 if dtype_of(opened) == "fp32" else 2
-        bits, total = _bits_by_name(opened), 0
+        total = 0
         for tensor in opened.tensors:
             if not _is_state(tensor.name) and not (opened.tied and tensor.name == "lm_head.weight"):
                 packed = tensor.name.endswith(".weight_packed")
-                total += 8 * tensor.bytes // bits(tensor.name) if packed else tensor.parameters
+                total += 8 * tensor.bytes // _bits(opened, tensor.name) if packed else tensor.parameters
         return total * width
 
     # ------------------------------------------------------------ loading
@@ -157,12 +163,13 @@ def _groups(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
 
 
 def _words(group: dict[str, Any]) -> str:
-    """W4A16, W8A8, FP8, NVFP4 … as vLLM's documentation names them."""
+    """W4A16, W8A8, FP8, NVFP4 …, as vLLM's documentation names them."""
     weights, inputs = group["weights"], group.get("input_activations") or {}
     bits, rounded = weights.get("num_bits", 8), inputs.get("num_bits", 16)
-    if weights.get("type", "int") == "float":
-        return f"FP{bits}" if rounded == 16 else f"FP{bits} with FP{rounded} activations"
-    return f"W{bits}A{rounded}"
+    if weights.get("type", "int") != "float":
+        return f"W{bits}A{rounded}"
+    kind = {16: "NVFP", 32: "MXFP"}.get(weights.get("group_size"), "FP")
+    return f"{kind}{bits}" + (f" with {kind}{rounded} activations" if rounded < 16 else "")
 
 
 def _is_plain(checkpoint: Checkpoint) -> bool:
@@ -188,17 +195,16 @@ def _rounds_activations(checkpoint: Checkpoint) -> bool:
     )
 
 
-def _bits_by_name(checkpoint: Checkpoint):
-    """A function: name of a packed weight → its bits, by the group whose targets name its module."""
-    groups = list(_groups(checkpoint).values())
+def _group(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """The group of a quantized tensor: the one whose targets name its module, else the one for all layers of a class."""
+    groups, module = list(_groups(checkpoint).values()), name.rpartition(".")[0]
+    named = [g for g in groups if any(_matches(t, module) for t in g["targets"])]
+    rest = [g for g in groups if not all(str(t).startswith("re:") for t in g["targets"])]
+    return [*named, *rest, *groups][0]
 
-    def bits(name: str) -> int:
-        module = name.rpartition(".")[0]
-        named = [g for g in groups if any(_matches(t, module) for t in g["targets"])]
-        rest = [g for g in groups if not all(str(t).startswith("re:") for t in g["targets"])]
-        return int([*named, *rest, *groups][0]["weights"].get("num_bits", 8))
 
-    return bits
+def _bits(checkpoint: Checkpoint, name: str) -> int:
+    return int(_group(checkpoint, name)["weights"].get("num_bits", 8))
 
 
 def _matches(target: Any, module: str) -> bool:
@@ -236,6 +242,28 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         )
     if alone := [n for n in stored if n.endswith(".weight_scale") and n.rpartition(".")[0] not in stems]:
         raise UserError(f"{alone[0]} of {source} scales a weight that is not quantized.", _AGAIN)
+
+
+def _experts(checkpoint: Checkpoint) -> list[TensorInfo]:
+    """The quantized weights of experts."""
+    found = (t for t in checkpoint.tensors if re.search(r"\.experts\.\d+\.", t.name))
+    return [t for t in found if t.name.endswith(".weight_packed") or _is_code(t)]
+
+
+def _check_experts(checkpoint: Checkpoint) -> None:
+    """transformers merges the experts of a layer, and unpacks two kinds for that: symmetric packed integers, and FP8 with
+    one scale per row or tensor. NVFP4 it would unpack without the scale of the tensor."""
+    for tensor in _experts(checkpoint):
+        group = _group(checkpoint, tensor.name)
+        weights = group["weights"]
+        fp8 = tensor.dtype.startswith("fp8") and weights.get("strategy") in ("channel", "tensor")
+        if not fp8 and not (tensor.dtype == "int32" and weights.get("symmetric", True)):
+            kind = f"{_words(group)}, {'' if weights.get('symmetric', True) else 'a'}symmetric, per {weights.get('strategy')}"
+            raise UserError(
+                f"{tensor.name} of {checkpoint.source} is an expert in {kind}: transformers keeps the experts of a layer as one "
+                "parameter, and does not unpack this for it.",
+                "Use a checkpoint whose experts are W4A16 with symmetric levels, or FP8 with a scale per row.",
+            )
 
 
 def _is_code(tensor: TensorInfo) -> bool:

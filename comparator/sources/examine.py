@@ -134,6 +134,8 @@ def _logical(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[s
         count = packed.count_of(tensor, names)
         if count or tensor.dtype in ("uint8", "int8") or (name != tensor.name and shape == tensor.shape):
             unclear[_tail(name)] = count
+            if experts := _experts(name):
+                unclear[experts] = None
     return shapes, unclear
 
 
@@ -141,6 +143,12 @@ def _tail(name: str) -> str:
     """A tensor's name from the number of its layer on, which stays where transformers renames what is before it."""
     found = re.search(r"\w+\.\d+\..*", name)
     return found[0] if found else ".".join(name.split(".")[-2:])
+
+
+def _experts(name: str) -> str | None:
+    """A name for all experts of a layer, whether each is a tensor or transformers has merged them; None for others."""
+    found = re.search(r"\w+\.\d+\.(?=.*\bexperts\.)", name)
+    return f"{found[0]}*.experts" if found else None
 
 
 def check_loaded(source: str, info: dict[str, Any], unclear: Mapping[str, int | None] | None = None) -> None:
@@ -167,7 +175,7 @@ def check_loaded(source: str, info: dict[str, Any], unclear: Mapping[str, int | 
                 f"{math.prod(built):,} values.",
                 "It is cut off, or config.json is of another model: download the whole checkpoint again.",
             )
-    wrong = sorted(m for m in info["mismatched_keys"] if _tail(m[0]) not in unclear)
+    wrong = sorted(m for m in info["mismatched_keys"] if not unclear.keys() & {_tail(m[0]), _experts(m[0])})
     if wrong:
         name, stored, built = wrong[0]
         raise UserError(
