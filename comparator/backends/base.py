@@ -173,6 +173,10 @@ class Backend:
             return []
         return [m.name for m in self.methods if m.takes_source]
 
+    def bits(self, variant: Variant) -> float:
+        """Bits of a quantized value, quant state aside; the page groups its list by it."""
+        return self.method(variant.method).bits
+
     # ------------------------------------------------------------ options
 
     def check(self, variant: Variant, values: dict[str, str]) -> None:

@@ -135,8 +135,13 @@ window.qc = (() => {
   }
 
   // The list of variants. Its value is plain data; see components/variants.py.
+  const SEARCHED = 12;  // rows of the list from which on it can be searched
+
   function picker(element, props, watch) {
     const list = element.querySelector(".picker");
+    const search = make("input", { type: "search", class: "pick-search", placeholder: "Find a variant",
+      "aria-label": "Find a variant" });
+    search.addEventListener("input", () => find());
     let drawn = "";
 
     const value = () => props.value;
@@ -153,28 +158,52 @@ window.qc = (() => {
     };
 
     function draw(v) {
-      list.replaceChildren(...v.rows.map((r) => {
-        const box = make("input", { type: "checkbox", value: r.notation });
-        box.addEventListener("change", () => tick(r.notation, box.checked));
-        const radio = make("input", { type: "radio", name: "qc-reference", value: r.notation,
-          "aria-label": `${r.notation} is the reference` });
-        radio.addEventListener("change", () => change({ reference: r.notation }));
-        const words = make("span", { class: "title" }, r.why || r.title);
-        const label = make("label", { title: r.why || r.title }, box, make("span", { class: "swatch", "aria-hidden": "true" }),
-          make("code", { class: "notation" }, r.notation), words);
-        const row = make("div", { class: "pick", "data-notation": r.notation }, label, radio);
-        if (r.why) { row.classList.add("unavailable"); box.disabled = true; }
-        if (r.custom) {
-          const away = make("button", { type: "button", class: "quiet", "aria-label": `Remove ${r.notation}` }, "×");
-          away.addEventListener("click", () => {
-            const now = value();
-            change({ rows: now.rows.filter((x) => x.notation !== r.notation), on: now.on.filter((n) => n !== r.notation) });
-          });
-          row.insertBefore(away, radio);
-        }
-        return row;
-      }));
+      const parts = v.rows.length > SEARCHED ? [search] : [];
+      let group = "";
+      for (const r of v.rows) {
+        if (r.group && r.group !== group) parts.push(make("h3", { class: "pick-group" }, (group = r.group)));
+        parts.push(line(r));
+      }
+      list.replaceChildren(...parts);
       drawn = JSON.stringify(v.rows);
+      find();
+    }
+
+    function line(r) {
+      const box = make("input", { type: "checkbox", value: r.notation });
+      box.addEventListener("change", () => tick(r.notation, box.checked));
+      const radio = make("input", { type: "radio", name: "qc-reference", value: r.notation,
+        "aria-label": `${r.notation} is the reference` });
+      radio.addEventListener("change", () => change({ reference: r.notation }));
+      const words = make("span", { class: "title" }, r.why || r.title);
+      const label = make("label", { title: r.why || r.title }, box, make("span", { class: "swatch", "aria-hidden": "true" }),
+        make("code", { class: "notation" }, r.notation), words);
+      const row = make("div", { class: "pick", "data-notation": r.notation }, label, radio);
+      if (r.why) { row.classList.add("unavailable"); box.disabled = true; }
+      if (r.custom) {
+        const away = make("button", { type: "button", class: "quiet", "aria-label": `Remove ${r.notation}` }, "×");
+        away.addEventListener("click", () => {
+          const now = value();
+          change({ rows: now.rows.filter((x) => x.notation !== r.notation), on: now.on.filter((n) => n !== r.notation) });
+        });
+        row.insertBefore(away, radio);
+      }
+      return row;
+    }
+
+    // Headings without a row below them go too; a selected row always stays.
+    function find() {
+      const words = search.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+      let heading = null, below = 0;
+      const close = () => { if (heading) heading.hidden = !below; };
+      for (const item of list.children) {
+        if (item.matches(".pick-group")) { close(); heading = item; below = 0; continue; }
+        if (!item.matches(".pick")) continue;
+        const text = item.textContent.toLowerCase();
+        item.hidden = !item.classList.contains("on") && !words.every((w) => text.includes(w));
+        below += !item.hidden;
+      }
+      close();
     }
 
     function show() {
@@ -183,7 +212,7 @@ window.qc = (() => {
       if (JSON.stringify(v.rows) !== drawn) draw(v);
       const chosen = reference(v);
       let next = 0;
-      for (const row of list.children) {
+      for (const row of list.querySelectorAll(".pick")) {
         const name = row.dataset.notation, on = v.on.includes(name);
         const colour = !on ? "transparent" : name === chosen ? NEUTRAL : PALETTE[next++ % PALETTE.length];
         row.querySelector("input[type=checkbox]").checked = on;

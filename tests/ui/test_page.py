@@ -317,6 +317,19 @@ def test_custom_variant_from_the_form(visitor):
     assert row.count() == 0, "a custom variant can be taken out of the list again"
 
 
+def test_the_list_of_variants_is_grouped_and_searched(visitor):
+    groups = visitor.page.locator(".pick-group")
+    assert groups.all_inner_texts() == ["16 bit and more", "8 bit", "4 bit and fewer"]
+    visitor.tick("bf16", "nf4")
+    search = visitor.page.get_by_label("Find a variant")
+    search.fill("gptq")
+    shown = visitor.page.locator(".pick:visible code").all_inner_texts()
+    assert shown == ["bf16", "gptq", "nf4"], "a selected variant stays in sight"
+    assert groups.locator("visible=true").all_inner_texts() == ["16 bit and more", "4 bit and fewer"]
+    search.fill("")
+    assert visitor.page.locator(".pick:visible").count() > 10
+
+
 def test_reference_can_be_chosen(visitor):
     visitor.tick("bf16", "nf4")
     visitor.page.locator('.pick[data-notation="nf4"] input[type=radio]').check()

@@ -37,6 +37,9 @@ class PackedLayers(FromCheckpoint):
     def owns(self, module: Any) -> bool:
         return self.is_quantized(module)
 
+    def bits(self, variant: Variant) -> float:
+        return int(self.values(variant).get("bits") or self.method(variant.method).bits)
+
     # ------------------------------------------------------------ loading
 
     def here(self) -> list[str]:

@@ -27,7 +27,15 @@ from comparator.backends.ready_made import (
     tokenizer_note,
 )
 from comparator.backends.torchao import checkpoints, int8_row
-from comparator.backends.torchao.schemes import BY_NAME, GROUPS, SCHEMES, Scheme, config, config_text
+from comparator.backends.torchao.schemes import (
+    BY_NAME,
+    FOUR_BITS,
+    GROUPS,
+    SCHEMES,
+    Scheme,
+    config,
+    config_text,
+)
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 from comparator.sources import Checkpoint, packed
@@ -62,6 +70,9 @@ class TorchAo(FromCheckpoint):
                presets=("torchao", "torchao:scheme=int8dyn", "torchao:scheme=fp8", "torchao:scheme=fp8dyn",
                         "torchao:scheme=int4", "torchao:scheme=intx4")),
     )  # fmt: skip
+
+    def bits(self, variant: Variant) -> float:
+        return 4 if self.values(variant)["scheme"] in FOUR_BITS else 8
 
     # ------------------------------------------------------------ options
 

@@ -51,6 +51,7 @@ SCHEMES = (
            "Float8DynamicActivationFloat8WeightConfig", ("row", "tensor"), arguments=_QUIET, dtypes=("bf16",),
            capability=(8, 9), multiple=16),
 )  # fmt: skip
+FOUR_BITS = ("int4", "intx4")
 BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
 BY_CONFIG = {scheme.config: scheme for scheme in SCHEMES}
 

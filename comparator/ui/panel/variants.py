@@ -15,6 +15,7 @@ from comparator.core.variant import Variant
 from comparator.ui.page import Page, html
 
 FIRST = ("bf16", "int8", "nf4")
+GROUPS = ("16 bit and more", "8 bit", "4 bit and fewer")  # headings in the list, by bits of a quantized value
 
 
 def build(page: Page) -> None:
@@ -29,7 +30,7 @@ def build(page: Page) -> None:
 
 def picked(max_columns: int) -> dict[str, Any]:
     """The list on a first visit: every preset, three of them selected."""
-    rows = [row(resolve(notation)) for notation in presets()]
+    rows = sorted((row(resolve(notation)) for notation in presets()), key=lambda r: GROUPS.index(r["group"]))
     first = [name for name in FIRST if any(r["notation"] == name and not r["why"] for r in rows)]
     return {"rows": rows, "on": first[:max_columns], "reference": "auto", "max": max_columns}
 
@@ -45,18 +46,25 @@ def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[st
         return None
     new = picked(max_columns)
     rows = [{**r, "why": f"{facts.source} is quantized already"} for r in new["rows"]]
-    return {**new, "rows": [row(own, custom=True), *rows], "on": [own.notation], "quantized": own.notation}
+    return {
+        **new,
+        "rows": [{**row(own), "group": "this model"}, *rows],
+        "on": [own.notation],
+        "quantized": own.notation,
+    }
 
 
 def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
     """One row of the list. `why` says why the variant is unavailable here, or is empty."""
     backend, method = methods()[variant.method]
+    bits = backend.bits(variant)
     return {
         "notation": variant.notation,
         "title": title(variant),
         "precision": method.precision,
         "why": backend.unavailable() or "",
         "custom": custom,
+        "group": "added" if custom else GROUPS[(bits < 16) + (bits <= 4)],
     }
 
 
