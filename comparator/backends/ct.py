@@ -131,6 +131,19 @@ class CompressedTensors(Unpacked):
         """Its forward is compressed-tensors' own Python, which looks up schemes."""
         return True
 
+    def graph_refusal(self, module: Any) -> str | None:
+        """Scales of each token's activations are compared with a constant that lies in the CPU's memory."""
+        scheme = module.quantization_scheme
+        dynamic = any(
+            part is not None and part.dynamic
+            for part in (scheme.input_activations, scheme.output_activations)
+        )
+        return (
+            "compressed-tensors copies a number from the CPU each time it rounds activations"
+            if dynamic
+            else None
+        )
+
     def training_variants(self, variant: Variant, device: str) -> list[tuple[Variant, tuple[str, ...]]]:
         note = "The rounding of activations has no gradients: it is left out while training."
         return [(variant, (note,) if _rounds_activations(self.opened(variant)) else ())]

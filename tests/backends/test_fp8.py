@@ -64,7 +64,7 @@ def unpacked(folder: Path) -> dict:
         scale = stored.get(f"{name}_scale_inv")
         if scale is not None and scale.dim() == 2:
             rows, columns = (size // n for size, n in zip(tensor.shape, scale.shape, strict=True))
-            scale = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+            scale = scale.float().repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         made[name] = tensor if scale is None else (tensor.float() * scale).to(torch.bfloat16)
     return made
 
@@ -154,6 +154,30 @@ def test_experts_are_merged_and_unpacked(tmp_path):
     assert torch.equal(experts.down_proj[0], first[1])
     held = sum(p.nbytes for p in model.parameters())
     assert FP8.needed_bytes(variant, checkpoint) == pytest.approx(held, rel=0.03)
+
+
+def test_scales_that_are_powers_of_two(tmp_path):
+    """One byte per scale (scale_fmt ue8m0)."""
+    import torch
+
+    def pack(name, weight):
+        made = in_blocks(32, 32)(name, weight)
+        if made is None:
+            return None
+        scale = made[f"{name}_scale_inv"].log2().ceil().exp2()
+        blocks = scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+        codes = (weight.float() / blocks).to(torch.float8_e4m3fn)
+        return {name: codes, f"{name}_scale_inv": scale.to(torch.float8_e8m0fnu)}
+
+    tiny_models.save(tmp_path / "plain", hidden_size=64, intermediate_size=128, dtype="bfloat16")
+    config = {**BLOCK, "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}
+    folder = formats.rewrite(tmp_path / "plain", tmp_path / "fp8", pack, config)
+    checkpoint = open_checkpoint(str(tmp_path / "plain"))
+    variant = FP8.complete(resolve(f"fp8@{folder}"), checkpoint)
+    model = FP8.load(checkpoint, variant, CPU, lambda *_: None).model
+    for name, weight in unpacked(folder).items():
+        assert torch.equal(model.get_parameter(name), weight), name
+    assert FP8.needed_bytes(variant, checkpoint) == sum(p.nbytes for p in model.parameters())
 
 
 # ---------------------------------------------------------------- adapters and training

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 WRITTEN_FOR = "0.20"
 
@@ -17,9 +17,13 @@ def without_bars() -> Iterator[None]:
 
     own = {module: module.tqdm for module in (apply, model_compressor)}
     for module, bar in own.items():
-        module.tqdm = functools.partial(bar, disable=True)
+        module.tqdm = _quiet(bar)
     try:
         yield
     finally:
         for module, bar in own.items():
             module.tqdm = bar
+
+
+def _quiet(bar: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments, **options: bar(*arguments, **{**options, "disable": True})

@@ -16,6 +16,6 @@ def test_bars_are_off_while_it_is_open(capfd):
     for module in (apply, model_compressor):
         own = module.tqdm
         with compat.without_bars():
-            assert list(module.tqdm([1, 2], desc="loud")) == [1, 2]
+            assert list(module.tqdm([1, 2], desc="loud", disable=False)) == [1, 2]
         assert module.tqdm is own
     assert "loud" not in capfd.readouterr().err
