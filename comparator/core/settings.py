@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     hub_storage: str | None = Field(None, description="user/repo: a dataset repo that keeps a copy")
 
     # Limits; those that are None apply in public mode only, with the values of comparator/deploy/limits.py.
+    allowed_hosts: str = Field(
+        "", description="Names under which the app is reached, with commas between; *: any"
+    )
     auth: SecretStr | None = Field(None, description="user:password, or several with commas between")
     behind_proxy: bool = Field(default_factory=_on_space)
     requests_per_minute: int | None = Field(None, ge=1)

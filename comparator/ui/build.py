@@ -6,7 +6,6 @@ To add a tab: write tabs/yourtab.py with a `build(page)` and add it to TABS.
 from __future__ import annotations
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from comparator.core.settings import Settings, get_settings
 from comparator.deploy.limits import auth_pairs
@@ -14,7 +13,7 @@ from comparator.ui import api, handlers
 from comparator.ui.admission import Admission
 from comparator.ui.form import Shown
 from comparator.ui.gradio_compat import poll_queue
-from comparator.ui.origin_guard import OwnOrigin
+from comparator.ui.http_guard import middleware, new_token
 from comparator.ui.page import Page, html
 from comparator.ui.panel import (
     adapters,
@@ -79,8 +78,12 @@ TOGGLE = (
 )
 
 
-def launch_options(settings_override: Settings | None = None) -> dict:
-    """Keyword arguments of `Blocks.launch`: theme, address and security settings."""
+def launch_options(settings_override: Settings | None = None, token: str | None = None) -> dict:
+    """Keyword arguments of `Blocks.launch`: theme, address and security settings.
+
+    `token`: what `http_guard.new_token` returned, for a caller that tells it to the person. Without, where one is
+    needed, it is one that nobody knows.
+    """
     chosen = settings_override or get_settings()
     return {
         "server_name": chosen.host,
@@ -94,9 +97,7 @@ def launch_options(settings_override: Settings | None = None) -> dict:
         "allowed_paths": [],
         "auth": auth_pairs(chosen),
         "mcp_server": api.mcp_installed(),
-        "app_kwargs": {
-            "middleware": [Middleware(OwnOrigin, behind_proxy=chosen.behind_proxy)] if chosen.public else []
-        },
+        "app_kwargs": {"middleware": middleware(chosen, token or new_token(chosen))},
         "footer_links": [],
         "share": False,
         "pwa": False,

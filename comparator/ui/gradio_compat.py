@@ -11,6 +11,8 @@ from gradio.context import Context
 from gradio.route_utils import API_PREFIX, get_root_url
 
 WRITTEN_FOR = "6.31"
+UPLOAD_PATH = f"{API_PREFIX}/upload"  # where the browser sends files
+STARTUP_PATH = f"{API_PREFIX}/startup-events"  # which `launch` asks for by HTTP
 
 
 def event_data(event: gr.EventData) -> Any:

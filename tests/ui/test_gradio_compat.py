@@ -26,6 +26,22 @@ def test_the_blocks_being_built_are_known():
         assert compat.current_blocks() is demo, "Gradio keeps the Blocks under construction elsewhere now"
 
 
+def test_uploads_and_the_start_are_where_the_guard_expects_them():
+    from starlette.testclient import TestClient
+
+    with gr.Blocks() as demo:
+        pass
+    demo.max_file_size = None  # which `launch` sets
+    browser = TestClient(gr.routes.App.create_app(demo))
+    sent = browser.post(compat.UPLOAD_PATH, files={"files": ("a.txt", b"content")})
+    assert sent.status_code == 200 and len(sent.json()) == 1, (
+        "uploads would get the small limit of other requests"
+    )
+    assert browser.get(compat.STARTUP_PATH).status_code == 200, (
+        "with a token the app's own start would be refused"
+    )
+
+
 def test_the_queue_has_the_two_intervals():
     with gr.Blocks() as demo:
         pass

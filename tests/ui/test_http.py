@@ -9,10 +9,12 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
 from comparator.core.request import BUILTIN_MODEL
+from tests.ui.test_http_guard import get
 
 PROMPT = "Write a long story about a lighthouse keeper and the sea."
 
@@ -150,3 +152,35 @@ def test_a_forged_form_gets_an_answer_not_a_crash(server, picked):
     assert messages[-1]["success"], messages[-1]
     said = json.dumps(messages[-1]["output"])
     assert "<script>" not in said.lower()
+
+
+# ---------------------------------------------------------------- other sites, and programs
+
+
+def test_a_private_server_refuses_a_rebound_name_and_another_sites_page(server):
+    port = urlsplit(server.url).port
+    assert get(server.url, host=f"localhost:{port}")[0] == 200
+    status, _, said = get(server.url + "config", host=f"rebound.example:{port}")
+    assert status == 403 and "components" not in said and "COMPARATOR_ALLOWED_HOSTS" in said
+    # What such a page would send: its own name everywhere.
+    rebound = {"host": f"rebound.example:{port}", "origin": f"http://rebound.example:{port}"}
+    assert get(server.url + "config", **rebound)[0] == 403
+    assert get(server.url + "config", origin="https://evil.example")[0] == 403
+    assert get(server.url + "config", origin="null")[0] == 403
+    assert get(server.url + "config", origin=server.url.rstrip("/"))[0] == 200
+    headers = get(server.url)[1]
+    assert (
+        headers["x-content-type-options"] == "nosniff"
+        and "frame-ancestors 'self'" in headers["content-security-policy"]
+    )
+
+
+def test_the_examples_of_the_api_work_on_loopback_without_a_token(server):
+    from gradio_client import Client
+
+    assert "/compare" in Client(server.url, verbose=False).view_api(return_format="dict")["named_endpoints"]
+    body = json.dumps({"prompt": "", "variants": []}).encode()
+    request = urllib.request.Request(
+        server.url + "gradio_api/call/v2/compare", body, {"Content-Type": "application/json"}
+    )
+    assert "event_id" in json.load(urllib.request.urlopen(request, timeout=30))

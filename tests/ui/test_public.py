@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import sample
 
 from comparator.core.settings import Settings
+from comparator.store import open_store
 from comparator.ui.admission import Admission, owner_of
 from comparator.ui.origin_guard import OwnOrigin
 
@@ -94,8 +98,6 @@ def test_a_public_server(serve, open_at, tmp_path):
 
 @pytest.mark.browser
 def test_a_password_stands_before_everything(serve, browser, tmp_path):
-    from comparator.store import open_store
-
     with open_store(Settings(data_dir=tmp_path / "data")) as store:
         id = store.save(sample.comparison())
     server = serve(COMPARATOR_AUTH="ada:lovelace")
@@ -124,6 +126,22 @@ def test_a_visitors_history_is_theirs(tmp_path):
     for change in (desk.store.delete, lambda id, owner: desk.store.rename(id, "x", owner)):
         with pytest.raises(Exception, match="somebody else's"):
             change(kept.id, theirs)
+
+
+def test_what_was_deleted_long_ago_goes_when_the_app_starts_and_nobody_visits(tmp_path):
+    settings = Settings(data_dir=tmp_path, public=True)
+    with open_store(settings) as store:
+        old, new = (store.save(sample.comparison(), "me") for _ in range(2))
+        for id, when in ((old, "2026-01-01T00:00:00+00:00"), (new, datetime.now(UTC).isoformat())):
+            store.delete(id, "me")
+            store.folder.write_sidecar(id, replace(store.folder.read_sidecar(id), deleted_at=when))
+    desk = Admission(settings)
+    desk.open_in_background()
+    until = time.monotonic() + 20
+    while store.folder.document_path(old).exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not store.folder.document_path(old).exists() and desk.holds(new)
+    desk.store.close()
 
 
 @pytest.mark.parametrize("key", [None, "", "short", "x" * 65, "../" * 10, 5, ["a" * 30], "ä" * 30])
