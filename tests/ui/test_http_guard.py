@@ -146,6 +146,19 @@ def test_where_a_token_is_needed():
     )
 
 
+def test_a_space_is_open_to_everybody_under_any_name(monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "me/space")
+    space = Settings()
+    assert (space.public, space.host) == (True, "0.0.0.0")
+    assert new_token(space) is None and allowed_hosts(space) is None
+    layers = {layer.cls: layer.kwargs for layer in http_guard.middleware(space, None)}
+    assert Token not in layers and layers[Headers] == {"embedded": True}
+    # A Space that is not public has a token, under the Space's own name.
+    monkeypatch.setenv("SPACE_HOST", "me-space.hf.space")
+    own = Settings(public=False)
+    assert new_token(own) and "me-space.hf.space" in allowed_hosts(own)
+
+
 def test_the_token_is_taken_from_the_address_once_and_then_from_the_cookie():
     guard = Token(page, "secret-token")
     status, headers, said = call(guard, scope())
@@ -286,15 +299,19 @@ def test_a_huge_body_is_refused_before_the_login_in_bounded_time_and_memory(serv
     assert grown < 10 * BODY_BYTES + 200e6, f"{grown / 1e6:.0f} MB"  # torch loads meanwhile
 
 
+def printed_token(server) -> str:
+    until = time.monotonic() + 60
+    while not (found := re.search(r"is at http://localhost:\d+/\?token=(\S+) ", server.said())):
+        assert time.monotonic() < until, server.said()
+        time.sleep(0.05)
+    return found[1]
+
+
 def test_off_loopback_a_token_is_asked_for_and_printed(serve):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(urllib.request, "urlopen", _taking_401(urllib.request.urlopen))
         server = serve(COMPARATOR_HOST="0.0.0.0")
-    until = time.monotonic() + 60
-    while not (found := re.search(r"is at (http://localhost:\d+/\?token=(\S+)) ", server.said())):
-        assert time.monotonic() < until, server.said()
-        time.sleep(0.05)
-    token = found[2]
+    token = printed_token(server)
     for path in ("", "config", "gradio_api/info", "theme.css", "gradio_api/mcp/"):
         assert get(server.url + path)[0] == 401, path
     status, headers, _ = get(f"{server.url}?token={token}")
@@ -307,6 +324,25 @@ def test_off_loopback_a_token_is_asked_for_and_printed(serve):
 
     client = Client(server.url, headers={"Authorization": f"Bearer {token}"}, verbose=False)
     assert "/compare" in client.view_api(return_format="dict")["named_endpoints"]
+
+
+@pytest.mark.browser
+def test_in_a_browser_the_token_is_needed_once(serve, open_at):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(urllib.request, "urlopen", _taking_401(urllib.request.urlopen))
+        server = serve(COMPARATOR_HOST="0.0.0.0")
+    visitor = open_at(f"{server.url}?token={printed_token(server)}&p=Hello+ostrich")
+    assert "token" not in visitor.page.url, "the token is in the browser's history"
+    visitor.page.wait_for_function(
+        "() => document.querySelector('#prompt textarea').value === 'Hello ostrich'", timeout=30_000
+    )  # the rest of the link came through
+    visitor.tab("History")  # a request of the page's own
+    visitor.page.wait_for_function(
+        "() => /No comparisons/.test(document.querySelector('#history').innerText)"
+    )
+    visitor.page.goto(server.url)
+    visitor.page.wait_for_selector(".pick", state="attached")
+    assert not visitor.complaints, "a part of the page was refused"
 
 
 class _Answered:
