@@ -93,30 +93,39 @@ class Rows(Packer):
 
 
 class FourBitFloats(Packer):
-    """NVFP4: E2M1 in groups of 16, an e4m3 scale per group and one fp32 scale per tensor."""
+    """E2M1, two per byte, the first in the low half. NVFP4: groups of 16, an e4m3 scale per group and one fp32 scale per
+    tensor. MXFP4: groups of 32, powers of two as scales. `rounding`: a scale for the inputs of a layer too."""
 
     VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+    def __init__(self, group=16, rounding=False):
+        super().__init__()
+        self.group, self.rounding = group, rounding
 
     def layer(self, weight, stem):
         import torch
 
         outputs, inputs = weight.shape
-        blocks = weight.reshape(outputs, inputs // 16, 16)
-        overall = (448 * 6 / weight.abs().max()).reshape(1)
-        scale = (blocks.abs().amax(-1) / 6 * overall).to(torch.float8_e4m3fn)
+        blocks = weight.reshape(outputs, inputs // self.group, self.group)
+        largest, stored = blocks.abs().amax(-1), {}
+        if self.group == 16:
+            overall = (448 * 6 / weight.abs().max()).reshape(1)
+            scale = (largest / 6 * overall).to(torch.float8_e4m3fn)
+            real = (scale.float() / overall)[..., None]
+            stored[f"{stem}weight_global_scale"] = overall
+        else:
+            exponent = largest.log2().floor() - 2
+            scale, real = (exponent + 127).to(torch.uint8), exponent.exp2()[..., None]
+        if self.rounding:
+            stored[f"{stem}input_global_scale"] = torch.tensor([448 * 6 / 20.0])
         values = torch.tensor(self.VALUES)
-        real = (scale.float() / overall)[..., None]
         index = ((blocks / real).abs()[..., None] - values).abs().argmin(-1)
         codes = (index + 8 * (blocks < 0)).to(torch.uint8).reshape(outputs, inputs)
         meant = (
             (values[index] * torch.where(blocks < 0, -1.0, 1.0) * real).reshape(outputs, inputs).bfloat16()
         )
-        stored = {
-            f"{stem}weight_packed": codes[:, 0::2] | (codes[:, 1::2] << 4),
-            f"{stem}weight_scale": scale,
-            f"{stem}weight_global_scale": overall,
-        }
-        return stored, meant
+        stored[f"{stem}weight_packed"] = codes[:, 0::2] | (codes[:, 1::2] << 4)
+        return {**stored, f"{stem}weight_scale": scale}, meant
 
 
 KINDS = {  # name → (how it is packed, quantization_config, the column's words)
@@ -132,4 +141,9 @@ KINDS = {  # name → (how it is packed, quantization_config, the column's words
                quantization("float-quantized", arguments(8, "float", "channel"), arguments(8, "float", "tensor")),
                "FP8 with FP8 activations"),
     "nvfp4": (FourBitFloats(), quantization("nvfp4-pack-quantized", arguments(4, "float", "tensor_group", 16)), "NVFP4"),
+    "mxfp4": (FourBitFloats(32), quantization("mxfp4-pack-quantized", {**arguments(4, "float", "group", 32),
+                                                                       "scale_dtype": "torch.uint8"}), "MXFP4"),
+    "w4a4": (FourBitFloats(rounding=True),
+             quantization("nvfp4-pack-quantized", arguments(4, "float", "tensor_group", 16),
+                          arguments(4, "float", "tensor_group", 16, dynamic="local")), "NVFP4 with NVFP4 activations"),
 }  # fmt: skip

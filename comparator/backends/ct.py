@@ -32,8 +32,7 @@ class CompressedTensors(Unpacked):
     why = "transformers and compressed-tensors unpack it, since the kernels for it are vLLM's"
     methods = (
         Method("ct", "compressed-tensors", "4- or 8-bit integers or floats as llm-compressor saves them for vLLM: ct@user/repo. "
-               "Unpacked as it loads, so memory and speed are those of bf16; activations are rounded where the checkpoint "
-               "says so.", takes_source=True, needs_source=True, precision=37, bits=4),
+               "Unpacked as it loads, so memory is that of bf16; activations are rounded where the checkpoint says so.", takes_source=True, needs_source=True, precision=37, bits=4),
     )  # fmt: skip
 
     # ------------------------------------------------------------ the checkpoint

@@ -72,8 +72,8 @@ class Unpacked(FromCheckpoint):
         stored = self.stored_as(opened)
         notes = [
             f"{stored} on disk, {dtype} here: {megabytes(sum(t.bytes for t in opened.tensors))} in its files, "
-            f"{megabytes(sum(held.values()))} once loaded. {self.why}; the weights are rounded as they are stored, memory "
-            f"and speed are those of {dtype}.",
+            f"{megabytes(sum(held.values()))} once loaded. {self.why}; the weights are rounded as they are stored, and take the "
+            f"memory of {dtype}.",
             *self.more_notes(opened),
         ]
         notes += tokenizer_note(opened, checkpoint) + left_over_note(opened)

@@ -24,7 +24,7 @@ CPU = Placement("cpu")
 
 REAL = ("w4", "int8")
 DYNAMIC = "compressed-tensors copies a number from the CPU each time it rounds activations"
-ROUNDING = ("int8", "fp8", "static")
+ROUNDING = ("int8", "fp8", "static", "w4a4")
 
 
 def plainly_loaded(folder: Path, dequantize: bool = False):
@@ -74,7 +74,9 @@ def test_tokens_and_weights_are_those_of_plain_transformers(columns, saved, mode
     assert formats.generated(plain, saved[kind]) == column.token_ids
     model = CT.load(open_checkpoint(str(model_of(kind))), resolve(column.variant), CPU, lambda *_: None).model
     ours, theirs = dict(model.named_parameters()), dict(plain.named_parameters())
-    assert {n for n in ours if not n.endswith(("input_scale", "input_zero_point"))} == meant.keys()
+    assert {
+        n for n in ours if not n.endswith(("input_scale", "input_zero_point", "input_global_scale"))
+    } == meant.keys()
     for name, weight in meant.items():
         assert torch.equal(ours[name], theirs[name]), name
         assert torch.allclose(ours[name].float(), weight.float(), rtol=2**-7, atol=1e-6), name
@@ -84,7 +86,9 @@ def test_tokens_and_weights_are_those_of_plain_transformers(columns, saved, mode
         CT.prepare_for_training(model)
         unrounded = model(ids).logits
     refusals = {CT.graph_refusal(m) for m in model.modules() if CT.owns(m)}
-    assert refusals == {"int8": {DYNAMIC}, "fp8": {DYNAMIC}, "static": {None}}.get(kind, set())
+    assert refusals == {"int8": {DYNAMIC}, "fp8": {DYNAMIC}, "static": {None}, "w4a4": {DYNAMIC}}.get(
+        kind, set()
+    )
     assert torch.equal(given, wanted)
     assert torch.equal(given, unrounded) == (kind not in ROUNDING), (
         "activations are rounded where the config says so"
