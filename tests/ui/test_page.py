@@ -98,7 +98,7 @@ def test_cards_get_their_figures(compared):
 def test_the_answer_comes_first(compared):
     """After a run: a sentence that says which variant to take, and a chart with every column on it."""
     assert re.search(r"\b(int8|nf4)\b.* less memory than bf16", compared.text(".which-answer"))
-    names = compared.page.locator(".which-chart .name").all_inner_texts()
+    names = compared.page.locator(".which-chart .name").all_text_contents()
     assert sorted(names) == ["bf16", "int8", "nf4"]
     answer, table = (compared.page.locator(s).bounding_box()["y"] for s in (".which", "table.verdict"))
     assert answer < table
