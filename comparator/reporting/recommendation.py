@@ -20,7 +20,7 @@ ALIKE = 0.05  # sizes within this share of each other count as equal
 FEW = 200  # positions: a single answer; the standard error of an agreement of 90 % is then 2 points or more
 RULE = (
     f"Balanced is the smallest column whose most likely token is the reference's at {verdict.CLOSE_ENOUGH * 100:.0f} % of the "
-    f"positions or more; of several within {ALIKE * 100:.0f} % of its size, the fastest. The fastest is named where at least "
+    f"positions or more; of several within {ALIKE * 100:.0f} % of its size, the most faithful. The fastest is named where at least "
     f"{stats.LEAST_RUNS} undisturbed runs carry the difference, the most faithful by KL divergence."
 )
 
@@ -187,7 +187,7 @@ def _balanced(usable: list[CellResult], reference: CellResult) -> str:
         )
     least = min(_size(c) or math.inf for c in near)
     alike = [c for c in near if (_size(c) or math.inf) <= least * (1 + ALIKE)]
-    cell = max(alike, key=lambda c: METRICS["decode_tok_s"].get(c) or 0.0)
+    cell = max(alike, key=_share)
     agreed = verdict.agreement(cell)
     sure = (
         agreed is not None
