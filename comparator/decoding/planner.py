@@ -252,11 +252,10 @@ def _library_function(error: BaseException) -> str:
     """The library's function that raised the error."""
     import traceback
 
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/comparator/" not in f.filename]
-    if not frames:
-        return "outside Python"
-    library = frames[-1].filename.split("site-packages/")[-1].split("/")[0]
-    return f"{library}: {frames[-1].name}"
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [(str(f.f_globals.get("__name__", "")).partition(".")[0], f.f_code.co_name) for f in frames]
+    outside = [f"{library}: {function}" for library, function in modules if library != "comparator"]
+    return outside[-1] if outside else "outside Python"
 
 
 def _first_line(error: BaseException) -> str:

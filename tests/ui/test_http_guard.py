@@ -11,6 +11,7 @@ import time
 import tracemalloc
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import psutil
@@ -44,7 +45,9 @@ def call(app, asked: dict, *chunks: bytes) -> tuple[int | None, dict[str, str], 
     async def send(message):
         sent.append(message)
 
-    asyncio.run(app(asked, receive, send))
+    # In a thread of its own: a browser test earlier in this process has left an event loop running in this one.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, app(asked, receive, send)).result()
     start = next((m for m in sent if m["type"] == "http.response.start"), None)
     if start is None:
         return None, {}, json.dumps([m["type"] for m in sent]).encode()
