@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,11 +61,13 @@ def doctor(
             checks += [_weights(checkpoint), *prompt_checks.check(checkpoint)]
             checks += [_variant(text, checkpoint, progress.report, limits) for text in variant or ()]
             checks += [_adapter(text, checkpoint, progress.report, limits) for text in adapter or ()]
-    print(to_text(_table(checks), width=prose_width()), end="")
+    # In a pipe nothing is wrapped, so that a line can be searched.
+    width = prose_width() if sys.stdout.isatty() else None
+    print(to_text(_table(checks, narrow=width is not None), width=width), end="")
     raise typer.Exit(0 if all(c.ok for c in checks) else 1)
 
 
-def _table(checks: list[Check]) -> Any:
+def _table(checks: list[Check], narrow: bool) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -74,7 +77,7 @@ def _table(checks: list[Check]) -> Any:
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
     )
-    table.add_column("checked", overflow="fold", max_width=32)
+    table.add_column("checked", overflow="fold", max_width=32 if narrow else None)
     table.add_column("")
     table.add_column("found", overflow="fold")
     for check in checks:
