@@ -133,7 +133,7 @@ def test_the_canonical_form(written, canonical):
         ("int8:threshold=nan", ["threshold"]),
         ("int8:g128", ["int8", "threshold"]),
         ("bf16:dq", ["bf16 takes no options"]),
-        ("nf4@user/repo", ["nf4", "no source"]),
+        ("bf16@user/repo", ["bf16", "no source"]),
     ],
 )
 def test_what_is_wrong_is_named_and_the_way_out_too(written, names):

@@ -133,6 +133,7 @@ def test_exllama_repeats_no_bits():
     exllama = pytest.importorskip("gptqmodel.nn_modules.qlinear.exllamav2").ExllamaV2Linear
     layer = exllama.__new__(exllama)  # there is no GPU to make one for
     torch.nn.Module.__init__(layer)
+    layer.bits = 4
     model.model.layers[1].mlp.up_proj = layer
     assert not repeats(model)
 
