@@ -5,6 +5,7 @@ else has to be touched. Only `name`, `methods`, `load`, `needed_bytes` and `code
 and `code` where another `runtime` executes the variants; every other
 method has a default that is right for a method without that particularity:
 
+- In lists: `describe`, `bits`
 - Options: `check`, `complete`, `with_calibration`
 - Loading: `requires`, `loggers`, `silence`, `prepare`, `load`
 - Quantized checkpoints: `reads`, `readers`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
@@ -172,6 +173,11 @@ class Backend:
         if packed.method_of(quantization) not in self.reads:
             return []
         return [m.name for m in self.methods if m.takes_source]
+
+    def describe(self, variant: Variant) -> str:
+        """The method's name and the options that differ from the defaults, in a few words."""
+        options = (f"{name} {value}" for name, value in self.requested(variant).items())
+        return ", ".join([self.method(variant.method).title, *options])
 
     def bits(self, variant: Variant) -> float:
         """Bits of a quantized value, quant state aside; the page groups its list by it."""

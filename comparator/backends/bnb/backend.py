@@ -133,6 +133,9 @@ class BitsAndBytes(sources.FromCheckpoint):
 
     # ------------------------------------------------------------ loading
 
+    def describe(self, variant: Variant) -> str:
+        return super().describe(variant).replace("dq true", "double quantized")
+
     def needed_bytes(self, variant, checkpoint) -> int:
         if variant.source:
             return ready_made.needed_bytes(self.opened(variant), self.requested(variant).get("dtype"))

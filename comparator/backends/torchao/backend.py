@@ -71,6 +71,11 @@ class TorchAo(FromCheckpoint):
                         "torchao:scheme=int4", "torchao:scheme=intx4")),
     )  # fmt: skip
 
+    def describe(self, variant: Variant) -> str:
+        options = {n: v for n, v in self.requested(variant).items() if n != "scheme"}
+        scheme = BY_NAME[self.values(variant)["scheme"]].title
+        return ", ".join([scheme, *(f"{name} {value}" for name, value in options.items())])
+
     def bits(self, variant: Variant) -> float:
         return 4 if self.values(variant)["scheme"] in FOUR_BITS else 8
 

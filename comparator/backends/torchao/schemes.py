@@ -31,6 +31,11 @@ class Scheme:
     multiple: int = 1
     trains: bool = False
 
+    @property
+    def title(self) -> str:
+        """In the list of variants: the words before what is said of kernel and storage."""
+        return self.words.partition(",")[0].partition(" (")[0].removesuffix(" for the tinygemm kernel")
+
 
 _QUIET = {"set_inductor_config": False}  # else it changes torch.compile's options for the whole process
 _ANY = ("row", "tensor", *GROUPS)

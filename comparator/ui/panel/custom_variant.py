@@ -16,7 +16,7 @@ from comparator.core.errors import UserError
 from comparator.core.variant import Variant, format_variant, sort_options
 from comparator.ui.markup import code, esc
 from comparator.ui.page import PRIVATE, Page, html
-from comparator.ui.panel.variants import title, with_added
+from comparator.ui.panel.variants import with_added
 
 FIRST = "nf4"
 
@@ -148,7 +148,7 @@ def described(text: str, added: bool = False) -> str:
     if missing := backend.unavailable():
         return _refused(UserError(f"{method.name} cannot be used here.", missing))
     lead = "Added: " if added else ""
-    return f'<p class="verdict-line" role="status">{lead}{code(variant.notation)} {esc(title(variant))}</p>'
+    return f'<p class="verdict-line" role="status">{lead}{code(variant.notation)} {esc(backend.describe(variant))}</p>'
 
 
 def _refused(problem: UserError) -> str:

@@ -60,21 +60,12 @@ def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
     bits = backend.bits(variant)
     return {
         "notation": variant.notation,
-        "title": title(variant),
+        "title": backend.describe(variant),
         "precision": method.precision,
         "why": backend.unavailable() or "",
         "custom": custom,
         "group": "added" if custom else GROUPS[(bits < 16) + (bits <= 4)],
     }
-
-
-def title(variant: Variant) -> str:
-    """The method's name and the options that differ from the defaults: 4-bit NormalFloat, double quantized."""
-    backend, method = methods()[variant.method]
-    parts = [method.title]
-    for name, value in backend.requested(variant).items():
-        parts.append({"dq": "double quantized"}.get(name, f"{name} {value}"))
-    return ", ".join(parts)
 
 
 def with_added(value: Any, notation: str, max_columns: int) -> dict[str, Any]:

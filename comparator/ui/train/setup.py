@@ -12,15 +12,15 @@ from typing import Any
 
 import gradio as gr
 
-from comparator.backends import methods, presets, resolve
+from comparator.backends import backend_for, presets, resolve
 from comparator.core.errors import UserError
+from comparator.core.variant import Variant
 from comparator.engines import get_trainings
 from comparator.reporting.plots import training
 from comparator.training.settings import ALL_LINEAR, SETTINGS, Setting
 from comparator.training.types import FORMS, DataPreview
 from comparator.ui.markup import note
 from comparator.ui.page import PRIVATE, Choice, Page, html, picture
-from comparator.ui.panel.variants import title
 from comparator.ui.results.notice import problem, say
 from comparator.ui.train import form as train_form
 from comparator.ui.train import preview as train_preview
@@ -176,10 +176,19 @@ def bases() -> list[tuple[str, str]]:
     """The presets available here; the smallest first, since QLoRA is for that."""
     listed = [BASE, *(p for p in presets() if p != BASE)]
     return [
-        (f"{name} · {title(variant)}", name)
-        for name in listed
-        if not methods()[(variant := resolve(name)).method][0].unavailable()
+        (f"{variant.notation} · {backend_for(variant).describe(variant)}", variant.notation)
+        for variant in map(resolve, listed)
+        if _trains(variant)
     ]
+
+
+def _trains(variant: Variant) -> bool:
+    backend = backend_for(variant)
+    try:
+        backend.training(variant, "cpu")
+    except UserError:
+        return False
+    return not backend.unavailable()
 
 
 def _settings() -> tuple[dict[str, gr.components.Component], gr.Textbox]:
