@@ -177,7 +177,7 @@ window.qc = (() => {
       radio.addEventListener("change", () => change({ reference: r.notation }));
       const words = make("span", { class: "title" }, r.why || r.title);
       const label = make("label", { title: r.why || r.title }, box, make("span", { class: "swatch", "aria-hidden": "true" }),
-        make("code", { class: "notation" }, r.notation), words);
+        make("span", { class: "what" }, make("code", { class: "notation" }, r.notation), words));
       const row = make("div", { class: "pick", "data-notation": r.notation }, label, radio);
       if (r.why) { row.classList.add("unavailable"); box.disabled = true; }
       if (r.custom) {
