@@ -114,7 +114,7 @@ def leave_unsupported_layers(model: Any) -> list[str]:
         if isinstance(module, bnb.nn.Linear4bit)
         and getattr(module, "support_avx512bf16_for_cpu", False)
         and module.weight.device.type == "cpu"
-        and (module.out_features % 32 or module.in_features % max(64, module.weight.quant_state.blocksize))
+        and (module.out_features % 32 or module.in_features % max(64, module.weight.blocksize))
     ]
     for name in odd:
         model.get_submodule(name).support_avx512bf16_for_cpu = False
