@@ -98,7 +98,7 @@ def _weights(checkpoint: Checkpoint) -> Check:
 
 
 def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits) -> Check:
-    from comparator.backends import backend_for, require_full_precision, resolve
+    from comparator.backends import backend_for, require_full_precision, resolve, unquantized_experts
 
     try:
         variant = resolve(text)
@@ -111,7 +111,10 @@ def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits
             raise UserError(f"{variant.method} cannot be used here: {reason}.")
         variant = backend.complete(variant, checkpoint, report)
         needed = backend.needed_bytes(variant, checkpoint)
-        return Check(text, True, f"{variant.notation}, about {needed / 1e6:,.0f} MB")
+        experts = unquantized_experts(variant, checkpoint)
+        return Check(
+            text, True, f"{variant.notation}, about {needed / 1e6:,.0f} MB{'. ' if experts else ''}{experts}"
+        )
     except UserError as problem:
         return Check(text, False, str(problem))
 

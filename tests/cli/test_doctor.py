@@ -35,6 +35,13 @@ def test_a_model_that_is_whole(llama: Path) -> None:
     assert "problem" not in text and "nf4, about" in text
 
 
+def test_experts_that_stay_in_16_bits_are_stated_before_loading(tmp_path: Path) -> None:
+    tiny_models.save(tmp_path, "mixtral", dtype="bfloat16", tie_word_embeddings=False, chat=True)
+    code, text = doctor(tmp_path, "-v", "nf4", "-v", "bf16")
+    assert code == 0, text
+    assert text.count("of its weights are experts") == 1 and "nf4 leaves in 16 bits" in text
+
+
 def test_everything_that_is_wrong_is_listed_at_once(llama: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
