@@ -110,15 +110,22 @@ class ClusterScheduler:
         callback: Callable[..., None] = ignore,
     ) -> Any:
         """Call a method of the actor's engine. A lost actor is removed, and raises a `UserError`."""
+        try:
+            with self._noticing_loss(actor, doing):
+                return ray_api.call_engine(actor.actor, call, cancel, callback)
+        finally:
+            actor.last_used = time.monotonic()
+
+    @contextlib.contextmanager
+    def _noticing_loss(self, actor: ActorHandle, doing: str) -> Iterator[None]:
+        """While open, Ray's errors remove the actor, and raise a `UserError` that says what it was doing."""
         import ray
 
         try:
-            return ray_api.call_engine(actor.actor, call, cancel, callback)
+            yield
         except ray.exceptions.RayError as error:
             self._forget(actor)
             raise errors.lost(error, doing, actor.place) from None
-        finally:
-            actor.last_used = time.monotonic()
 
     def _forget(self, actor: ActorHandle) -> None:
         """End and remove the actor, which frees its resources."""
@@ -219,7 +226,8 @@ class ClusterScheduler:
     def _loaded(self, actor: ActorHandle, loaded: Loaded) -> Loaded:
         environment = replace(loaded.environment, host=actor.node)
         actor.device = environment.device or ""
-        actor.residents = ray_api.ask(actor.actor, "residents")
+        with self._noticing_loss(actor, "loading"):  # it may die after the answer that it has loaded
+            actor.residents = ray_api.ask(actor.actor, "residents")
         actor.bytes = sum(r.bytes for r in actor.residents)
         self._report()
         return replace(loaded, environment=environment)
