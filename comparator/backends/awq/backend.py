@@ -180,9 +180,7 @@ class Awq(PackedLayers):
 
     def code(self, variant: Variant, placement: Placement, *, layers: Any = (), kernel: str | None = None):
         values = self.values(variant)
-        ran = KERNELS.ran(kernel)
-        if ran is None and values["kernel"] != "auto":
-            ran = KERNELS[values["kernel"]]
+        ran = self.kernel_that_ran(variant, kernel)
         imports = ["from transformers import AwqConfig"]
         setup = [f"quantization = AwqConfig(backend={ran.backend if ran else 'auto'!r})"]
         arguments = [f"dtype={dtypes.torch_name(values['dtype'])}", "quantization_config=quantization"]

@@ -227,9 +227,7 @@ class Gptq(PackedLayers):
 
     def code(self, variant: Variant, placement: Placement, *, layers: Any = (), kernel: str | None = None):
         values = self.values(variant)
-        ran = KERNELS.ran(kernel)
-        if ran is None and values["kernel"] != "auto":
-            ran = KERNELS[values["kernel"]]
+        ran = self.kernel_that_ran(variant, kernel)
         bits, backend = int(values["bits"]), ran.backend if ran else "auto"
         return (
             ["from transformers import GPTQConfig"],

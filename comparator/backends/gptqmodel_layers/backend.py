@@ -50,6 +50,11 @@ class PackedLayers(FromCheckpoint):
 
         quiet.silence()
 
+    def kernel_that_ran(self, variant: Variant, name: str | None) -> Kernel | None:
+        """For the code to copy: the kernel that the column names, else the one that the variant asks for, if any."""
+        requested = self.values(variant)["kernel"]
+        return self.kernels.ran(name) or (None if requested == "auto" else self.kernels[requested])
+
     def kernel(self, variant: Variant, packed: Packed, placement: Placement) -> Kernel:
         """The kernel that the variant is loaded with. Raises `UserError` where it cannot run."""
         spread = bool(placement.max_memory and "cpu" in placement.max_memory)
