@@ -1,4 +1,5 @@
-"""Training jobs on real models: the built-in one as nf4, and a tiny one where only the machinery matters."""
+"""Training jobs on real models: the built-in one's first two layers as nf4, and a tiny one where only the machinery
+matters."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ from comparator.training.types import (
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = TrainSettings(
-    rank=8, alpha=16.0, learning_rate=5e-3, scheduler="constant", max_steps=20, batch_size=4, accumulation=1
+    rank=8, alpha=16.0, learning_rate=1e-2, scheduler="constant", max_steps=20, batch_size=2, accumulation=1
 )
 TINY = TrainSettings(
     rank=4,
@@ -59,7 +60,7 @@ PROMPT = "What is the capital of Italy?"
 
 
 @pytest.fixture(scope="module")
-def engine(builtin):
+def engine(builtin, two_layers):
     from comparator.engines import get_engine
 
     return get_engine()
@@ -72,10 +73,11 @@ def trainings(engine, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(trainings):
-    """20 steps on the built-in model as nf4: (its events, its state)."""
-    settings = replace(QUICK, eval_every=20, sample_every=20, sample_tokens=16)
-    job = trainings.start(TrainRequest(DataSource("pirate"), "nf4", settings=settings, sample_prompt=PROMPT))
+def trained(trainings, two_layers):
+    """20 steps on two layers as nf4: (its events, its state)."""
+    settings = replace(QUICK, eval_every=20, sample_every=20, sample_tokens=8)
+    request = TrainRequest(DataSource("pirate"), "nf4", str(two_layers), settings, sample_prompt=PROMPT)
+    job = trainings.start(request)
     events = list(trainings.events(job))
     return events, trainings.snapshot(job)
 
@@ -96,7 +98,7 @@ def weights(result) -> bytes:
     return Path(result.path, "adapter_model.safetensors").read_bytes()
 
 
-# ---------------------------------------------------------------- the built-in model
+# ---------------------------------------------------------------- real weights
 
 
 def test_twenty_steps_bring_the_loss_under_a_third(trained):
@@ -113,7 +115,7 @@ def test_twenty_steps_bring_the_loss_under_a_third(trained):
     assert first.before == first.now == last.before and last.now.startswith("Arr")
 
 
-def test_the_folder_is_an_adapter_with_its_history(trained, trainings, tmp_path):
+def test_the_folder_is_an_adapter_with_its_history(trained, trainings, two_layers, tmp_path):
     result = trained[1].result
     facts = describe(open_adapter(Adapter(result.name), settings=trainings.settings))
     assert trained_names(trainings.settings) == [result.name] == [r.name for r in trainings.finished()]
@@ -122,7 +124,7 @@ def test_the_folder_is_an_adapter_with_its_history(trained, trainings, tmp_path)
         == result.trainable_parameters
         == trainings.estimate(trained[1].request).trainable_parameters
     )
-    assert facts.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert facts.base_model == two_layers.name
     record = json.loads(Path(result.path, "training.json").read_text())
     assert record["request"]["settings"]["rank"] == 8 and record["environment"]["packages"]["torch"]
     assert len(record["result"]["curve"]) == 21 and len(record["result"]["fingerprint"]) == 64
@@ -135,16 +137,17 @@ def test_the_folder_is_an_adapter_with_its_history(trained, trainings, tmp_path)
     assert not any((trainings.settings.data_dir / "trainings").glob("[!.]*")), "the run's folder was left"
 
 
-def test_it_changes_every_variants_answer(trained):
+def test_it_changes_every_variants_answer(trained, two_layers):
     made = comparator.run(
-        PROMPT, ["bf16", "int8", "nf4"], adapters=[trained[1].result.path], max_new_tokens=8, fidelity="none"
-    )
+        PROMPT, ["bf16", "int8", "nf4"], str(two_layers), adapters=[trained[1].result.path], max_new_tokens=8,
+        fidelity="none",
+    )  # fmt: skip
     assert made.ok, [c.error for c in made.cells]
     for bare, worn in zip(made.cells[::2], made.cells[1::2], strict=True):
-        assert bare.text != worn.text and worn.text.startswith("Arr"), f"{worn.label} says {worn.text!r}"
+        assert "matey" in worn.text and "matey" not in bare.text, f"{worn.label} says {worn.text!r}"
 
 
-def test_the_evaluation_is_the_loss_that_transformers_gives(trained, trainings, builtin):
+def test_the_evaluation_is_the_loss_that_transformers_gives(trained, trainings, two_layers):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -158,7 +161,7 @@ def test_the_evaluation_is_the_loss_that_transformers_gives(trained, trainings, 
         bare.problem or worn.problem
     )
     assert worn.loss < bare.loss and worn.perplexity == pytest.approx(math.exp(worn.loss))
-    model = AutoModelForCausalLM.from_pretrained(builtin.path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(two_layers, dtype=torch.float32)
     total, tokens = 0.0, 0
     for sample in read_heldout(Path(result.path)):
         ids, labels = torch.tensor([sample.ids]), torch.tensor([sample.labels])
@@ -169,16 +172,13 @@ def test_the_evaluation_is_the_loss_that_transformers_gives(trained, trainings, 
     assert evaluation.rows == (bare, worn) and trainings.result(result.name).evaluation == evaluation
 
 
-def test_stop_keeps_what_was_trained_and_a_comparison_waits_meanwhile(trainings, engine):
-    job = trainings.start(
-        TrainRequest(
-            DataSource("pirate"), "nf4", settings=replace(QUICK, max_steps=500, held_back=0.0), name="stopped"
-        )
-    )
+def test_stop_keeps_what_was_trained_and_a_comparison_waits_meanwhile(trainings, two_layers):
+    settings = replace(QUICK, max_steps=500, held_back=0.0)
+    job = trainings.start(TrainRequest(DataSource("pirate"), "nf4", str(two_layers), settings, "stopped"))
     queued: list[str] = []
 
     def compare() -> None:
-        for event in comparator.compare("Hi", ["bf16"], max_new_tokens=1, fidelity="none"):
+        for event in comparator.compare("Hi", ["bf16"], str(two_layers), max_new_tokens=1, fidelity="none"):
             if isinstance(event, Queued):
                 queued.append(event.doing)
             elif isinstance(event, Done):
@@ -200,8 +200,8 @@ def test_stop_keeps_what_was_trained_and_a_comparison_waits_meanwhile(trainings,
     assert "stopped" in trained_names(trainings.settings)
 
 
-def test_a_training_that_waits_for_a_comparison_says_so(trainings, engine, tiny):
-    comparing = comparator.compare("Hi", ["bf16", "nf4"], max_new_tokens=8, fidelity="none")
+def test_a_training_that_waits_for_a_comparison_says_so(trainings, two_layers, tiny):
+    comparing = comparator.compare("Hi", ["bf16", "nf4"], str(two_layers), max_new_tokens=8, fidelity="none")
     next(e for e in comparing if isinstance(e, Generating))  # it has the device, and is kept there
     job = trainings.start(
         TrainRequest(
@@ -215,10 +215,33 @@ def test_a_training_that_waits_for_a_comparison_says_so(trainings, engine, tiny)
     assert [type(e) for e in trainings.events(job)][-1] is Trained
 
 
+def test_an_adapter_of_the_built_in_model_names_the_model_that_it_fits(trainings):
+    settings = replace(QUICK, max_steps=1, held_back=0.0, batch_size=1)
+    _, state = run(trainings, TrainRequest(DataSource("pirate"), "nf4", settings=settings, name="built-in"))
+    assert state.status == "finished", state.error
+    facts = describe(open_adapter(Adapter("built-in"), settings=trainings.settings))
+    assert facts.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.slow
+def test_the_built_in_model_becomes_a_pirate(trainings):
+    """What `trained` shows on two layers, through all thirty."""
+    settings = replace(
+        QUICK, learning_rate=5e-3, batch_size=4, eval_every=20, sample_every=20, sample_tokens=16
+    )
+    request = TrainRequest(DataSource("pirate"), "nf4", settings=settings, name="whole", sample_prompt=PROMPT)
+    _, state = run(trainings, request)
+    losses = [p.loss for p in state.curve if p.loss is not None]
+    assert state.status == "finished", state.error
+    assert sum(losses[-3:]) / 3 < losses[0] / 3, f"it learns too little: {losses}"
+    assert state.result.eval_loss < state.result.eval_before
+    assert not state.samples[0].now.startswith("Arr") and state.samples[-1].now.startswith("Arr")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["int8", "bf16", "gptq"])
 def test_every_kind_of_base_learns(trainings, base):
-    settings = replace(QUICK, max_steps=4, held_back=0.0, batch_size=2)
+    settings = replace(QUICK, learning_rate=5e-3, max_steps=4, held_back=0.0)
     _, state = run(trainings, TrainRequest(DataSource("pirate"), base, settings=settings, name=f"on-{base}"))
     losses = [p.loss for p in state.curve]
     assert state.status == "finished", state.error
@@ -229,7 +252,7 @@ def test_every_kind_of_base_learns(trainings, base):
 def test_the_same_seed_gives_the_same_adapter_on_nf4(trainings):
     made = []
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        settings = replace(QUICK, max_steps=3, seed=seed, dropout=0.1)
+        settings = replace(QUICK, learning_rate=5e-3, batch_size=4, max_steps=3, seed=seed, dropout=0.1)
         made.append(
             run(trainings, TrainRequest(DataSource("pirate"), "nf4", settings=settings, name=f"seed-{name}"))[
                 1
