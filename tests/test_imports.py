@@ -29,6 +29,10 @@ HEAVY = {
 }
 
 
+# Modules of classes that derive from a heavy library's; only functions, and each other, import them.
+LAZY = {"comparator.backends.hqq.layer", "comparator.backends.hqq.quantizer"}
+
+
 def modules() -> list[Path]:
     return [p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts]
 
@@ -118,8 +122,9 @@ def test_heavy_libraries_load_inside_functions():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {module}"
         for path in modules()
+        if ".".join(path.relative_to(ROOT).with_suffix("").parts) not in LAZY
         for module, line in imports(path, everywhere=False)
-        if module.split(".")[0] in HEAVY - {"gradio"} and path.name != "convert_gguf.py"
+        if (module.split(".")[0] in HEAVY - {"gradio"} or module in LAZY) and path.name != "convert_gguf.py"
     ]
     assert not wrong, "the page would start slowly:\n" + "\n".join(wrong)
 

@@ -20,6 +20,7 @@ from comparator.backends.base import (
     QuantizedType,
     Training,
 )
+from comparator.backends.linear_layers import linears
 from comparator.backends.ready_made import (
     FromCheckpoint,
     left_over_note,
@@ -101,7 +102,7 @@ class TorchAo(FromCheckpoint):
             )
         values = self.values(variant)
         scheme = BY_NAME[values["scheme"]]
-        if not checkpoints.linears(checkpoint):
+        if not linears(checkpoint):
             raise UserError(
                 f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that torchao can quantize.",
                 "Use bf16, or a model with linear layers.",

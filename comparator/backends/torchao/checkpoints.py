@@ -7,30 +7,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from comparator.backends.linear_layers import linears
 from comparator.backends.torchao.schemes import BY_CONFIG, Scheme
 from comparator.core.errors import UserError
-from comparator.sources import Checkpoint, TensorInfo
+from comparator.sources import Checkpoint
 
-_NOT_LINEAR = ("embed", "lm_head", "output_projection", "norm", ".experts.")
 _PREFERRED = ("128", "64", "32")
-_CONVOLUTIONS = ("gpt2", "openai-gpt")  # transformers' Conv1D in place of linear layers
 TILED = "Int4TilePackedTo4dTensor"
 READABLE = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor", TILED)
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-
-
-def linears(checkpoint: Checkpoint) -> list[TensorInfo]:
-    """The weights of linear layers that are quantized: all but the output head."""
-    if checkpoint.model_type in _CONVOLUTIONS:
-        return []
-    return [
-        t
-        for t in checkpoint.tensors
-        if len(t.shape) == 2
-        and t.name.endswith(".weight")
-        and not any(part in t.name for part in _NOT_LINEAR)
-        and not t.name.removesuffix(".weight").endswith(("wte", "wpe"))
-    ]
 
 
 def group_of(checkpoint: Checkpoint, scheme: Scheme, wish: str) -> str:

@@ -1,0 +1,277 @@
+"""HQQ: 8, 4, 3 or 2 bits per weight with a scale and a zero point per group, made as the checkpoint loads or ready-made.
+
+hqq rounds and unpacks; torch's 4-bit matmul reads what fits it without unpacking.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comparator.backends import dtypes, transformers_loader
+from comparator.backends.base import (
+    DTYPES,
+    AdapterKind,
+    LoadedModel,
+    Logical,
+    Method,
+    Option,
+    Placement,
+    Progress,
+    QuantizedType,
+    Training,
+)
+from comparator.backends.hqq import ready_made
+from comparator.backends.hqq.layout import BITS, Layout
+from comparator.backends.linear_layers import linears
+from comparator.backends.ready_made import FromCheckpoint, left_over_note, tokenizer_note
+from comparator.core.errors import UserError
+from comparator.core.variant import Variant
+from comparator.sources import Checkpoint, packed
+
+_GROUPS = ("8", "16", "32", "64", "128", "256")
+_OPTIONS = (
+    Option("bits", "bits per weight", "4", choices=tuple(map(str, sorted(BITS, reverse=True))), form="{value}bit"),
+    Option("group", "weights of a row that share a scale and a zero point. Left out: 64, or the largest below that divides every "
+           "layer", None, choices=_GROUPS, form="g{value}"),
+    Option("kernel", "what multiplies. int4pack: torch's 4-bit matmul, which reads packed weights (4 bits, groups from 32, bf16); "
+           "unpack: hqq unpacks each weight before its matmul; auto: int4pack where it fits", "auto",
+           choices=("auto", "int4pack", "unpack")),
+    Option("dtype", "dtype of the activations and of what stays unquantized", "bf16", choices=DTYPES),
+)  # fmt: skip
+_STATE = {"scale": "scale", "zero": "zero point", "scales_and_zeros": "scale and zero point"}
+
+
+class Hqq(FromCheckpoint):
+    name = "hqq"
+    requires = ("torch", "transformers", "hqq")
+    install = "-r requirements-formats.txt"
+    libraries = ("comparator.backends.hqq", "hqq")
+    weight_name = "W_q"
+    reads = ("hqq",)
+    decided = ("bits", "group", "dtype")
+    overridable = ("dtype",)
+    types = tuple(QuantizedType(f"int{bits} (HQQ)", bits) for bits in BITS)
+    methods = (
+        Method("hqq", "half-quadratic rounding", "8, 4, 3 or 2 bits per weight; scales and zero points are optimized without calibration "
+               "text. Made as the checkpoint loads, or ready-made: hqq@user/repo.", _OPTIONS, takes_source=True, precision=33,
+               bits=4, presets=("hqq", "hqq:3bit")),
+    )  # fmt: skip
+
+    def bits(self, variant: Variant) -> float:
+        return int(self.values(variant)["bits"])
+
+    # ------------------------------------------------------------ options
+
+    def check(self, variant: Variant, values: dict[str, str]) -> None:
+        packs = values["bits"] == "4" and values["dtype"] == "bf16" and int(values["group"] or 64) >= 32
+        if values["kernel"] == "int4pack" and not packs:
+            raise UserError(
+                "kernel=int4pack multiplies 4 bits in groups of 32 or more, in bf16.",
+                "Leave kernel= out, or write kernel=unpack.",
+            )
+
+    def complete_on_the_spot(self, variant, checkpoint, progress=None) -> Variant:
+        if checkpoint.quantization:
+            raise UserError(
+                f"{checkpoint.source} is quantized already ({packed.method_of(checkpoint.quantization)}), and HQQ starts from "
+                "full precision.",
+                "Choose the full-precision model as the comparison's model.",
+            )
+        if not linears(checkpoint):
+            raise UserError(
+                f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that HQQ can quantize.",
+                "Use bf16, or a model with linear layers.",
+            )
+        values = self.values(variant)
+        group = _group(checkpoint, int(values["bits"]), values["group"])
+        return self.with_options(variant, {"group": None if group == 64 else str(group)})
+
+    def check_source(self, checkpoint: Checkpoint) -> None:
+        ready_made.read(checkpoint)
+
+    def settings(self, checkpoint: Checkpoint, variant: Variant) -> dict[str, str | None]:
+        ready = ready_made.read(checkpoint)
+        layout = ready.usual
+        group = str(layout.group) if str(layout.group) in _GROUPS else None
+        return {"bits": str(layout.bits), "group": group, "dtype": ready.dtype}
+
+    # ------------------------------------------------------------ loading
+
+    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+        if variant.source:
+            return super().needed_bytes(variant, checkpoint)
+        layout, width = self._made(variant, checkpoint), 4 if self.values(variant)["dtype"] == "fp32" else 2
+        quantized, total = {t.name for t in linears(checkpoint)}, 0
+        for tensor in checkpoint.tensors:
+            if tensor.name in quantized and layout.divides(*tensor.shape):
+                total += layout.bytes(*tensor.shape, width)
+            elif not (checkpoint.tied and tensor.name == "lm_head.weight"):
+                total += tensor.parameters * width
+        return total
+
+    def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
+        from comparator.backends.hqq.quantizer import HqqLayers
+
+        values = self.values(variant)
+        dtype = values["dtype"]
+        if dtype == "bf16" and not dtypes.supports_bf16(placement.device):
+            raise UserError("This GPU has no bf16.", "Write hqq:dtype=fp16.")
+        settings = HqqLayers(dtypes.torch_dtype(dtype))
+        if variant.source:
+            opened = self.opened(variant)
+            settings.stored = ready_made.read(opened).layouts
+            model = self.load_opened(
+                variant, placement, progress, dtype=dtype, config=_config(opened, settings)
+            )
+            notes = tokenizer_note(opened, checkpoint) + left_over_note(opened) + _mixed(settings.stored)
+        else:
+            settings.made = self._made(variant, checkpoint)
+            model = transformers_loader.from_pretrained(
+                checkpoint, placement, progress, dtype=dtype, quantization_config=settings
+            )
+            notes = transformers_loader.lent_notes(checkpoint)
+        model.hf_quantizer.remove_quantization_config(model)
+        kernels = _choose_kernel(model, values["kernel"])
+        if not kernels:
+            raise UserError(
+                f"HQQ quantized no layer of {checkpoint.source} ({checkpoint.architecture}).",
+                "Its linear layers have sizes or classes that are left alone: use bf16, int8 or nf4.",
+            )
+        return LoadedModel(model, " + ".join(kernels), notes)
+
+    def _made(self, variant: Variant, checkpoint: Checkpoint) -> Layout:
+        values = self.values(variant)
+        bits = int(values["bits"])
+        return Layout(bits, _group(checkpoint, bits, values["group"]))
+
+    # ------------------------------------------------------------ what is stored
+
+    def owns(self, module: Any) -> bool:
+        return type(module).__module__ == "comparator.backends.hqq.layer"
+
+    def quant_state(self, module: Any) -> dict[str, Any]:
+        if not self.owns(module):
+            return {}
+        return {name: t for key, name in _STATE.items() if (t := getattr(module, key, None)) is not None}
+
+    def logical(self, module: Any, parameter: Any) -> Logical | None:
+        if not self.owns(module) or parameter is not module.W_q:
+            return None
+        bits = module.quant_config["weight_quant_params"]["nbits"]
+        shape = (module.out_features, module.in_features)
+        return Logical(f"int{bits} (HQQ)", shape, dtypes.short_name(module.compute_dtype))
+
+    def dequantize(self, module: Any) -> Any | None:
+        return module.dequantize().float() if self.owns(module) else None
+
+    # ------------------------------------------------------------ decoding
+
+    def on_parallel_streams(self, module: Any) -> bool:
+        """torch's 4-bit matmul is one short kernel; unpacking fills the card, and cuBLAS takes a workspace per stream."""
+        return module.int4pack
+
+    # ------------------------------------------------------------ adapters and training
+
+    def check_adapter(self, variant: Variant, adapter: AdapterKind) -> None:
+        if adapter.merged or adapter.dora or adapter.peft_type != "LORA":
+            raise UserError(
+                f"{adapter.source} is {adapter.kind}{', merged' if adapter.merged else ''}, and HQQ layers take an unmerged LoRA "
+                "only: another update means rounding the weights again.",
+                "Leave :merged out where it is a LoRA; use bf16 or int8 for other adapters.",
+            )
+
+    def training(self, variant: Variant, device: str) -> Training:
+        dtype = self.values(variant)["dtype"]
+        return Training(dtype=dtype, activation_width=4 if dtype == "fp32" else 2)
+
+    def training_variants(self, variant: Variant, device: str) -> list[tuple[Variant, tuple[str, ...]]]:
+        """torch's 4-bit matmul has no gradients; hqq's own layer has the same weights."""
+        kernel = self.values(variant)["kernel"]
+        if kernel == "unpack":
+            return [(variant, ())]
+        notes = ("Trained with kernel=unpack: torch's 4-bit matmul has no gradients.",)
+        return [(self.with_options(variant, {"kernel": "unpack"}), notes if kernel == "int4pack" else ())]
+
+    # ------------------------------------------------------------ code
+
+    def code(self, variant: Variant, placement: Placement, *, layers: Any = (), kernel: str | None = None):
+        if variant.source:
+            raise UserError(
+                f"There is no code to copy for {variant.notation}: transformers 5 does not load HQQ checkpoints.",
+                "Load it here, or quantize the original model with hqq.",
+            )
+        return (
+            ["from hqq.core.quantize import BaseQuantizeConfig, HQQLinear"],
+            [],
+            [f"dtype={dtypes.torch_name(self.values(variant)['dtype'])}"],
+        )
+
+    def code_after(self, variant: Variant, layers: Any) -> list[str]:
+        values = self.values(variant)
+        bits, group, dtype = values["bits"], values["group"] or 64, dtypes.torch_name(values["dtype"])
+        return [
+            "head = model.get_output_embeddings()",
+            "for name, layer in list(model.named_modules()):",
+            "    if type(layer) is torch.nn.Linear and layer is not head:",
+            f"        config = BaseQuantizeConfig(nbits={bits}, group_size={group}, axis=1)",
+            f"        quantized = HQQLinear(layer, config, compute_dtype={dtype}, device=str(layer.weight.device))",
+            "        model.set_submodule(name, quantized)",
+        ]
+
+
+def _group(checkpoint: Checkpoint, bits: int, wish: str) -> int:
+    """The wish, or without one the largest of 64, 32, 16, 8 that divides every layer. Raises `UserError` naming a layer that
+    cannot be grouped."""
+    layers = linears(checkpoint)
+    for group in [int(wish)] if wish else [64, 32, 16, 8]:
+        odd = next((t for t in layers if not Layout(bits, group).divides(*t.shape)), None)
+        if odd is None:
+            return group
+    outputs, inputs = odd.shape
+    raise UserError(
+        f"Groups of {wish or '64, 32, 16 or 8'} do not divide the {inputs:,} inputs of {odd.name.removesuffix('.weight')} "
+        f"({outputs:,} outputs) in {bits} bits.",
+        "Leave the group out, or use nf4 or int8 for this model.",
+    )
+
+
+def _config(opened: Checkpoint, settings: Any) -> Any:
+    """The checkpoint's config with `settings` in place of transformers' own, which reads HQQ no longer."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(opened.path, local_files_only=True, trust_remote_code=False)
+    config.quantization_config = settings.to_dict()
+    return config
+
+
+def _mixed(layouts: dict[str, Layout]) -> list[str]:
+    """A note where layers are not all stored alike, or grouped along columns."""
+    kinds = {(layout.bits, layout.group, layout.axis) for layout in layouts.values()}
+    if len(kinds) == 1 and next(iter(kinds))[2] == 1:
+        return []
+    words = [
+        f"{bits} bits in groups of {group} along {'rows' if axis else 'columns'}"
+        for bits, group, axis in sorted(kinds)
+    ]
+    return [f"Its layers have {'; '.join(words)}."]
+
+
+def _choose_kernel(model: Any, kernel: str) -> list[str]:
+    """Rearrange the layers that torch's 4-bit matmul takes. Returns what multiplies, by name."""
+    from comparator.backends.hqq.layer import HQQLinear
+
+    names = set()
+    for name, layer in model.named_modules():
+        if not isinstance(layer, HQQLinear):
+            continue
+        if kernel != "unpack" and layer.fits_int4pack():
+            layer.use_int4pack()
+            names.add("torch int4pack")
+        elif kernel == "int4pack":
+            raise UserError(
+                f"torch's 4-bit matmul does not take {name} ({layer.out_features}×{layer.in_features}).",
+                "Leave kernel= out.",
+            )
+        else:
+            names.add("hqq, unpacked to the activations' dtype")
+    return sorted(names, reverse=True)
