@@ -142,8 +142,6 @@ class Backend:
     its layer row."""
     types: ClassVar[tuple[QuantizedType, ...]] = ()
     """Every quantized dtype that `logical` names."""
-    capture_note: ClassVar[str] = ""
-    """A note for the column where `capture_forward` replaced something: how it differs from the library's own."""
     calibration_option: ClassVar[str | None] = None
     """Name of the option that holds the calibration text, for a method that takes one."""
     reads: ClassVar[tuple[str, ...]] = ()
@@ -286,10 +284,14 @@ class Backend:
         return None
 
     def capture_forward(self, module: Any) -> Callable[[Any], Any] | None:
-        """Where the module's forward waits for the device or has shapes that depend on the data: a forward
+        """Where the module's forward waits for the device, has shapes that depend on the data, or unpacks its weight: a forward
         (…, inputs) → (…, outputs) for one row that a CUDA graph can hold, used while decoding in a graph. It is compared
         with the module's own on real activations first. None: the module's own is captured."""
         return None
+
+    def capture_note(self, module: Any) -> str:
+        """A note for the column where `capture_forward` replaced the module's forward: how it differs from the library's."""
+        return ""
 
     # ------------------------------------------------------------ adapters and training
 

@@ -16,7 +16,7 @@ def replaced_layers(model: Any) -> list[tuple[Any, Callable[[Any], Any], str]]:
     for module in model.modules():
         backend = owner(module)
         if backend is not None and (forward := backend.capture_forward(module)) is not None:
-            layers.append((module, forward, backend.capture_note))
+            layers.append((module, forward, backend.capture_note(module)))
     return layers
 
 

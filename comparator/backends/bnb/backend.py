@@ -81,7 +81,6 @@ class BitsAndBytes(sources.FromCheckpoint):
         QuantizedType("nf4", 4),
         QuantizedType("fp4", 4),
     )
-    capture_note = outliers.NOTE
     reads = ("bitsandbytes",)
     decided = ("compute", "dq", "dtype", "skip", "storage", "threshold")
     overridable = ("compute",)
@@ -314,6 +313,9 @@ class BitsAndBytes(sources.FromCheckpoint):
         if type(module).__name__ != "Linear8bitLt" or module.state.threshold <= 0:
             return None
         return lambda x: outliers.one_row(x, module.state, module.bias)
+
+    def capture_note(self, module) -> str:
+        return outliers.NOTE
 
     # ------------------------------------------------------------ adapters and training
 

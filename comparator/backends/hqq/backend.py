@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comparator.backends import dtypes, transformers_loader
+from comparator.backends import dtypes, row_matmul, transformers_loader
 from comparator.backends.base import (
     DTYPES,
     AdapterKind,
@@ -167,8 +167,17 @@ class Hqq(FromCheckpoint):
     # ------------------------------------------------------------ decoding
 
     def on_parallel_streams(self, module: Any) -> bool:
-        """torch's 4-bit matmul is one short kernel; unpacking fills the card, and cuBLAS takes a workspace per stream."""
-        return module.int4pack
+        """torch's 4-bit matmul and `row_matmul` are one short kernel; unpacking fills the card, and cuBLAS takes a workspace
+        per stream."""
+        return module.int4pack or _codes(module) is not None
+
+    def capture_forward(self, module: Any):
+        if module.int4pack or (codes := _codes(module)) is None:
+            return None
+        return lambda x: row_matmul.one_row(x, codes, module.bias)
+
+    def capture_note(self, module: Any) -> str:
+        return row_matmul.NOTE
 
     # ------------------------------------------------------------ adapters and training
 
@@ -217,6 +226,19 @@ class Hqq(FromCheckpoint):
             f"        quantized = HQQLinear(layer, config, compute_dtype={dtype}, device=str(layer.weight.device))",
             "        model.set_submodule(name, quantized)",
         ]
+
+
+def _codes(module: Any) -> row_matmul.Codes | None:
+    """The layer as `row_matmul` reads it. hqq packs the halves or quarters of a weight's rows into one byte each; 3 bits, and
+    groups along columns, do not end with a row."""
+    layout, outputs = module.layout, module.out_features
+    planes = 8 // layout.bits
+    if layout.bits == 3 or layout.axis == 0 or outputs % planes:
+        return None
+    stored = module.W_q.view(outputs // planes, module.in_features)
+    scale, zero = (t.view(outputs, -1) for t in (module.scale, module.zero))
+    codes = row_matmul.Codes(stored, scale, zero, layout.bits)
+    return codes if row_matmul.runs_on(codes) else None
 
 
 def _group(checkpoint: Checkpoint, bits: int, wish: str) -> int:

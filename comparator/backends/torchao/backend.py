@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comparator.backends import dtypes, transformers_loader
+from comparator.backends import dtypes, row_matmul, transformers_loader
 from comparator.backends.base import (
     DTYPES,
     AdapterKind,
@@ -48,6 +48,7 @@ _OPTIONS = (
            "bits the largest of 128, 64 and 32 that divides every layer", None, choices=("row", "tensor", *GROUPS)),
     Option("dtype", "dtype of the activations and of what stays unquantized", "bf16", choices=DTYPES),
 )  # fmt: skip
+_ON_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "act_pre_scale")
 _STATE = {"zero_point": "zero point", "scale_and_zero": "scale and zero point"}
 
 
@@ -64,7 +65,6 @@ class TorchAo(FromCheckpoint):
         QuantizedType("intx4 (torchao)", 4, "4-bit integers with scales, each in a byte of its own"),
         QuantizedType("fp8 (torchao)", 8, "8-bit floats with scales, in a torchao tensor"),
     )
-    capture_note = int8_row.NOTE
     methods = (
         Method("torchao", "torchao", "8 or 4 bits per weight with scales per row or group; scheme= says which. Made as the checkpoint "
                "loads, or ready-made: torchao@user/repo.", _OPTIONS, takes_source=True, precision=45, bits=8,
@@ -224,16 +224,22 @@ class TorchAo(FromCheckpoint):
     # ------------------------------------------------------------ decoding
 
     def on_parallel_streams(self, module: Any) -> bool:
-        """tinygemm reads packed weights in one short kernel without a workspace. The others unpack the weight and multiply
-        with cuBLAS, or multiply 8-bit numbers with cuBLASLt: those take a workspace for each stream."""
+        """tinygemm and `row_matmul` read packed weights in one short kernel without a workspace. The others unpack the weight
+        and multiply with cuBLAS, or multiply 8-bit numbers with cuBLASLt: those take a workspace for each stream."""
         weight = self._weight(module)
-        return type(weight).__name__ == checkpoints.TILED and weight.act_pre_scale is None
+        tiled = type(weight).__name__ == checkpoints.TILED and weight.act_pre_scale is None
+        return tiled or _codes(weight) is not None
 
     def capture_forward(self, module: Any):
         weight = self._weight(module)
+        if (codes := _codes(weight)) is not None:
+            return lambda x: row_matmul.one_row(x, codes, module.bias)
         if not int8_row.rounds_activations(weight) or int8_row.refusal(weight):
             return None
         return lambda x: int8_row.one_row(x, weight, module.bias)
+
+    def capture_note(self, module: Any) -> str:
+        return int8_row.NOTE if int8_row.rounds_activations(self._weight(module)) else row_matmul.NOTE
 
     def graph_refusal(self, module: Any) -> str | None:
         weight = self._weight(module)
@@ -288,6 +294,22 @@ class TorchAo(FromCheckpoint):
             [f"quantization = TorchAoConfig({expression})"],
             [dtype, "quantization_config=quantization"],
         )
+
+
+def _codes(weight: Any) -> row_matmul.Codes | None:
+    """A torchao tensor whose values take a byte each and meet activations as they are; None for others, and where
+    `row_matmul` cannot read it."""
+    if type(weight).__name__ not in ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor"):
+        return None
+    if any(getattr(weight, name, None) is not None for name in _ON_ACTIVATIONS) or weight.qdata.ndim != 2:
+        return None
+    scale, zero = weight.scale, getattr(weight, "zero_point", None)
+    rows = 1 if scale.numel() == 1 else weight.shape[0]
+    if scale.numel() % rows or (zero is not None and zero.numel() != scale.numel()):
+        return None
+    zero = None if zero is None else zero.reshape(rows, -1)
+    codes = row_matmul.Codes(weight.qdata, scale.reshape(rows, -1), zero)
+    return codes if row_matmul.runs_on(codes) else None
 
 
 def _usual(scheme: Scheme) -> str:

@@ -1,0 +1,111 @@
+"""One row times a weight of codes that are read as they are stored: the matmul of a decode step, without unpacking.
+
+    y[n] = Σ over groups g of scale[n, g] · Σ over k in g of x[k] · (code[n, k] − zero[n, g])
+
+Libraries without a kernel for a packed weight unpack it to 16 bits first, which at one row costs several times what reading
+the codes does. Used while decoding in a CUDA graph; prefill and eager decoding stay the library's own. All sums are in
+float32, so results differ from the library's by the rounding of its unpacked weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+NOTE = (
+    "Decoded with a matmul that reads the codes as they are stored, in place of the library's, which unpacks each weight first; "
+    "the same codes and scales, summed in float32."
+)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight (outputs, inputs) as codes.
+
+    Attributes:
+        codes: (outputs ÷ planes, inputs) of uint8, int8 or FP8. An element holds `planes` codes of `bits` bits, the highest first;
+            plane p has rows p · outputs ÷ planes and on.
+        scale, zero: (outputs, groups), groups along a row; (1, 1) for one of the whole tensor. zero: None where it is 0.
+    """
+
+    codes: Any
+    scale: Any
+    zero: Any = None
+    bits: int = 8
+
+    @property
+    def planes(self) -> int:
+        return 8 // self.bits
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, inputs = self.codes.shape
+        return rows * self.planes, inputs
+
+    @property
+    def group(self) -> int:
+        return self.codes.shape[1] // self.scale.shape[1]
+
+
+def runs_on(weight: Codes) -> bool:
+    """Whether the kernel takes the weight: groups are whole rows or powers of 2, and the card reads its codes."""
+    inputs = weight.codes.shape[1]
+    power = weight.group & (weight.group - 1) == 0 and 8 <= weight.group <= 512
+    if not (weight.scale.shape[1] == 1 or power) or inputs % 16:
+        return False
+    if weight.codes.device.type != "cuda" or not weight.codes.dtype.is_floating_point:
+        return True
+    import torch
+
+    return torch.cuda.get_device_capability(weight.codes.device) >= (8, 9)
+
+
+def one_row(x: Any, weight: Codes, bias: Any = None) -> Any:
+    """`x` (…, inputs) with one row in all → (…, outputs) in x's dtype."""
+    row = x.reshape(-1)
+    if row.numel() != weight.shape[1]:
+        raise ValueError(f"one row of {weight.shape[1]} at a time, not {tuple(x.shape)}")
+    out = (_kernel if x.device.type == "cuda" else plain)(row, weight)
+    out = out if bias is None else out + bias
+    return out.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def plain(row: Any, weight: Codes) -> Any:
+    """The formula in plain torch, float32 (outputs,): what the kernel is tested against."""
+    import torch
+
+    codes, (outputs, inputs) = weight.codes, weight.shape
+    if weight.planes > 1:
+        shifts = [weight.bits * (weight.planes - 1 - p) for p in range(weight.planes)]
+        codes = torch.cat([(codes >> shift) & (2**weight.bits - 1) for shift in shifts])
+    groups = codes.float().reshape(outputs, weight.scale.shape[1], -1)
+    if weight.zero is not None:
+        groups = groups - weight.zero.float()[..., None]
+    return ((groups * weight.scale.float()[..., None]).reshape(outputs, inputs) @ row.float()).float()
+
+
+def _kernel(row: Any, weight: Codes) -> Any:
+    import torch
+
+    outputs, inputs = weight.shape
+    stored, groups = weight.codes.shape[0], weight.scale.shape[1]
+    out = torch.empty(outputs, dtype=torch.float32, device=row.device)
+    rows = 1 if stored < 2048 else 2 if stored < 4096 else 4
+    block = min(1024, 1 << (inputs - 1).bit_length())
+    group = block if groups == 1 else weight.group
+    per_tensor = weight.scale.shape[0] == 1
+    _module().packed_row[(-(-stored // rows),)](
+        row.contiguous(), weight.codes, weight.scale, weight.scale if weight.zero is None else weight.zero, out,
+        stored, inputs, groups, 0 if per_tensor else groups,
+        BITS=weight.bits, PLANES=weight.planes, GROUPED=groups > 1, HAS_ZERO=weight.zero is not None,
+        ROWS=rows, GROUPS=max(1, block // group), GROUP=group, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@cache
+def _module() -> Any:
+    from comparator.backends.row_matmul import triton_kernel
+
+    return triton_kernel
