@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -45,6 +46,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config._comparator_data, ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """Loading and unloading a model collects garbage. That would look at all that was ever imported, which takes longer
+    than loading a small model does. What is alive between two files stays to the end."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def settings_env(monkeypatch: pytest.MonkeyPatch):
     """`settings_env(max_columns=2)` sets COMPARATOR_MAX_COLUMNS for this test and drops what was read before."""
@@ -71,10 +80,14 @@ def own_dirs(tmp_path: Path, settings_env) -> Path:
 @pytest.fixture(scope="session")
 def builtin():
     """The built-in model as a `Checkpoint`, converted at most once."""
+    import bitsandbytes  # noqa: F401  (with torch and transformers: what `gc.freeze` is for)
+
     from comparator.core.request import BUILTIN_MODEL
     from comparator.sources import open_checkpoint
 
-    return open_checkpoint(BUILTIN_MODEL)
+    checkpoint = open_checkpoint(BUILTIN_MODEL)
+    gc.freeze()
+    return checkpoint
 
 
 @pytest.fixture(scope="session")
