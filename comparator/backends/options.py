@@ -31,6 +31,11 @@ class Option:
     transformers_default: str | None = None  # said in `variants` where it differs from ours
 
     @property
+    def listed(self) -> str:
+        """`example`; every choice where the value alone is what is written."""
+        return ", ".join(self.choices) if self.choices and self.form == "{value}" else self.example
+
+    @property
     def example(self) -> str:
         value = self.default if self.default is not None else (self.choices[0] if self.choices else "…")
         return self.form.format(name=self.name, value=value)
@@ -73,6 +78,8 @@ def match_option(method: Method, name: str, value: str | None) -> tuple[Option, 
             before, _, after = option.form.partition("{value}")
             if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
                 middle = name[len(before) : len(name) - len(after)]
+                if middle in option.choices:
+                    return option, middle
                 if middle.lstrip("-").isdigit():
                     return option, _checked(option, middle)
     raise unknown_option(method, name if value is None else f"{name}={value}", name)
@@ -119,5 +126,5 @@ def unknown_option(method: Method, written: str, name: str) -> UserError:
     meant = f"Did you mean {method.options[known.index(near[0])].example}? " if near else ""
     return UserError(
         f"{method.name} has no option “{written}”.",
-        f"{meant}{method.name} takes {', '.join(o.example for o in method.options)}.",
+        f"{meant}{method.name} takes {', '.join(o.listed for o in method.options)}.",
     )

@@ -171,17 +171,25 @@ def refuse_contradictions(
 def check_same_model(quantized: Checkpoint, model: Checkpoint) -> None:
     """Raises `UserError` where the checkpoint is of another architecture or size than the comparison's model."""
     if quantized.architecture != model.architecture:
-        raise UserError(
-            f"{quantized.source} is a {quantized.architecture}; the comparison's model {model.source} is a "
-            f"{model.architecture}.",
-            "Compare it with the model it was made from.",
-        )
-    ours, theirs = config_of(model.path), config_of(quantized.path)
+        raise other_architecture(quantized.source, quantized.architecture, model)
+    check_sizes(quantized.source, config_of(quantized.path), model)
+
+
+def other_architecture(source: str, architecture: str, model: Checkpoint) -> UserError:
+    return UserError(
+        f"{source} is a {architecture}; the comparison's model {model.source} is a {model.architecture}.",
+        "Compare it with the model it was made from.",
+    )
+
+
+def check_sizes(source: str, config: dict[str, Any], model: Checkpoint) -> None:
+    """Raises `UserError` for a size in `config`, as config.json names it, that is not the model's."""
+    ours = config_of(model.path)
     for names in _SIZES:
-        one, other = _first(ours, names), _first(theirs, names)
+        one, other = _first(ours, names), _first(config, names)
         if one is not None and other is not None and one != other:
             raise UserError(
-                f"{quantized.source} has {names[0]} {other:,}; the comparison's model {model.source} has {one:,}.",
+                f"{source} has {names[0]} {other:,}; the comparison's model {model.source} has {one:,}.",
                 "It was made from a model of another size: compare it with that one.",
             )
 

@@ -65,19 +65,20 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watch(device: str) -> Iterator[Watch]:
-    """Sample what else runs on the processor, and on `device` if that is a GPU, while the block runs."""
+def watch(device: str, child: int | None = None) -> Iterator[Watch]:
+    """Sample what else runs on the processor, and on `device` if that is a GPU, while the block runs. `child`: the number
+    of a process that computes for this one, and counts as this one."""
     seen, handle = Watch(), nvml.handle(device)
     gpu = GpuSamples() if handle is not None else None
     done, since_us = threading.Event(), int(time.time() * 1e6)
     sampler = threading.Thread(target=_sample_gpu, args=(handle, gpu, done), daemon=True) if gpu else None
     if sampler:
         sampler.start()
-    before = sample_cpu()
+    before = sample_cpu(child=child)
     try:
         yield seen
     finally:
-        after = sample_cpu()
+        after = sample_cpu(child=child)
         done.set()
         if sampler:
             sampler.join()
@@ -160,18 +161,29 @@ def _often(samples: list[tuple[str, ...]]) -> tuple[str, ...]:
 # ---------------------------------------------------------------- CPU
 
 
-def sample_cpu(proc: Path = Path("/proc")) -> CpuSample:
+def sample_cpu(proc: Path = Path("/proc"), child: int | None = None) -> CpuSample:
     cores = (
         sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
     busy, stolen = _cores(proc, set(cores))
-    return CpuSample(time.perf_counter(), time.process_time(), _waited(proc), busy, stolen, len(cores))
+    processes = ["self"] if child is None else ["self", str(child)]
+    own_s = time.process_time() + (_used(proc / str(child)) if child else 0.0)
+    return CpuSample(time.perf_counter(), own_s, _waited(proc, processes), busy, stolen, len(cores))
 
 
-def _waited(proc: Path) -> dict[str, float] | None:
-    """Seconds that each thread of this process was ready to run and had no core: the second number of its schedstat."""
+def _used(process: Path) -> float:
+    """CPU time of another process in seconds; 0 where it cannot be read."""
+    try:
+        values = (process / "stat").read_text().rpartition(")")[2].split()
+        return (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+def _waited(proc: Path, processes: Sequence[str] = ("self",)) -> dict[str, float] | None:
+    """Seconds that each thread of the processes was ready to run and had no core: the second number of its schedstat."""
     waited = {}
-    for path in (proc / "self" / "task").glob("*/schedstat"):
+    for path in (p for name in processes for p in (proc / name / "task").glob("*/schedstat")):
         with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that ended in this moment
             waited[path.parent.name] = int(path.read_text().split()[1]) / 1e9
     return waited or None

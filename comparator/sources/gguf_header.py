@@ -27,6 +27,16 @@ _KEPT_BYTES = 2**20  # of a longer string only its length is kept
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """`type` is ggml's name ("Q4_1"); `shape` is in torch's order, rows of `shape[-1]` values; `bytes` as stored."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
 class GgufHeader:
     """`metadata` has arrays and very long strings only as their length, but for short arrays of numbers."""
 
@@ -35,6 +45,7 @@ class GgufHeader:
     types: dict[str, str]  # tensor name → ggml type: "Q4_1", "F32"
     parameters: int
     weight_types: Counter[str] = field(hash=False)  # elements by type
+    tensors: tuple[GgufTensor, ...] = ()
 
     @property
     def quantization(self) -> str | None:
@@ -161,7 +172,7 @@ def _parse(file: Path, header: _Cursor, size: int) -> GgufHeader:
         if (dimensions := header.number("I")) > _DIMENSIONS:
             raise _Damaged(f"a tensor of {dimensions:,} dimensions")
         shape = header.numbers("Q", dimensions)
-        tensors.append((str(name), math.prod(shape), header.number("I"), header.number()))
+        tensors.append((str(name), shape[::-1], header.number("I"), header.number()))
     _refuse_others(file, metadata, tensors)
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
@@ -217,17 +228,20 @@ def _header(file: Path, metadata: dict, tensors: list, start: int, size: int) ->
                 f"{file.name} holds weights of the type {named}, which cannot be unpacked here.",
                 "Use a file of a common type such as Q8_0 or Q4_K_M.",
             ) from None
-    types, elements, end = {}, Counter(), start
-    for name, count, kind, offset in tensors:
-        known = GGMLQuantizationType(kind)
+    types, elements, end, stored = {}, Counter(), start, []
+    for name, shape, kind, offset in tensors:
+        known, count = GGMLQuantizationType(kind), math.prod(shape)
         block, block_bytes = GGML_QUANT_SIZES[known]
         types[name] = known.name
+        stored.append(GgufTensor(name, known.name, shape, count // block * block_bytes))
         if not name.startswith("rope_"):  # tables of the rotary embedding, no weights
             elements[known.name] += count
-        end = max(end, start + offset + count // block * block_bytes)
+        end = max(end, start + offset + stored[-1].bytes)
     if end > size:
         raise _cut_off(file, f": {end / 1e6:,.1f} MB are needed, {size / 1e6:,.1f} MB are there")
-    return GgufHeader(metadata["general.architecture"], metadata, types, elements.total(), elements)
+    return GgufHeader(
+        metadata["general.architecture"], metadata, types, elements.total(), elements, tuple(stored)
+    )
 
 
 def _cut_off(file: Path, how: str) -> UserError:

@@ -71,7 +71,7 @@ def values(page: Page, recipe: Recipe) -> list[Any]:
 def _picked(page: Page, recipe: Recipe) -> dict[str, Any]:
     """The list of variants: the presets, and below them the others of the recipe."""
     most = page.settings.max_columns
-    value = variants.picked(most)
+    value = variants.picked(most, recipe.model or page.settings.model)
     listed = {row["notation"] for row in value["rows"]}
     for cell in recipe.cells:
         if cell.variant.notation not in listed:

@@ -10,6 +10,7 @@ import pytest
 from comparator.backends import backend_for, methods, resolve
 from comparator.backends.base import AdapterKind
 from comparator.core.errors import UserError
+from comparator.runtimes import runtime_for
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 
@@ -41,7 +42,11 @@ def test_a_row_says_what_its_backend_does(notation: str):
     variant = resolve(f"{notation}@user/repo" if method.needs_source else notation)
     assert row["made here"] == ("no" if method.needs_source else "yes")
     assert row["ready-made"] == ("yes" if method.takes_source else "–")
-    assert row["LoRA"] == ("yes, merged too" if merges(backend_for(variant), variant) else "yes, not merged")
+    none = "adapters" in runtime_for(variant).absent
+    takes = (
+        "no" if none else "yes, merged too" if merges(backend_for(variant), variant) else "yes, not merged"
+    )
+    assert row["LoRA"] == takes
     if not method.needs_source:
         try:
             backend.training(variant, "cuda")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comparator.backends import methods, own_variant, presets, resolve
+from comparator.backends import methods, offers, own_variant, presets, resolve
 from comparator.core.errors import UserError
 from comparator.core.state import ModelFacts
 from comparator.core.variant import Variant
@@ -21,27 +21,34 @@ GROUPS = ("16 bit and more", "8 bit", "4 bit and fewer")  # headings in the list
 def build(page: Page) -> None:
     html('<h2 class="section">Variants <span class="aside">reference</span></h2>')
     page.fields["picked"] = html(
-        picked(page.settings.max_columns),
+        picked(page.settings.max_columns, page.settings.model),
         html_template='<div class="picker"></div>',
         js_on_load="qc.picker(element, props, watch)",
         elem_id="variants",
     )
 
 
-def picked(max_columns: int) -> dict[str, Any]:
-    """The list on a first visit: every preset, three of them selected."""
-    rows = sorted((row(resolve(notation)) for notation in presets()), key=lambda r: GROUPS.index(r["group"]))
+def picked(max_columns: int, model: str = "") -> dict[str, Any]:
+    """The list on a first visit: every preset and what this model has beside them, three of them selected."""
+    offered = offers(model) if model else []
+    rows = sorted(map(row, map(resolve, (*presets(), *offered))), key=lambda r: GROUPS.index(r["group"]))
     first = [name for name in FIRST if any(r["notation"] == name and not r["why"] for r in rows)]
-    return {"rows": rows, "on": first[:max_columns], "reference": "auto", "max": max_columns}
+    return {
+        "rows": rows,
+        "on": first[:max_columns],
+        "reference": "auto",
+        "max": max_columns,
+        "offered": offered,
+    }
 
 
 def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[str, Any] | None:
-    """The list for another model, or None where it stays as it is: of a quantized model its own variant is selected, and
-    what needs full precision is unavailable."""
-    before = value.get("quantized") if isinstance(value, dict) else None
-    own = own_variant(facts) if facts else None
+    """The list for another model, or None where it stays as it is: with what that model has beside the presets; of a
+    quantized model its own variant is selected, and what needs full precision is unavailable."""
+    listed = value if isinstance(value, dict) else {}
+    before, own = listed.get("quantized"), own_variant(facts) if facts else None
     if own is None or facts is None:
-        return picked(max_columns) if before else None
+        return _with_offers(listed, facts, max_columns)
     if before == own.notation:
         return None
     new = picked(max_columns)
@@ -52,6 +59,19 @@ def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[st
         "on": [own.notation],
         "quantized": own.notation,
     }
+
+
+def _with_offers(listed: dict, facts: ModelFacts | None, max_columns: int) -> dict[str, Any] | None:
+    """As `for_model`, of a model in full precision, or one of which nothing is known."""
+    new = picked(max_columns, facts.source if facts else "")
+    if listed.get("quantized"):
+        return new
+    if facts is None or new["offered"] == listed.get("offered", []):
+        return None
+    gone = set(_listed(listed.get("offered"))) - set(new["offered"])
+    added = [r for r in _listed(listed.get("rows")) if isinstance(r, dict) and r.get("custom")]
+    on = [name for name in _listed(listed.get("on")) if name not in gone]
+    return {**listed, "rows": [*new["rows"], *added], "on": on, "offered": new["offered"], "max": max_columns}
 
 
 def row(variant: Variant, custom: bool = False) -> dict[str, Any]:

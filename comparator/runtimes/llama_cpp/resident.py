@@ -1,0 +1,182 @@
+"""One resident GGUF file: what the engine asks of it, answered by its llama.cpp process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comparator.core.errors import Stopped
+from comparator.core.messages import Generation, Prompt
+from comparator.core.request import GenerationSettings
+from comparator.core.variant import Adapter
+from comparator.metrics import energy, interference, latency
+from comparator.runtimes.base import OnToken, ResidentModel
+from comparator.runtimes.llama_cpp.child import Child
+from comparator.runtimes.llama_cpp.chooser import Rules
+from comparator.runtimes.llama_cpp.worker import MOST_BATCH
+
+
+@dataclass(kw_only=True, eq=False)
+class LlamaCppModel(ResidentModel):
+    """`vocabulary` is the checkpoint's, to which wider logits of the file are cut."""
+
+    file: Path
+    gpu: int | None
+    threads: int
+    child: Child
+    rules: Rules
+    buffers: dict[str, int] = field(default_factory=dict)  # of the current context, by kind
+    _tokenizer: Any = None
+
+    def use(self) -> None:
+        """A process that has ended is started anew."""
+        if not self.child.alive:
+            self.child.close()
+            self.child = Child(self.variant.notation)
+            self.child.open(self.file, self.gpu, self.threads, lambda: None)
+
+    def unload(self) -> None:
+        self.child.close()
+
+    # ------------------------------------------------------------ generating
+
+    def generate(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings,
+        cancel: threading.Event,
+        emit: OnToken,
+        adapter: Adapter | None = None,
+    ) -> Generation:
+        ids = list(prompt.token_ids)
+        prepare_s = self._prepare(ids, settings.max_new_tokens, cancel)
+        choose = self.rules.chooser(settings, len(ids))
+        tokens: list[int] = []
+        times: list[float] = []
+        self.child.ask("watch_peak")
+        watched = interference.watch(self.device, self.child.pid)
+        with energy.metered(self.device) as used, watched as seen:
+            start_s = time.perf_counter()
+            reason = self._decode(ids, settings.max_new_tokens, choose, cancel, tokens, times, emit)
+        risen = self.child.ask("risen_bytes")
+        return Generation(
+            token_ids=tuple(tokens),
+            finish_reason=reason,
+            latency=latency.from_timestamps(start_s, times, len(ids), seen.found),
+            prepare_s=prepare_s,
+            run_peak_bytes=self.held_bytes + (risen or 0),
+            kv_cache_bytes=self.buffers.get("KV"),
+            decode_path="llama.cpp",
+            joules_per_token=used.per_token(times),
+            notes=self._tokenizer_note(ids),
+        )
+
+    def _decode(
+        self, ids: list[int], count: int, choose: Any, cancel: threading.Event, tokens: list[int],
+        times: list[float], emit: OnToken,
+    ) -> str:  # fmt: skip
+        """Fill in `tokens` and `times`; returns why it ended."""
+        import torch
+
+        history = torch.tensor([ids + [0] * count])
+        try:
+            for step, logits in enumerate(self._steps(ids, tokens, count, cancel)):
+                at = len(ids) + step
+                token = choose(history[:, :at], torch.from_numpy(logits), step)
+                now_s = time.perf_counter()
+                history[0, at] = token
+                tokens.append(token)
+                times.append(now_s)
+                emit((token, now_s))
+                if token in self.rules.ends:
+                    return "eos"
+                if cancel.is_set():
+                    return "stopped"
+        except Stopped:
+            return "stopped"
+        return "length"
+
+    def _steps(
+        self, ids: list[int], tokens: Sequence[int], count: int, cancel: threading.Event
+    ) -> Iterator[np.ndarray]:
+        """Logits (1, vocabulary) after the prompt, and after each of `tokens`, which may grow meanwhile; `count` in all."""
+        for start in range(0, len(ids), MOST_BATCH):
+            self.child.feed(ids[start : start + MOST_BATCH], cancel)
+        for step in range(count):
+            yield self.child.last_logits[:, : self.vocabulary]
+            if step + 1 < count:
+                self.child.feed(tokens[step : step + 1], cancel)
+
+    def _prepare(self, ids: list[int], count: int, cancel: threading.Event) -> float:
+        """A context of the right size, its memory touched by one short pass. Seconds."""
+        start_s = time.perf_counter()
+        if self._use(len(ids) + count, 1):
+            try:
+                self.child.feed(ids[:MOST_BATCH][:64], cancel)
+            except Stopped:
+                pass
+            self._use(len(ids) + count, 1)
+        return time.perf_counter() - start_s
+
+    def _use(self, tokens: int, rows: int) -> bool:
+        """An empty context; returns whether it was made anew."""
+        before, self.buffers = self.buffers, self.child.ask("use", tokens, rows)
+        return before != self.buffers
+
+    def _tokenizer_note(self, ids: list[int]) -> tuple[str, ...]:
+        """Where llama.cpp would read the prompt's text as other tokens than those that every column gets."""
+        from transformers import AutoTokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                self.checkpoint.path, local_files_only=True, trust_remote_code=False
+            )
+        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        theirs = self.child.ask("tokenize", text)
+        if theirs is None or theirs == ids:
+            return ()
+        at = next((i for i, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), len(ids))
+        return (
+            f"llama.cpp's own tokenizer reads this prompt as {len(theirs):,} tokens, which differ from position {at + 1:,} "
+            f"on. It got the {len(ids):,} tokens of the model's tokenizer, as every column did.",
+        )
+
+    # ------------------------------------------------------------ logits
+
+    def answer_logits(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int], cancel: threading.Event
+    ) -> Generator[Any]:
+        self._use(len(prompt_ids) + len(token_ids), 1)
+        for logits in self._steps(list(prompt_ids), token_ids, len(token_ids), cancel):
+            if cancel.is_set():
+                raise Stopped
+            yield logits[0].copy()
+
+    def window_logits(self, token_ids: Sequence[int], skip: int, cancel: threading.Event) -> Any:
+        """In passes of `MOST_BATCH` tokens, llama.cpp's physical batch."""
+        logits = np.empty((len(token_ids) - skip, self.vocabulary), np.float32)
+        for rows, part in self.chunked_logits(token_ids, skip, MOST_BATCH, cancel):
+            logits[rows] = part
+        return logits
+
+    def chunked_logits(
+        self, token_ids: Sequence[int], skip: int, chunk: int, cancel: threading.Event
+    ) -> Iterator[tuple[slice, Any]]:
+        self._use(len(token_ids), MOST_BATCH)
+        chunk = min(chunk, MOST_BATCH)
+        for start in range(0, len(token_ids), chunk):
+            piece = token_ids[start : start + chunk]
+            end, low = start + len(piece), max(start, skip)
+            if end <= skip:
+                self.child.feed(piece, cancel)
+                continue
+            self.child.feed(piece, cancel, every=True)
+            part = np.empty((end - low, self.child.vocabulary), np.float32)
+            self.child.copy_logits(part, low - start)
+            yield slice(low - skip, end - skip), part[:, : self.vocabulary]
