@@ -80,3 +80,21 @@ def test_a_forged_list_does_no_harm(value):
 
 def test_only_what_fits_is_ticked_at_first():
     assert variants.picked(2)["on"] == ["bf16", "int8"]
+
+
+def test_what_a_model_has_beside_the_presets_is_listed_for_it_alone():
+    """The built-in model's own GGUF file, which another model does not have."""
+    from comparator.core.state import ModelFacts
+
+    def names(value):
+        return [row["notation"] for row in value["rows"]]
+
+    first = variants.picked(8, "smollm2-135m")
+    assert "gguf@smollm2-135m" in names(first) and "gguf@smollm2-135m" not in names(variants.picked(8))
+    assert variants.for_model(first, ModelFacts("smollm2-135m"), 8) is None
+    assert variants.for_model(first, None, 8) is None, "nothing is known of the model that is being typed"
+    chosen = variants.with_added(first | {"on": ["bf16", "gguf@smollm2-135m"]}, "fp4:dq", 8)
+    other = variants.for_model(chosen, ModelFacts("user/model"), 8)
+    assert "gguf@smollm2-135m" not in names(other) and other["on"] == ["bf16", "fp4:dq"]
+    assert names(other)[-1] == "fp4:dq", "what was added by hand stays"
+    assert "gguf@smollm2-135m" in names(variants.for_model(other, ModelFacts("smollm2-135m"), 8))

@@ -68,9 +68,9 @@ def _with_offers(listed: dict, facts: ModelFacts | None, max_columns: int) -> di
         return new
     if facts is None or new["offered"] == listed.get("offered", []):
         return None
-    gone = set(_listed(listed.get("offered"))) - set(new["offered"])
+    withdrawn = set(_listed(listed.get("offered"))) - set(new["offered"])
     added = [r for r in _listed(listed.get("rows")) if isinstance(r, dict) and r.get("custom")]
-    on = [name for name in _listed(listed.get("on")) if name not in gone]
+    on = [name for name in _listed(listed.get("on")) if name not in withdrawn]
     return {**listed, "rows": [*new["rows"], *added], "on": on, "offered": new["offered"], "max": max_columns}
 
 

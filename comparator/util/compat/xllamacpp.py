@@ -115,6 +115,6 @@ def layout_problem(library: Any) -> str | None:
     )  # fmt: skip
     for struct, fields in expected:
         for field, value in fields.items():
-            if (found := getattr(struct, field)) != value:
-                return f"{type(struct).__name__}.{field} is {found}, not {value}"
+            if (default := getattr(struct, field)) != value:
+                return f"{type(struct).__name__}.{field} is {default}, not {value}"
     return None
