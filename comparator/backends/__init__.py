@@ -17,7 +17,7 @@ from comparator.sources.checkpoint import Checkpoint
 
 __all__ = [
     "all_backends", "backend_for", "libraries", "methods", "most_precise", "offers", "own_variant", "owner", "packages", "presets",
-    "quantized_type", "readers", "require_full_precision", "resolve",
+    "quantized_type", "readers", "require_full_precision", "resolve", "source_kind",
     "unquantized_experts",
 ]  # fmt: skip
 
@@ -66,6 +66,11 @@ def presets() -> list[str]:
 def offers(model: str) -> list[str]:
     """Ready-made notations for this model, beside the presets."""
     return [notation for backend in all_backends() for notation in backend.offers(model)]
+
+
+def source_kind(variant: Variant) -> str:
+    """What the variant's source is, where it has one: "checkpoint" or "endpoint"."""
+    return backend_for(variant).source_kind
 
 
 def most_precise(variants: list[Variant]) -> Variant:

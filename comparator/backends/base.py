@@ -25,7 +25,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from comparator.backends.options import Method, Option, match_option
 from comparator.core.errors import UserError
@@ -127,6 +127,8 @@ class Backend:
     runtime: ClassVar[str] = "transformers"
     """Name of the `Runtime` (comparator/runtimes) that executes its variants. Another one loads them itself: `load` and
     what follows it below is asked by transformers' only."""
+    source_kind: ClassVar[Literal["checkpoint", "endpoint"]] = "checkpoint"
+    """What a source after the @ is: a model's files, with a tokenizer that has to fit, or a server."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Packages that must be installed, by import name, which is also what pip installs and whose versions every
     document's environment records."""

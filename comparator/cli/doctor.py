@@ -98,12 +98,18 @@ def _weights(checkpoint: Checkpoint) -> Check:
 
 
 def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits) -> Check:
-    from comparator.backends import backend_for, require_full_precision, resolve, unquantized_experts
+    from comparator.backends import (
+        backend_for,
+        require_full_precision,
+        resolve,
+        source_kind,
+        unquantized_experts,
+    )  # fmt: skip
 
     try:
         variant = resolve(text)
         if variant.source:
-            limits.check_source(variant.source)
+            limits.check_source(variant.source, source_kind(variant))
         else:
             require_full_precision(checkpoint)
         backend = backend_for(variant)

@@ -1,6 +1,6 @@
 """Detects and marks columns that ran on different kinds of devices.
 
-Where all columns ran in one place, their `environment` is None: it is the comparison's.
+The `environment` of a column that ran on the comparison's own device is None.
 """
 
 from __future__ import annotations
@@ -20,9 +20,21 @@ def kind(environment: Environment) -> tuple:
 
 def across(cell: CellResult | None, reference: CellResult | None) -> bool:
     """Whether the two columns ran on unlike devices."""
-    ours = cell.environment if cell else None
-    theirs = reference.environment if reference else None
-    return ours is not None and theirs is not None and kind(ours) != kind(theirs)
+    return (
+        cell is not None
+        and reference is not None
+        and _ran(cell, reference)
+        and _kind(cell) != _kind(reference)
+    )
+
+
+def _ran(*cells: CellResult) -> bool:
+    return all(c.environment is not None or c.kernel is not None for c in cells)
+
+
+def _kind(cell: CellResult) -> tuple | None:
+    """`kind` of where it ran; None: the comparison's own device."""
+    return kind(cell.environment) if cell.environment else None
 
 
 def mark(cell: CellResult | None, reference: CellResult | None) -> str:
@@ -37,11 +49,12 @@ def place(environment: Environment) -> str:
 
 def unlike(cells: Iterable[CellResult]) -> str:
     """A warning if the columns ran on unlike devices; "" otherwise."""
-    measured = [c for c in cells if c.environment is not None]
-    if len({kind(c.environment) for c in measured}) < 2:
+    measured = [c for c in cells if _ran(c)]
+    if len({_kind(c) for c in measured}) < 2:
         return ""
     labels_by_place: dict[str, list[str]] = {}
     for cell in measured:
-        labels_by_place.setdefault(place(cell.environment), []).append(cell.label)
+        where = place(cell.environment) if cell.environment else "this machine"
+        labels_by_place.setdefault(where, []).append(cell.label)
     devices = "; ".join(f"{', '.join(names)} on {device}" for device, names in labels_by_place.items())
     return f"Compared across unlike devices: {devices}. {MEANING}"

@@ -52,11 +52,16 @@ class Prompt:
     token_ids: tuple[int, ...]
     chat: bool
     opened: str = ""  # the thinking tag that the chat template printed at the end
+    # The same before it was tokenized, for a server that takes no token ids: the text with the template's own tokens in
+    # it, and the (role, content) of each message.
+    text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One run of one column. What a runtime does not measure stays None; `text` is filled in by the engine."""
+    """One run of one column. What a runtime does not measure stays None; `text` is filled in by the engine where the
+    runtime has none of its own."""
 
     token_ids: tuple[int, ...]
     finish_reason: str | None  # "eos", "length" or "stopped"

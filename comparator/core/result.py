@@ -62,6 +62,7 @@ class Latency:
     eager_decode_tok_s: float | None = None  # where `decode` is "both"
     floor_tok_s: float | None = None  # the roofline
     adapter_switch_s: float | None = None
+    round_trip_s: float | None = None  # to a server
     extra: dict[str, float] = field(default_factory=dict)  # metrics without a field above, by their key
 
     @property
@@ -103,17 +104,29 @@ class TopToken:
 
 @dataclass(frozen=True)
 class PromptFidelity:
-    """The reference's own answer, scored by this column with its own decode path. One entry per reference token."""
+    """The reference's own answer, scored by this column with its own decode path. One entry per reference token.
+
+    Of a column that gives no full logits: `top_k` is how many log-probabilities it gives at a position, 0 for none (no
+    `kl` and `p` then); `kl` is a lower bound, with all tokens that it does not name as one. `forced` False: it answered
+    in its own words, which are compared up to where they first differ; the entries end there.
+    """
 
     token_ids: tuple[int, ...] = ()
     tokens: tuple[str, ...] = ()  # their texts, for display
     kl: tuple[float, ...] = ()  # KL(reference || column), nats
-    p: tuple[float, ...] = ()
+    p: tuple[float | None, ...] = ()
     reference_p: tuple[float, ...] = ()
-    rank: tuple[int, ...] = ()  # 0: this column's greedy choice is the reference's token
+    rank: tuple[int | None, ...] = ()  # 0: this column's greedy choice is the reference's token
     first_difference: int | None = None
     top: tuple[tuple[TopToken, ...], ...] = ()
     reference_top: tuple[tuple[TopToken, ...], ...] = ()
+    top_k: int | None = None  # None: full logits
+    forced: bool = True
+
+    @property
+    def at_least(self) -> bool:
+        """Whether `kl` is a lower bound."""
+        return self.top_k is not None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from comparator.core.endpoints import parse_endpoints
 from comparator.core.errors import UserError
 from comparator.core.request import BUILTIN_MODEL
 
@@ -35,6 +36,7 @@ class Settings(BaseSettings):
         0, ge=0, le=100, description="Runs per column where a request names none; 0: automatic"
     )
     public: bool = Field(default_factory=_on_space)
+    endpoints: str = Field("", description="NAME=ADDRESS of servers with OpenAI's API: docs/engines.md")
     ray_address: str | None = Field(None, description="auto, HOST:PORT or ray://HOST:PORT: docs/cluster.md")
     parallel: bool = Field(False, description="Columns on different devices of a cluster at the same time")
 
@@ -126,6 +128,7 @@ def get_settings() -> Settings:
         settings = Settings()
         settings.budget_bytes  # noqa: B018 - parsed here, so that a typo is reported at the start
         settings.max_upload_bytes  # noqa: B018
+        parse_endpoints(settings.endpoints)
         return settings
     except ValidationError as error:
         first = error.errors()[0]

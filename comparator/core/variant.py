@@ -3,7 +3,7 @@
     METHOD[@SOURCE[@REVISION]][:option,option…]     nf4:dq,compute=fp16
     SOURCE[@REVISION][*SCALE][:merged]              pirate*0.5
 
-SOURCE is the text between the first `@` and the last `:`. In a path, a revision or a value the characters of
+SOURCE is the text between the first `@` and the last `:`, or an address http://…. In a path, a revision or a value the characters of
 the grammar are percent-encoded. Lists are joined with `+`. The printed form is canonical: bare words first,
 then `name=value`, each sorted by name; the backends omit defaults. Parsing the printed form returns an equal
 object.
@@ -20,6 +20,9 @@ from comparator.core.errors import UserError
 
 _WORD = re.compile(r"[a-z0-9_]+")
 _UNSAFE = re.compile(r"[%@:,*=+\s]")
+_ADDRESS = re.compile(
+    r"https?://[^\s%@,*=+]+", re.IGNORECASE
+)  # a source that needs no encoding; no options follow
 
 
 def _quote(text: str, keep: str = "") -> str:
@@ -35,6 +38,8 @@ def parse_variant(text: str) -> Variant:
     head, options = notation, ""
     at = notation.find("@")
     colon = notation.rfind(":") if at >= 0 else notation.find(":")
+    if at >= 0 and _ADDRESS.fullmatch(notation, at + 1):
+        colon = -1
     if colon > at or (at < 0 <= colon):
         head, options = notation[:colon], notation[colon + 1 :]
         if not options.strip():
@@ -83,7 +88,8 @@ def format_variant(variant: Variant) -> str:
     """The canonical notation of a variant."""
     text = variant.method
     if variant.source:
-        text += "@" + _quote(variant.source)
+        plain = _ADDRESS.fullmatch(variant.source) and not variant.revision and not variant.options
+        text += "@" + (variant.source if plain else _quote(variant.source))
         if variant.revision:
             text += "@" + _quote(variant.revision)
     if variant.options:

@@ -33,14 +33,16 @@ def encode(
         )
     if chat is False and (template.name or template.variables):
         raise UserError("Template variables need the chat template.", "Turn it on, or leave them out.")
+    messages = (*([("system", system)] if system else []), ("user", prompt))
     if chat is False or not has_template:
-        ids = _one_bos(tokenizer, tokenizer(f"{system}\n\n{prompt}" if system else prompt)["input_ids"])
+        text = f"{system}\n\n{prompt}" if system else prompt
+        ids = _one_bos(tokenizer, tokenizer(text)["input_ids"])
         if not ids:
             raise UserError("The prompt has no tokens for this model.", "Type something longer.")
-        return Prompt(ids, False)
+        return Prompt(ids, False, text=text, messages=messages)
     text = chat_template.render(tokenizer, prompt, system, template)
     ids = _one_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
-    return Prompt(ids, True, chat_template.opened(text))
+    return Prompt(ids, True, chat_template.opened(text), text, messages)
 
 
 def _one_bos(tokenizer: Any, ids: list[int]) -> tuple[int, ...]:

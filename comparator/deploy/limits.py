@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from comparator.backends import source_kind
+from comparator.core.endpoints import parse_endpoints
 from comparator.core.errors import UserError
 from comparator.core.request import Request
 from comparator.core.settings import Settings, get_settings
@@ -56,6 +58,7 @@ class Limits:
     max_evaluation_characters: int | None = None
     max_model_parameters: int | None = None
     allowed_models: tuple[str, ...] = ()  # patterns, see `allows`; empty: every model
+    endpoints: tuple[str, ...] = ()  # names of the servers that the operator listed
     requests_per_minute: int | None = None  # per visitor
     requests_per_minute_total: int | None = None
 
@@ -115,7 +118,7 @@ class Limits:
     def check_cell(self, cell: Cell) -> None:
         """`check_source` for a column's checkpoint and adapter; in public mode no option may name a file."""
         if cell.variant.source:
-            self.check_source(_named(cell.variant.source, cell.variant.revision), "checkpoint")
+            self.check_source(_named(cell.variant.source, cell.variant.revision), source_kind(cell.variant))
         for option, value in cell.variant.options:
             if self.public and value is not None and _is_path(value):
                 raise UserError(
@@ -129,7 +132,9 @@ class Limits:
         self.check_source(_named(adapter.source, adapter.revision), "adapter")
 
     def check_source(self, name: str, what: str = "model") -> None:
-        """Raises `UserError` if a model, checkpoint or adapter of this name (with `@revision`) is not allowed here."""
+        """Raises `UserError` if a model, checkpoint, adapter (with `@revision`) or endpoint of this name is not allowed here."""
+        if what == "endpoint":
+            return self._check_endpoint(name)
         if _is_builtin(name, what):
             return
         if self.public and (not _HUB_NAME.fullmatch(name) or ".." in name or _is_path(name)):
@@ -143,6 +148,17 @@ class Limits:
                 f"“{name[:100]}” is not on this server's list (COMPARATOR_ALLOWED_MODELS).",
                 f"It takes {', '.join(self.allowed_models[:8])}{' …' if len(self.allowed_models) > 8 else ''}.",
             )
+
+    def _check_endpoint(self, name: str) -> None:
+        """Raises `UserError` for a server that the operator did not list, where visitors may not name their own: it is
+        this machine that would open the connection."""
+        if name in self.endpoints or not (self.public or self.allowed_models):
+            return
+        there = f"It has {', '.join(self.endpoints)}." if self.endpoints else "It has none."
+        raise UserError(
+            f"“{name[:100]}” is not an endpoint of this server (COMPARATOR_ENDPOINTS).",
+            f"{there} Run Quant Comparator on your own machine to use another one.",
+        )
 
     def allows(self, name: str) -> bool:
         """Whether the allow-list has this model, checkpoint or adapter. Built-in names need no entry.
@@ -187,6 +203,7 @@ def limits_of(settings: Settings) -> Limits:
         max_evaluation_characters=value("max_evaluation_characters"),
         max_model_parameters=None if parameters is None else parse_count(parameters),
         allowed_models=tuple(filter(None, (m.strip() for m in settings.allowed_models.split(",")))),
+        endpoints=tuple(parse_endpoints(settings.endpoints)),
         requests_per_minute=value("requests_per_minute"),
         requests_per_minute_total=value("requests_per_minute_total"),
     )

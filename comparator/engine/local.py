@@ -190,10 +190,10 @@ class LocalEngine(SinglePlaceEngine):
     def complete(
         self, model: str, cell: Cell, cancel: threading.Event, on_progress: OnProgress = ignore
     ) -> Cell:
-        from comparator.backends import backend_for, require_full_precision
+        from comparator.backends import backend_for, require_full_precision, source_kind
 
         def work(on_progress: OnProgress) -> Cell:
-            self._check(cell.variant, "checkpoint")
+            self._check(cell.variant, source_kind(cell.variant))
             backend, checkpoint = backend_for(cell.variant), self._checkpoint(model)
             if not cell.variant.source:
                 require_full_precision(checkpoint)
@@ -245,10 +245,11 @@ class LocalEngine(SinglePlaceEngine):
 
     def load(self, request: LoadRequest, cancel: threading.Event, on_progress: OnProgress = ignore) -> Loaded:
         def work(on_progress: OnProgress) -> Loaded:
+            from comparator.backends import source_kind
             from comparator.runtimes import runtime_for
 
             variant, adapter = request.variant, request.adapter
-            self._check(variant, "checkpoint")
+            self._check(variant, source_kind(variant))
             checkpoint = self._checkpoint(request.model)
             if adapter is not None:
                 runtime_for(variant).require("adapters", variant)
@@ -323,6 +324,7 @@ class LocalEngine(SinglePlaceEngine):
         rest, whole = text.finish()
         if rest:
             on_chunk(Chunk(rest, (), ()))
+        whole = run.text or whole
         return replace(
             run, text=whole, thinking=thinking(text.tokenizer, run.token_ids, whole, prompt.opened)
         )

@@ -85,7 +85,7 @@ class Pool:
         slot = self.find(checkpoint, variant, max_memory, plan)
         if slot is not None:
             slot.last_used = time.monotonic()
-            slot.memory = replace(slot.memory, shared_bytes=self.shared_bytes(slot))
+            self._note_shared(slot)
             return slot, False
         backend, runtime = backend_for(variant), runtime_for(variant)
         if reason := backend.unavailable():
@@ -116,9 +116,13 @@ class Pool:
             memory.give_back()
             raise
         self.slots[slot.handle] = slot
-        slot.memory = replace(slot.memory, shared_bytes=self.shared_bytes(slot))
+        self._note_shared(slot)
         self.on_change()
         return slot, True
+
+    def _note_shared(self, slot: ResidentModel) -> None:
+        if slot.storages:  # else it tells nothing of what it holds
+            slot.memory = replace(slot.memory, shared_bytes=self.shared_bytes(slot))
 
     def _placement(
         self, needed: int, max_memory: dict | None, variant: Variant, runtime: Runtime
@@ -137,6 +141,8 @@ class Pool:
         self, variant: Variant, needed: int, placement: Placement, evict: bool, keep: set[str]
     ) -> None:
         """Refuse what cannot fit, with both figures; or unload what was least recently used."""
+        if not needed:
+            return  # it is held elsewhere
         if placement.max_memory:
             possible = needed <= sum(placement.max_memory.values())
             while (

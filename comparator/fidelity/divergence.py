@@ -11,7 +11,7 @@ Everything is in nats and float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,6 +21,7 @@ BLOCK_ROWS = 8  # rows of float64 that stay in a CPU's cache; 512 at a time ran 
 TOP = 5
 _GROUP = 64
 _SAFE_EXPONENT = 500.0
+_LEAST_REST = 1e-6  # a sum of probabilities that are printed with some seven digits is no more exact
 PERCENTILES = {"p01": 1, "p05": 5, "p10": 10, "median": 50, "p90": 90, "p95": 95, "p99": 99, "p999": 99.9}
 
 
@@ -194,6 +195,25 @@ def top(logits: Any, count: int = TOP) -> list[tuple[int, float]]:
     p = torch.softmax(logits.to(torch.float64), dim=-1)
     best = p.topk(min(count, p.shape[-1]))
     return [(int(i), float(v)) for i, v in zip(best.indices, best.values, strict=True)]
+
+
+def bucketed_kl(reference: Any, log_q: Mapping[int, float]) -> float:
+    """A lower bound of KL(reference ‖ variant) in nats, where the variant gives some tokens' log-probabilities only.
+
+    reference: logits (vocabulary,); log_q: nats by token id. With K the named tokens and p, q summed over all others:
+        Σ_K p_i (log p_i − log q_i) + p_rest (log p_rest − log q_rest) ≤ KL(p ‖ q)
+    which is the log-sum inequality. q_rest is 1 less the named ones, and no less than `_LEAST_REST`, which only lowers it.
+    """
+    import torch
+
+    log_p = torch.log_softmax(reference.to(torch.float64), dim=-1)
+    ids = [token for token in log_q if token < len(log_p)]
+    ours = torch.tensor([log_q[token] for token in ids], dtype=torch.float64)
+    theirs = log_p[ids].cpu()
+    rest_p = max(0.0, 1.0 - float(theirs.exp().sum()))
+    rest_q = max(_LEAST_REST, 1.0 - float(ours.exp().sum()))
+    rest = rest_p * (math.log(rest_p) - math.log(rest_q)) if rest_p > 0 else 0.0
+    return max(0.0, float((theirs.exp() * (theirs - ours)).sum()) + rest)
 
 
 # ---------------------------------------------------------------- positions → figures

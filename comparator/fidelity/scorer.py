@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comparator.backends import source_kind
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import Event, Scoring
 from comparator.core.messages import LoadRequest
@@ -31,6 +32,8 @@ from comparator.fidelity.tasks import (
     ScoreText,
     WeightErrors,
 )
+from comparator.runtimes import runtime_for
+from comparator.util import formatting
 
 if TYPE_CHECKING:
     from comparator.core.messages import Prompt
@@ -135,10 +138,15 @@ class FidelityScorer:
         self._report(column, 0.0, "scoring the answer")
         self._check_tokenizer(column)
         fidelity = self._write(column, Fidelity(self._on_the_answer(column, reference)))
+        column.result = replace(column.result, notes=(*column.result.notes, *scoring_notes(fidelity.prompt)))
         self._weights(column, reference)
         fidelity = self._write(column, replace(fidelity, adapter=self._adapter_drift(column, reference)))
         if self.request.fidelity == "text":
-            self._write(column, replace(fidelity, text=self._on_the_text(column, reference)))
+            if reason := runtime_for(column.exact.variant).absent.get("full logits"):
+                note = f"Divergence and perplexity on the text are –: {reason}."
+                column.result = replace(column.result, notes=(*column.result.notes, note))
+            else:
+                self._write(column, replace(fidelity, text=self._on_the_text(column, reference)))
 
     def _write(self, column: Column, fidelity: Fidelity) -> Fidelity:
         column.result = replace(column.result, fidelity=fidelity)
@@ -178,7 +186,7 @@ class FidelityScorer:
         task = ScoreAnswer(
             self._column_ref(mine),
             reference.ref.name,
-            self.prompt.token_ids,
+            self.prompt,
             reference.token_ids,
             reference.logits,
             itself=reference.column is column,
@@ -289,7 +297,7 @@ class FidelityScorer:
     def _check_tokenizer(self, column: Column) -> None:
         """Only a variant with a source of its own can have another tokenizer. Raises `UserError` if it has."""
         for one in (self.reference, column):
-            if one.exact.variant.source is None:
+            if one.exact.variant.source is None or source_kind(one.exact.variant) != "checkpoint":
                 continue
             difference = self._run(column, OtherTokenizer(self.request.model, one.exact.variant))
             if difference:
@@ -324,6 +332,24 @@ class FidelityScorer:
         if self._folder is None:
             self._folder = scores_folder(self.engine.settings.cache_dir)
         return self._folder
+
+
+def scoring_notes(prompt: PromptFidelity) -> list[str]:
+    """For a column without full logits: what its figures on the answer are, and why some are missing."""
+    if prompt.top_k is None:
+        return []
+    notes = [
+        f"KL divergence is a lower bound (≥): the column names its {prompt.top_k} likeliest tokens at each position, and all "
+        "others count as one."
+        if prompt.kl
+        else "KL divergence is –: the column gives no log-probabilities."
+    ]
+    if not prompt.forced:
+        notes.append(
+            "It cannot be made to follow the reference's answer, so its own greedy answer was compared up to the first "
+            f"difference: {formatting.plural(len(prompt.rank), 'token')} of {len(prompt.token_ids)}."
+        )
+    return notes
 
 
 def ref_of(column: Column) -> VariantRef:

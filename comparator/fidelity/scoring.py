@@ -9,17 +9,19 @@ third, and three blocks of 8 rows in float64. A runtime gives them as torch tens
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import Stopped, UserError
+from comparator.core.messages import Prompt
 from comparator.core.result import PromptFidelity, TopToken
 from comparator.fidelity import divergence
 from comparator.fidelity.eval_text import Window, windows
 from comparator.fidelity.logits_store import LogitsWriter, StoredLogits
-from comparator.runtimes import ResidentModel
+from comparator.runtimes import Choices, ResidentModel
 
 FLOOR_CHUNK = 64  # tokens at a time for a column's noise floor
 OnProgress = Callable[[float], None]  # how far, 0..1
@@ -100,6 +102,67 @@ def score_answer(
         top=tuple(tops),
         reference_top=tuple(reference_tops),
     )
+
+
+def score_choices(
+    column: ResidentModel,
+    prompt: Prompt,
+    token_ids: list[int],
+    reference: StoredLogits,
+    text_of: Callable[[int], str],
+    cancel: threading.Event,
+    on_progress: OnProgress,
+) -> PromptFidelity:
+    """`score_answer` for a column without full logits: KL is a lower bound, and – where it names no probabilities.
+
+    Where the column cannot be made to follow the reference's answer, the entries end at the first difference.
+    """
+    import torch
+
+    with contextlib.closing(column.answer_choices(prompt, token_ids, cancel)) as steps:
+        choices = []
+        for step, at in enumerate(steps):
+            choices.append(at)
+            on_progress((step + 1) / len(token_ids))
+    rows = [reference.rows(step, step + 1)[0] for step in range(len(choices))]
+    theirs = [torch.softmax(row.to(torch.float64), dim=-1) for row in rows]
+    answer = token_ids[: len(choices)]
+    named = bool(choices) and all(at.log_p for at in choices)
+    return PromptFidelity(
+        token_ids=tuple(token_ids),
+        tokens=tuple(text_of(token) for token in token_ids),
+        kl=tuple(divergence.bucketed_kl(row, at.log_p) for row, at in zip(rows, choices, strict=True))
+        if named
+        else (),
+        p=tuple(_probability(at, token) for at, token in zip(choices, answer, strict=True)) if named else (),
+        reference_p=tuple(float(p[token]) for p, token in zip(theirs, answer, strict=True)),
+        rank=tuple(_rank(at, token) for at, token in zip(choices, answer, strict=True)),
+        first_difference=divergence.first_difference(
+            at.first == int(row.argmax()) for at, row in zip(choices, rows, strict=True)
+        ),
+        top=tuple(_likeliest(at, text_of) for at in choices) if named else (),
+        reference_top=tuple(_named(row, text_of) for row in rows),
+        top_k=max((len(at.log_p) for at in choices), default=0) if named else 0,
+        forced=len(choices) == len(token_ids),
+    )
+
+
+def _probability(at: Choices, token: int) -> float | None:
+    return math.exp(at.log_p[token]) if token in at.log_p else None
+
+
+def _rank(at: Choices, token: int) -> int | None:
+    """How many tokens come before it; None where it is not among those that the column names."""
+    if token == at.first:
+        return 0
+    if token not in at.log_p:
+        return None
+    return max(1, sum(p > at.log_p[token] for p in at.log_p.values()))
+
+
+def _likeliest(at: Choices, text_of: Callable[[int], str]) -> tuple[TopToken, ...]:
+    best = sorted(at.log_p.items(), key=lambda pair: -pair[1])[: divergence.TOP]
+    return tuple(TopToken(text_of(token), math.exp(p)) for token, p in best)
 
 
 def _probabilities(log_p: Any) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparator.core.errors import UserError
+from comparator.core.messages import Prompt
 from comparator.core.request import EvalSettings
 from comparator.core.result import PromptFidelity
 from comparator.core.variant import Adapter, Variant
@@ -64,7 +65,7 @@ class ScoreAnswer(Task):
 
     column: ColumnRef
     reference_name: str
-    prompt_ids: tuple[int, ...]
+    prompt: Prompt
     token_ids: tuple[int, ...]
     reference: StoredLogits
     itself: bool = False  # the reference's own column: its scores are there
@@ -81,10 +82,20 @@ class ScoreAnswer(Task):
             _named(self.column.name, self.reference_name, "the answer"),
         ):
             tokenizer = context.tokenizer(column)
+
+            def text_of(token: int) -> str:
+                return tokenizer.decode([token], clean_up_tokenization_spaces=False)
+
+            def report(share: float) -> None:
+                on_progress(share, "scoring the answer")
+
+            if "full logits" in column.runtime.absent:
+                return scoring.score_choices(
+                    column, self.prompt, list(self.token_ids), self.reference, text_of, cancel, report
+                )
             return scoring.score_answer(
-                None if self.itself else column, list(self.prompt_ids), list(self.token_ids), self.reference,
-                lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False), cancel,
-                lambda share: on_progress(share, "scoring the answer"),
+                None if self.itself else column, list(self.prompt.token_ids), list(self.token_ids), self.reference,
+                text_of, cancel, report,
             )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comparator.core import devices
@@ -38,10 +38,11 @@ RULE = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error, which is None where it cannot be known."""
+    """A mean and its standard error, which is None where it cannot be known. `at_least`: the mean is a lower bound."""
 
     mean: float
     se: float | None = None
+    at_least: bool = False
 
     def differs_from(self, other: float) -> bool | None:
         """Whether it is further from `other` than 2 standard errors; None where that cannot be known."""
@@ -88,7 +89,7 @@ def divergence(cell: CellResult) -> Estimate | None:
 
 def prompt_divergence(cell: CellResult) -> Estimate | None:
     prompt = cell.fidelity.prompt if cell.fidelity else None
-    return _mean(prompt.kl) if prompt and prompt.kl else None
+    return replace(_mean(prompt.kl), at_least=prompt.at_least) if prompt and prompt.kl else None
 
 
 def agreement(cell: CellResult) -> Estimate | None:
@@ -257,7 +258,7 @@ def _words(cell: CellResult, reference: CellResult | None) -> str:
     if agrees is None:
         return "not measured" if cell.fidelity and cell.fidelity.refused else "–"
     kl, own_floor = divergence(cell), floor(cell)
-    if kl is not None and kl.mean <= 0:
+    if kl is not None and kl.mean <= 0 and not kl.at_least:
         return NO_DIFFERENCE
     if kl and own_floor and figure(cell, "kl", "mean") is not None and _below(kl, own_floor):
         return f"{NO_DIFFERENCE} but rounding"

@@ -50,6 +50,7 @@ class Metric:
         nearest the median; None: no run measures it (loading, or derived from other metrics).
     value: computes a derived metric; None reads the field named by `key`.
     ratio: whether a ratio to the reference column means something.
+    at_least: whether a column's value is a lower bound, which is then written ≥.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Metric:
     over_repeats: Literal["median", "max", "first", "representative"] | None = "median"
     value: Callable[[CellResult], Number | None] | None = None
     ratio: bool = True
+    at_least: Callable[[CellResult], bool] | None = None
 
     def get(self, result: CellResult) -> Number | None:
         """The value in base units; None where it was not measured."""
@@ -68,7 +70,8 @@ class Metric:
 
     def format(self, result: CellResult) -> str:
         """The value in the displayed unit, without it; "–" where it was not measured."""
-        return self.text(self.get(result))
+        bound = "≥ " if self.at_least and self.at_least(result) else ""
+        return bound + self.text(self.get(result))
 
     def text(self, value: Number | None) -> str:
         """A value in base units as text in the displayed unit, without it; "–" for None."""
@@ -184,6 +187,12 @@ def _prompt_kl(result: CellResult) -> float | None:
     return statistics.fmean(prompt.kl) if prompt and prompt.kl else None
 
 
+def kl_at_least(result: CellResult) -> bool:
+    """Whether the divergence on the answer is a lower bound: of a column that gives the likeliest tokens only."""
+    prompt = result.fidelity.prompt if result.fidelity else None
+    return bool(prompt and prompt.kl and prompt.at_least)
+
+
 def _prompt_agreement(result: CellResult) -> float | None:
     prompt = result.fidelity.prompt if result.fidelity else None
     return statistics.fmean(rank == 0 for rank in prompt.rank) if prompt and prompt.rank else None
@@ -226,6 +235,8 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in (
            "lower", ("latency", "matrix"), "representative"),
     Metric("itl_p99_s", "ITL p99", "ms", "99 of 100 tokens after the first took less.",
            "lower", ("latency", "matrix"), "representative"),
+    Metric("round_trip_s", "round trip", "ms", "Of a small request to the server of an endpoint, the median of five over the open "
+           "connection: a part of TTFT that is the network's.", "lower", ("latency",), ratio=False),
     Metric("total_s", "total", "s", "From the prompt's token ids to the last token; answers differ in length, so "
            "there is no ratio.", "lower", ("latency", "matrix"), ratio=False),
     Metric("load_s", "load", "s", "Reading and quantizing the weights; – where the variant was already resident.",
@@ -266,8 +277,8 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in (
     Metric("joules_per_token", "energy", "J/token", "Energy per new token as the GPU reports it (NVML).",
            "lower", ("latency", "matrix")),
     Metric("prompt_kl_mean", "KL (answer)", "nats", "Mean over the reference's own answer of KL(reference ‖ column), "
-           "the reference's tokens forced, one per step.",
-           "lower", ("key", "summary", "matrix"), None, _prompt_kl, ratio=False),
+           "the reference's tokens forced, one per step. ≥: a lower bound, of a server that gives the likeliest tokens only.",
+           "lower", ("key", "summary", "matrix"), None, _prompt_kl, ratio=False, at_least=kl_at_least),
     Metric("prompt_agreement", "agrees (answer)", "%", "Share of the reference's tokens that are this column's greedy "
            "choice too.", "higher", ("key", "summary", "matrix"), None, _prompt_agreement, ratio=False),
     Metric("adapter_drift", "adapter drift", "nats", "How far the adapter's effect here is from its effect on the "

@@ -46,6 +46,7 @@ def to_csv(comparison: Comparison) -> str:
              "decode_path", "prompt_tokens", "new_tokens", "finish_reason"]  # fmt: skip
     for metric in METRICS.values():
         names += [metric.key] + ([f"{metric.key}_ratio"] if metric.ratio else [])
+        names += [f"{metric.key}_at_least"] if metric.at_least else []
     names += ["notes", "text", "device", "host", "created_at", "id"]
     return _csv(names, (_row(comparison, cell) for cell in comparison.cells))
 
@@ -71,6 +72,8 @@ def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
         row.append(metric.get(cell))
         if metric.ratio:
             row.append(ratios.ratio(comparison, cell, metric))
+        if metric.at_least:
+            row.append("yes" if metric.at_least(cell) else None)
     return [*row, " | ".join(cell.notes) or None, cell.text or None, environment.device, environment.host,
             comparison.created_at, comparison.id]  # fmt: skip
 

@@ -150,9 +150,12 @@ def _fastest(usable: list[CellResult], reference: CellResult) -> Choice:
 
 
 def _most_faithful(usable: list[CellResult], reference: CellResult) -> Choice:
-    known = [(c, kl) for c in usable if (kl := verdict.divergence(c)) is not None]
+    known = [(c, kl) for c in usable if (kl := verdict.divergence(c)) is not None and not kl.at_least]
     if not known:
-        return Choice("most faithful", None, "fidelity was not measured")
+        bounds = any(verdict.divergence(c) for c in usable)
+        return Choice(
+            "most faithful", None, "only lower bounds are known" if bounds else "fidelity was not measured"
+        )
     cell, best = min(known, key=lambda pair: pair[1].mean)
     alike = [c.label for c, kl in known if c is not cell and not _further(kl, best)]
     also = f" (no measurable difference to {formatting.join(alike)})" if alike else ""

@@ -58,7 +58,9 @@ def template_words(prompt: PromptInfo) -> str:
 
 def _device(comparison: Comparison) -> str:
     """Where the columns ran, each place once."""
-    environments = [c.environment for c in comparison.cells if c.environment] or [comparison.environment]
+    environments = [c.environment or comparison.environment for c in comparison.cells] or [
+        comparison.environment
+    ]
     return ", ".join(dict.fromkeys(devices.place(e) for e in environments if e.device)) or formatting.NONE
 
 
@@ -118,7 +120,8 @@ def _estimate(estimate: verdict.Estimate | None, scale: float, form: str, unit: 
     if estimate is None:
         return formatting.NONE
     error = "" if estimate.se is None else f" ± {estimate.se * scale:.2g}"
-    return f"{estimate.mean * scale:{form}}{error}{unit}"
+    bound = "≥ " if estimate.at_least else ""
+    return f"{bound}{estimate.mean * scale:{form}}{error}{unit}"
 
 
 def column_name(comparison: Comparison, cell: CellResult) -> str:

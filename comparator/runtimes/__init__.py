@@ -9,9 +9,9 @@ from functools import cache
 from comparator.backends import backend_for
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
-from comparator.runtimes.base import ResidentModel, Runtime, Weights
+from comparator.runtimes.base import Choices, ResidentModel, Runtime, Weights
 
-__all__ = ["ResidentModel", "Runtime", "Weights", "all_runtimes", "runtime_for"]
+__all__ = ["Choices", "ResidentModel", "Runtime", "Weights", "all_runtimes", "runtime_for"]
 
 
 @cache

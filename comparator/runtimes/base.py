@@ -1,9 +1,10 @@
 """The contract of a runtime: what executes a column.
 
 To add one: write `runtimes/yourname.py` with a subclass of `Runtime` and one of `ResidentModel`, and name it in the
-backend whose methods it executes (`runtime = "yourname"`). Nothing else has to be touched. `Runtime.load`,
-`ResidentModel.generate`, `answer_logits` and `window_logits` have to be written. Everything else has a default for a
-runtime that does not offer it: the figure is then "–", and the column's notes give the reason that `Runtime.absent` holds.
+backend whose methods it executes (`runtime = "yourname"`). Nothing else has to be touched. `Runtime.load` and
+`ResidentModel.generate` have to be written, and `answer_logits` and `window_logits`, or `answer_choices` by a runtime
+without full logits. Everything else has a default for a runtime that does not offer it: the figure is then "–", and the
+column's notes give the reason that `Runtime.absent` holds.
 
 Logits are torch tensors or numpy arrays. All methods are called on the engine's thread. Importing a runtime must be
 cheap: its libraries are imported inside the methods.
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 OnToken = Callable[[tuple[int, float]], None]  # (token id, `time.perf_counter()` when it reached the host)
 # Measured without being asked for, so a column's notes say why they are missing.
-NOTED = ("weight errors", "noise floor")
+NOTED = ("memory", "layers", "full logits", "weight errors", "noise floor")
 
 
 class Runtime(ABC):
@@ -79,6 +80,19 @@ class Runtime(ABC):
         """For every column of this runtime: which figures are missing, and why."""
         missing = [f"{name} ({self.absent[name]})" for name in NOTED if name in self.absent]
         return [f"Not available from {self.name}: {', '.join(missing)}."] if missing else []
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a column without full logits says of one position.
+
+    Attributes:
+        first: the token that it puts first.
+        log_p: log-probabilities in nats by token id, of as many tokens as it names; empty where it names none.
+    """
+
+    first: int
+    log_p: Mapping[int, float] = field(default_factory=dict)
 
 
 class Weights(ABC):
@@ -149,17 +163,26 @@ class ResidentModel(ABC):
         `max_new_tokens`, or soon after `cancel` is set (`finish_reason` "stopped"). `metrics.latency.from_timestamps`
         makes the figures. Raises `UserError` for settings that it cannot honour."""
 
-    @abstractmethod
     def answer_logits(
         self, prompt_ids: Sequence[int], token_ids: Sequence[int], cancel: threading.Event
     ) -> Generator[Any]:
         """The float32 logits (vocabulary,) before each of `token_ids`, computed by the steps that `generate` takes,
         with these tokens in place of the chosen ones. Raises `Stopped`."""
+        self.runtime.require("full logits", self.variant)
+        raise NotImplementedError
 
-    @abstractmethod
     def window_logits(self, token_ids: Sequence[int], skip: int, cancel: threading.Event) -> Any:
         """The logits (len(token_ids) - skip, vocabulary) after each token but the first `skip`, in one pass. Raises
         `Stopped`."""
+        self.runtime.require("full logits", self.variant)
+        raise NotImplementedError
+
+    def answer_choices(
+        self, prompt: Prompt, token_ids: Sequence[int], cancel: threading.Event
+    ) -> Generator[Choices]:
+        """Where "full logits" is absent, in place of `answer_logits`: an entry for each of `token_ids`, fewer where the
+        column cannot be made to follow them and says something else. Raises `Stopped`, `UserError`."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------ with a default
 

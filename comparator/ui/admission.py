@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from comparator.backends import source_kind
 from comparator.core.errors import UserError
 from comparator.core.events import Done, Event
 from comparator.core.request import Request
@@ -82,7 +83,8 @@ class Admission:
         if self.limits.max_model_parameters is None:
             return
         self.limits.check_size(get_engine().facts(request.model))
-        for source in dict.fromkeys(c.variant.source for c in request.cells if c.variant.source):
+        variants = [c.variant for c in request.cells if source_kind(c.variant) == "checkpoint"]
+        for source in dict.fromkeys(v.source for v in variants if v.source):
             try:
                 facts = get_engine().facts(source)
             except UserError:

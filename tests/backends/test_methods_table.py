@@ -39,7 +39,8 @@ def merges(backend, variant) -> bool:
 @pytest.mark.parametrize("notation", rows())
 def test_a_row_says_what_its_backend_does(notation: str):
     row, (backend, method) = rows()[notation], methods()[notation.partition(":")[0]]
-    variant = resolve(f"{notation}@user/repo" if method.needs_source else notation)
+    source = "name" if backend.source_kind == "endpoint" else "user/repo"
+    variant = resolve(f"{notation}@{source}" if method.needs_source else notation)
     assert row["made here"] == ("no" if method.needs_source else "yes")
     assert row["ready-made"] == ("yes" if method.takes_source else "–")
     none = "adapters" in runtime_for(variant).absent

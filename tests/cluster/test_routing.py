@@ -12,6 +12,7 @@ from comparator.cluster.actor_handle import ActorHandle
 from comparator.cluster.remote_tensors import RemoteLogits, RemoteWeightErrors, WithSecondModel
 from comparator.cluster.routing import routed, stored_at
 from comparator.core.errors import UserError
+from comparator.core.messages import Prompt
 from comparator.core.request import EvalSettings
 from comparator.fidelity.adapter_drift import MeasureDrift
 from comparator.fidelity.logits_store import StoredLogits
@@ -43,7 +44,7 @@ def test_evaluation_of_an_adapter_runs_where_its_variant_is():
 
 
 def test_a_column_is_scored_where_it_is_and_learns_who_has_the_reference():
-    task = ScoreAnswer(ColumnRef("nf4"), "bf16", (1,), (2,), stored(ONE))
+    task = ScoreAnswer(ColumnRef("nf4"), "bf16", Prompt((1,), False), (2,), stored(ONE))
     actor, sent = route(task)
     assert actor is TWO and sent.reference.actor == "ray handle 1"
     assert replace(sent, reference=replace(sent.reference, actor=None)) == task
@@ -52,7 +53,7 @@ def test_a_column_is_scored_where_it_is_and_learns_who_has_the_reference():
 def test_logits_of_an_actor_that_is_gone_are_a_problem_in_words():
     lost = replace(stored(ONE), owner="somebody else")
     with pytest.raises(UserError, match="lost with the actor on node alpha"):
-        route(ScoreAnswer(ColumnRef("nf4"), "bf16", (1,), (2,), lost))
+        route(ScoreAnswer(ColumnRef("nf4"), "bf16", Prompt((1,), False), (2,), lost))
 
 
 def test_drift_runs_where_the_variants_logits_lie():

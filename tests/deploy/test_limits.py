@@ -410,3 +410,22 @@ def test_counts_are_read(text, number):
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(UserError):
         parse_count(text)
+
+
+def test_visitors_may_use_listed_servers_and_name_none_of_their_own():
+    """What a visitor names is opened by this machine, which may reach what the visitor cannot."""
+    typed, listed, unlisted = (
+        Request("smollm2-135m", (Cell(Variant("endpoint", source)),), "Hi")
+        for source in ("http://169.254.169.254/v1", "vllm", "ollama")
+    )
+    servers = {"endpoints": "vllm=http://10.0.0.5:8000/v1"}
+    public = limits_of(Settings(public=True, **servers))
+    private = limits_of(Settings(public=False, **servers))
+    public.check(listed)
+    for request in (typed, unlisted):
+        with pytest.raises(UserError, match=r"not an endpoint of this server.*It has vllm"):
+            public.check(request)
+    for request in (typed, listed, unlisted):  # an unknown name fails in its own column
+        private.check(request)
+    with pytest.raises(UserError, match="not an endpoint"):
+        limits_of(Settings(public=False, allowed_models="user/*", **servers)).check(typed)

@@ -226,3 +226,22 @@ def test_weight_error():
     assert same["cosine"] == pytest.approx(1)
     with pytest.raises(ValueError):
         divergence.weight_error(torch.zeros(2, 3), torch.zeros(3, 2))
+
+
+def test_what_some_tokens_say_is_a_lower_bound_and_all_of_them_the_divergence():
+    """Against KL written out in numpy, for distributions near to each other and far apart."""
+    random = np.random.default_rng(3)
+    for spread in (0.01, 0.3, 3.0):
+        x = random.normal(0, 4, 400)
+        y = x + random.normal(0, spread, 400)
+        p, q = (v - np.log(np.exp(v).sum()) for v in (x, y))
+        exact, order = float((np.exp(p) * (p - q)).sum()), np.argsort(-q)
+        bounds = [
+            divergence.bucketed_kl(torch.tensor(x), {int(i): float(q[i]) for i in order[:count]})
+            for count in (1, 5, 20, 100, 400)
+        ]
+        assert all(low <= high + 1e-9 for low, high in zip(bounds, [*bounds[1:], exact], strict=True)), (
+            "a finer partition has the larger divergence, and none more than the whole"
+        )
+        assert bounds[-1] == pytest.approx(exact, rel=1e-6)
+    assert divergence.bucketed_kl(torch.zeros(10), {999: -1.0}) >= 0, "a token of another vocabulary"

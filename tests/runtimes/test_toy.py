@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gc
 import json
-import sys
 import threading
 import weakref
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from comparator import backends, runtimes
+from comparator import backends
 from comparator.backends import resolve
 from comparator.core import document
 from comparator.core.errors import UserError
@@ -25,27 +24,6 @@ from comparator.core.variant import Adapter, Cell
 from comparator.engines import get_engine
 
 PROMPT = "What is the capital of France?"
-TOYS = Path(__file__).resolve().parents[1] / "toys"
-
-
-@pytest.fixture(scope="module")
-def toy():
-    """The toy's module as the backends find it, in the list of both packages."""
-
-    def forget() -> None:
-        for name in ("comparator.backends.numpy_toy", "comparator.runtimes.numpy_toy"):
-            sys.modules.pop(name, None)
-        backends.all_backends.cache_clear()
-        runtimes.all_runtimes.cache_clear()
-
-    with pytest.MonkeyPatch.context() as patch:
-        for package in (backends, runtimes):
-            patch.setattr(package, "__path__", [*package.__path__, str(TOYS)])
-        forget()
-        runtimes.runtime_for(resolve("toy"))
-        yield sys.modules["comparator.runtimes.numpy_toy"]
-        get_engine().unload()
-    forget()
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def kl_by_token(comparison: Comparison) -> Figure:
         figure.add_scatter(
             x=list(range(1, len(prompt.kl) + 1)),
             y=list(prompt.kl),
-            name=cell.label,
+            name=f"{cell.label} (≥: a lower bound)" if prompt.at_least else cell.label,
             mode="lines+markers",
             line={"color": colour_of[cell.variant], "width": 2, "dash": "dot" if cell.adapter else "solid"},
             marker={"size": 4},

@@ -35,7 +35,7 @@ def render(state: EngineState | None) -> str:
         shared = (
             f", {formatting.megabytes(resident.shared_bytes)} of it shared" if resident.shared_bytes else ""
         )
-        line = f"<li>{code(resident.variant)}<span>{esc(formatting.megabytes(resident.bytes) + shared)}</span></li>"
+        line = f"<li>{code(resident.variant)}<span>{esc(formatting.megabytes(resident.bytes or None) + shared)}</span></li>"
         models.setdefault(resident.model, []).append(line)
     return "".join(
         f'<p class="facts">{esc(name)}</p><ul class="residents">{"".join(lines)}</ul>'

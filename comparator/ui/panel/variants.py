@@ -15,7 +15,8 @@ from comparator.core.variant import Variant
 from comparator.ui.page import Page, html
 
 FIRST = ("bf16", "int8", "nf4")
-GROUPS = ("16 bit and more", "8 bit", "4 bit and fewer")  # headings in the list, by bits of a quantized value
+# Headings in the list: by bits of a quantized value, then what other machines compute.
+GROUPS = ("16 bit and more", "8 bit", "4 bit and fewer", "servers")
 
 
 def build(page: Page) -> None:
@@ -30,7 +31,7 @@ def build(page: Page) -> None:
 
 def picked(max_columns: int, model: str = "") -> dict[str, Any]:
     """The list on a first visit: every preset and what this model has beside them, three of them selected."""
-    offered = offers(model) if model else []
+    offered = offers(model)
     rows = sorted(map(row, map(resolve, (*presets(), *offered))), key=lambda r: GROUPS.index(r["group"]))
     first = [name for name in FIRST if any(r["notation"] == name and not r["why"] for r in rows)]
     return {
@@ -78,13 +79,14 @@ def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
     """One row of the list. `why` says why the variant is unavailable here, or is empty."""
     backend, method = methods()[variant.method]
     bits = backend.bits(variant)
+    group = GROUPS[-1] if backend.source_kind == "endpoint" else GROUPS[(bits < 16) + (bits <= 4)]
     return {
         "notation": variant.notation,
         "title": backend.describe(variant),
         "precision": method.precision,
         "why": backend.unavailable() or "",
         "custom": custom,
-        "group": "added" if custom else GROUPS[(bits < 16) + (bits <= 4)],
+        "group": "added" if custom else group,
     }
 
 

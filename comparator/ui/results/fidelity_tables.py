@@ -17,7 +17,10 @@ VERDICT_HEADS = (
     ("Verdict", "see the rule below the table"),
     ("Size, MB", "weights and quant state; MB are 10^6 bytes"),
     ("Speed, tok/s", "× is the ratio to the reference"),
-    ("KL, nats", "mean KL divergence from the reference, ± its standard error"),
+    (
+        "KL, nats",
+        "mean KL divergence from the reference, ± its standard error; ≥: a lower bound, from the likeliest tokens only",
+    ),
     ("Noise floor", "KL of the variant with itself, the text in chunks of 64: rounding errors only"),
     ("Perplexity", "of the evaluation text, ± its standard error"),
     ("Top-1", "top-1 agreement: how often both have the same most likely token, ± its standard error"),
@@ -90,7 +93,8 @@ def _with_error(estimate: Estimate | None, plain: bool = False) -> str:
         if estimate.se is None
         else f" ± {small(estimate.se, 1) if not plain else formatting.figure(estimate.se)}"
     )
-    return sized(f"{write(estimate.mean)}{error}", estimate.mean)
+    bound = "≥ " if estimate.at_least else ""
+    return sized(f"{bound}{write(estimate.mean)}{error}", estimate.mean)
 
 
 def _share(estimate: Estimate | None) -> str:

@@ -75,7 +75,7 @@ def _cell(live: Live, column: Column, metric: Metric, largest: dict[str, float])
     value = _value(column.result, metric)
     share = formatting.ratio(value, _value(theirs, metric)) if metric.ratio else None
     return {
-        "text": metric.text(value),
+        "text": metric.format(column.result) if column.result else formatting.NONE,
         "times": formatting.times(share, devices.mark(column.result, theirs)),
         "percent": 100 * (value or 0) / (largest[metric.key] or 1) if metric.key in BARS else None,
     }

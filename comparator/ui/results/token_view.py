@@ -10,6 +10,7 @@ from comparator.util.formatting import small
 MOST_TOKENS = 1024  # tokens that are coloured; the table has all of them
 STEPS = (0.01, 0.05, 0.2, 0.5, 1.0)  # nats, boundaries between colours
 
+BOUND = "a lower bound: the column names its likeliest tokens only, and all others count as one"
 TOKEN_HEADS = (
     ("#", "position in the answer"),
     ("Token", "of the reference's answer"),
@@ -37,12 +38,17 @@ def coloured(cell: CellResult, prompt: PromptFidelity) -> str:
         f"<h3>The reference’s answer, scored by {code(cell.label)}</h3>"
         + note(esc(differs(prompt)))
         + f'<div class="tokens" tabindex="0" role="region" aria-label="The answer, coloured by divergence">'
-        f"{''.join(spans)}</div>{legend()}{more}"
+        f"{''.join(spans)}</div>{legend(prompt.at_least and bool(prompt.kl))}{more}"
     )
 
 
 def differs(prompt: PromptFidelity) -> str:
     first = prompt.first_difference
+    if not prompt.forced and first is not None:
+        return (
+            f"Its own answer is the same up to token {first + 1} of {len(prompt.tokens)} (outlined). It could not be made to go on "
+            "with the reference's tokens, so what follows is not compared."
+        )
     if first is None or not 0 <= first < len(prompt.tokens):
         return "Both have the same most likely token at every position. Hover over a token for the five most likely tokens of both."
     return (
@@ -56,10 +62,11 @@ def level(kl: float | None) -> int:
     return 0 if kl is None else sum(kl >= step for step in STEPS)
 
 
-def legend() -> str:
+def legend(at_least: bool = False) -> str:
     names = [f"below {STEPS[0]:g}", *(f"from {step:g}" for step in STEPS)]
     items = " ".join(f'<span class="tok k{n}">{esc(name)}</span>' for n, name in enumerate(names))
-    return f'<p class="foot token-legend">KL in nats: {items}</p>'
+    bound = f" KL is {BOUND}." if at_least else ""
+    return f'<p class="foot token-legend">KL in nats: {items}{bound}</p>'
 
 
 def hover(prompt: PromptFidelity, number: int) -> str:
@@ -68,7 +75,7 @@ def hover(prompt: PromptFidelity, number: int) -> str:
         _at(values, number) for values in (prompt.kl, prompt.p, prompt.reference_p, prompt.rank)
     )
     lines = [
-        f"token {number + 1}: KL {small(kl)} nats"
+        f"token {number + 1}: KL {'≥ ' if prompt.at_least and kl is not None else ''}{small(kl)} nats"
         + (", first difference" if number == prompt.first_difference else "")
     ]
     lines.append(
@@ -112,5 +119,8 @@ def token_table(prompt: PromptFidelity) -> str:
         ]
         for number, token in enumerate(prompt.tokens)
     ]
-    inner = table(TOKEN_HEADS, rows, caption="Token by token", numeric=(2, 3, 4, 5), name="fidelity-tokens")
+    heads = list(TOKEN_HEADS)
+    if prompt.at_least:
+        heads[2] = ("KL ≥, nats", BOUND)
+    inner = table(heads, rows, caption="Token by token", numeric=(2, 3, 4, 5), name="fidelity-tokens")
     return f'<details class="behind"><summary>Show as a table</summary>{inner}</details>'
