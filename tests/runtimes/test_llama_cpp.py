@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -152,7 +153,7 @@ def test_greedy_tokens_are_those_of_llama_cpps_own_server(engine):
     engine.open("smollm2-135m", NEVER)
     handle = engine.load(LoadRequest("smollm2-135m", resolve("gguf@smollm2-135m")), NEVER).handle
     answer = engine.generate(handle, prompt, GenerationSettings(max_new_tokens=8), NEVER)
-    assert repr(answer.text) == repr(__import__("json").loads(done.stdout.splitlines()[-1]))
+    assert answer.text == json.loads(done.stdout.splitlines()[-1])
     assert not answer.notes, "llama.cpp reads this prompt as the same tokens"
     engine.unload(handle)
 
@@ -336,3 +337,14 @@ def test_the_process_ends_with_the_app(tmp_path):
     ):
         time.sleep(0.05)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_answer_that_nobody_reads_to_its_end_leaves_the_process_ready(load, prompt):
+    column = load("gguf:bf16")
+    ids, steps = list(prompt.token_ids), []
+    for _ in range(2):
+        column.child.ask("use", 300, 1)
+        answer = column.child.greedy(ids, 200, frozenset(), 49152, NEVER)
+        steps.append([next(answer)[0] for _ in range(3)])
+        answer.close()
+    assert steps[0] == steps[1], "the second answer got tokens of the first"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ from comparator.runtimes.llama_cpp.worker import PAGE, ROWS
 _ROOT = Path(__file__).resolve().parents[3]
 _WAIT_S = 0.05  # how often Stop is looked at while a pass runs
 _HIDDEN = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# OpenMP's threads wait for each other some 600 times per token. Where another process has a core, spinning for
+# milliseconds, as libgomp does by default, starves the thread that is waited for (40 times as slow, measured); this
+# is libgomp's own number for threads that outnumber the cores, some 30 µs.
+_DEFAULTS = {"GOMP_SPINCOUNT": "1000"}
 # What llama.cpp prints about a failed check is enough; it would start a debugger for a backtrace.
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "PYTHONIOENCODING": "utf-8"}
 
@@ -37,7 +41,7 @@ class Child:
         os.ftruncate(self._memory_file, PAGE)
         self._shared: mmap.mmap = mmap.mmap(self._memory_file, PAGE)
         self._pipe, theirs = Pipe()
-        environment = {k: v for k, v in os.environ.items() if k not in _HIDDEN} | _ENVIRONMENT
+        environment = _DEFAULTS | {k: v for k, v in os.environ.items() if k not in _HIDDEN} | _ENVIRONMENT
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "comparator.runtimes.llama_cpp.worker", str(theirs.fileno()), str(self._memory_file)],
@@ -59,16 +63,8 @@ class Child:
 
         Raises `UserError` for what llama.cpp refuses, and where the process has ended.
         """
-        try:
-            self._pipe.send((name, *arguments))
-            while not self._pipe.poll(_WAIT_S):
-                meanwhile()
-            state, result = self._pipe.recv()
-        except (EOFError, OSError):
-            raise self._ended() from None
-        if state == "failed":
-            raise UserError(f"llama.cpp cannot run {self.what}: {result}.", "Try another file of this model.")
-        return result
+        self._send(name, *arguments)
+        return self._result(*self._receive(meanwhile))
 
     def open(
         self, file: Path, gpu: int | None, threads: int, meanwhile: Callable[[], None]
@@ -81,16 +77,30 @@ class Child:
 
     def feed(self, token_ids: Sequence[int], cancel: threading.Event, every: bool = False) -> int:
         """As `worker.Model.feed`. Raises `Stopped`."""
-
-        def abort() -> None:
-            if cancel.is_set():
-                self._shared[0] = 1
-
-        rows = self.ask("feed", list(token_ids), every, meanwhile=abort)
+        rows = self.ask("feed", list(token_ids), every, meanwhile=self._abort_at(cancel))
         self._shared[0] = 0
         if not rows:
             raise Stopped
         return rows
+
+    def greedy(
+        self, token_ids: Sequence[int], count: int, ends: frozenset[int], width: int, cancel: threading.Event
+    ) -> Generator[tuple[int, float], None, str]:
+        """As `worker.Model.greedy`: yields (token, when it was chosen); returns why it ended."""
+        self._send("greedy", list(token_ids), count, ends, width)
+        abort, state = self._abort_at(cancel), "item"
+        try:
+            while True:
+                abort()
+                state, result = self._receive(abort)
+                if state != "item":
+                    return self._result(state, result)
+                yield result
+        finally:
+            while state == "item" and self.alive:  # whoever asked does not want the rest
+                self._shared[0] = 1
+                state, _ = self._receive(lambda: None)
+            self._shared[0] = 0
 
     @property
     def last_logits(self) -> np.ndarray:
@@ -115,6 +125,32 @@ class Child:
         if self._memory_file >= 0:
             os.close(self._memory_file)
             self._memory_file = -1
+
+    def _send(self, *message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            raise self._ended() from None
+
+    def _receive(self, meanwhile: Callable[[], None]) -> tuple[str, Any]:
+        try:
+            while not self._pipe.poll(_WAIT_S):
+                meanwhile()
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
+
+    def _result(self, state: str, result: Any) -> Any:
+        if state == "failed":
+            raise UserError(f"llama.cpp cannot run {self.what}: {result}.", "Try another file of this model.")
+        return result
+
+    def _abort_at(self, cancel: threading.Event) -> Callable[[], None]:
+        def abort() -> None:
+            if cancel.is_set():
+                self._shared[0] = 1
+
+        return abort
 
     def _ended(self) -> UserError:
         """What became of the process, with the last line that it printed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -15,11 +16,26 @@ from comparator.core.errors import Stopped
 from comparator.core.messages import Generation, Prompt
 from comparator.core.request import GenerationSettings
 from comparator.core.variant import Adapter
+from comparator.decoding.sampling import overflowed
 from comparator.metrics import energy, interference, latency
 from comparator.runtimes.base import OnToken, ResidentModel
 from comparator.runtimes.llama_cpp.child import Child
 from comparator.runtimes.llama_cpp.chooser import Rules
 from comparator.runtimes.llama_cpp.worker import MOST_BATCH
+
+
+@dataclass
+class _Kept:
+    """Called with each token and when it was chosen."""
+
+    tokens: list[int]
+    times: list[float]
+    emit: OnToken
+
+    def __call__(self, token: int, at_s: float) -> None:
+        self.tokens.append(token)
+        self.times.append(at_s)
+        self.emit((token, at_s))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,11 +75,14 @@ class LlamaCppModel(ResidentModel):
         choose = self.rules.chooser(settings, len(ids))
         tokens: list[int] = []
         times: list[float] = []
+        # With nothing between logits and argmax the child need not wait for this process.
+        greedy = settings.temperature <= 0 and not choose.processors
+        decode = self._greedy if greedy else self._chosen
         self.child.ask("watch_peak")
         watched = interference.watch(self.device, self.child.pid)
         with energy.metered(self.device) as used, watched as seen:
             start_s = time.perf_counter()
-            reason = self._decode(ids, settings.max_new_tokens, choose, cancel, tokens, times, emit)
+            reason = decode(ids, settings.max_new_tokens, choose, cancel, _Kept(tokens, times, emit))
         risen = self.child.ask("risen_bytes")
         return Generation(
             token_ids=tuple(tokens),
@@ -77,23 +96,29 @@ class LlamaCppModel(ResidentModel):
             notes=self._tokenizer_note(ids),
         )
 
-    def _decode(
-        self, ids: list[int], count: int, choose: Any, cancel: threading.Event, tokens: list[int],
-        times: list[float], emit: OnToken,
-    ) -> str:  # fmt: skip
-        """Fill in `tokens` and `times`; returns why it ended."""
+    def _greedy(self, ids: list[int], count: int, choose: Any, cancel: threading.Event, keep: _Kept) -> str:
+        """Keep each token that the child chooses; returns why it ended."""
+        steps = self.child.greedy(ids, count, self.rules.ends, self.vocabulary, cancel)
+        with contextlib.closing(steps):
+            try:
+                while True:
+                    keep(*next(steps))
+            except StopIteration as end:
+                if end.value == "overflowed":
+                    raise overflowed(len(keep.tokens)) from None
+                return end.value
+
+    def _chosen(self, ids: list[int], count: int, choose: Any, cancel: threading.Event, keep: _Kept) -> str:
+        """Choose each token from its logits here; returns why it ended."""
         import torch
 
         history = torch.tensor([ids + [0] * count])
         try:
-            for step, logits in enumerate(self._steps(ids, tokens, count, cancel)):
+            for step, logits in enumerate(self._steps(ids, keep.tokens, count, cancel)):
                 at = len(ids) + step
                 token = choose(history[:, :at], torch.from_numpy(logits), step)
-                now_s = time.perf_counter()
                 history[0, at] = token
-                tokens.append(token)
-                times.append(now_s)
-                emit((token, now_s))
+                keep(token, time.perf_counter())
                 if token in self.rules.ends:
                     return "eos"
                 if cancel.is_set():

@@ -3,7 +3,7 @@
     python -m comparator.runtimes.llama_cpp.worker PIPE MEMORY
 
 PIPE is the file descriptor of a `multiprocessing` connection: a request is (method of `Model`, *arguments), an answer is
-("ok", result) or ("failed", reason). MEMORY is that of a file which both processes map: its first byte is set to abort
+("ok", result) or ("failed", reason), after any number of ("item", value). MEMORY is that of a file which both processes map: its first byte is set to abort
 a pass, logits are written behind its first page. Ends when its stdin does, so that it never outlives the app.
 """
 
@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import Any
@@ -38,8 +39,8 @@ class Failed(Exception):
 class Model:
     """One model and one context, whose size is what the last request needed."""
 
-    def __init__(self, memory_file: int):
-        self.library = c_api.load()
+    def __init__(self, memory_file: int, connection: Connection):
+        self.connection, self.library = connection, c_api.load()
         if problem := c_api.layout_problem(self.library):
             raise Failed(f"xllamacpp is another build than {c_api.WRITTEN_FOR}: {problem}")
         self.lines: list[tuple[int, str]] = []
@@ -50,7 +51,7 @@ class Model:
         self.abort = c_api.AbortCallback(lambda _: self.shared[0] != 0)
         self.model = self.context = self.batch = None
         self.shape: tuple[int, int] | None = None  # of the context: (tokens, rows of logits in one pass)
-        self.threads, self.vocabulary, self.position, self.rows = 1, 0, 0, 0
+        self.threads, self.vocabulary, self.position = 1, 0, 0
         self.track: Any = None
 
     # ------------------------------------------------------------ requests
@@ -95,6 +96,34 @@ class Model:
     def feed(self, token_ids: list[int], every: bool) -> int:
         """Decode up to `MOST_BATCH` tokens after those that were fed. `every`: keep the logits of each; else those of the
         last alone, which are then in the first row of the shared memory. Returns the number of rows kept, 0 if aborted."""
+        rows = self._pass(token_ids, every)
+        if rows and not every:
+            self.rows_to_share(0, 1)
+        return rows
+
+    def greedy(self, token_ids: list[int], count: int, ends: frozenset[int], width: int) -> str:
+        """Decode the prompt and up to `count` tokens, each the most probable of the first `width`, without waiting for the
+        parent; sends (token, `time.perf_counter()`) as it goes. Returns why it ended."""
+        for start in range(0, len(token_ids), MOST_BATCH):
+            if not self._pass(token_ids[start : start + MOST_BATCH], False):
+                return "stopped"
+        for step in range(count):
+            logits = np.ctypeslib.as_array(
+                self.library.llama_get_logits_ith(self.context, -1), (self.vocabulary,)
+            )
+            token = int(logits[:width].argmax())  # where one is NaN: that one
+            if not np.isfinite(logits[token]):
+                return "overflowed"
+            self.connection.send(("item", (token, time.perf_counter())))
+            if token in ends:
+                return "eos"
+            if self.shared[0]:
+                return "stopped"
+            if step + 1 < count:
+                self._pass([token], False)
+        return "length"
+
+    def _pass(self, token_ids: list[int], every: bool) -> int:
         batch, count = self.batch, len(token_ids)
         batch.n_tokens = count
         for i, token in enumerate(token_ids):
@@ -110,10 +139,8 @@ class Model:
         if code:
             raise Failed(self._complaint(f"llama_decode returned {code}"))
         self.library.llama_synchronize(self.context)
-        self.position, self.rows = self.position + count, count if every else 1
-        if not every:
-            self.rows_to_share(0, 1)
-        return self.rows
+        self.position += count
+        return count if every else 1
 
     def rows_to_share(self, first: int, count: int) -> None:
         """Copy rows of the last pass's logits into the shared memory, `ROWS` at most."""
@@ -183,7 +210,7 @@ def serve(connection: Connection, memory_file: int) -> None:
     while True:
         name, *arguments = connection.recv()
         try:
-            model = model or Model(memory_file)
+            model = model or Model(memory_file, connection)
             connection.send(("ok", getattr(model, name)(*arguments)))
         except Failed as reason:
             connection.send(("failed", str(reason)))
