@@ -117,7 +117,7 @@ def browser():
 # Folders whose tests share a server, a browser or a cluster for the whole session. All others share by file.
 _TOGETHER = ("tests/ui/", "tests/cluster/")
 # What takes longest starts first, so that the workers end at about the same time.
-_LONGEST = (*_TOGETHER, "tests/training/test_registry.py", "tests/backends/gptq/test_backend.py")
+_LONGEST = (*_TOGETHER, "tests/adapters/test_attach.py", "tests/training/test_registry.py")
 
 
 def _group(nodeid: str) -> str:

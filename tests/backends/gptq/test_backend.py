@@ -13,11 +13,8 @@ import gptq_models
 import pytest
 
 from comparator.backends import backend_for, calibration, resolve
-from comparator.backends.base import Placement
 from comparator.backends.gptq import ready_made
-from comparator.backends.gptq.kernels import KERNELS
-from comparator.backends.gptqmodel_layers import on_the_spot, unpack
-from comparator.backends.gptqmodel_layers.kernels import Packed
+from comparator.backends.gptqmodel_layers import on_the_spot
 from comparator.comparison.runner import compare
 from comparator.core.errors import UserError
 from comparator.core.events import Done, Loading
@@ -65,13 +62,6 @@ def folder(first_run, two) -> Path:
     return on_the_spot.folder(checkpoint, GPTQ.recipe(variant), "", get_settings().cache_dir)
 
 
-@pytest.fixture(scope="module")
-def tiny(place):
-    """A random llama whose layers are small multiples of 32, quantized as each test asks; (source, target maker)."""
-    source = gptq_models.tiny(place / "tiny", "llama", hidden_size=64, intermediate_size=128)
-    return source
-
-
 def run(engine, model: Path, *variants: str, cancel=None, tokens: int = 8, **changes):
     request = Request(
         str(model),
@@ -93,41 +83,7 @@ def said(events, word: str) -> list[str]:
     return [e.message for e in events if isinstance(e, Loading) and word in e.message]
 
 
-# ---------------------------------------------------------------- notation
-
-
-@pytest.mark.parametrize(
-    ("written", "canonical"),
-    [
-        ("gptq:4bit", "gptq"),
-        ("gptq:g64", "gptq:4bit,g64"),
-        ("gptq:g64,4bit", "gptq:4bit,g64"),
-        ("gptq:8bit", "gptq:8bit"),
-        ("gptq:sym=true,damp=0.1,kernel=auto,dtype=fp16", "gptq"),
-        ("gptq:g-1,desc_act,3bit", "gptq:3bit,desc_act,g-1"),
-        ("gptq@me/repo@main:4bit,kernel=torch", "gptq@me/repo@main:4bit,kernel=torch"),
-    ],
-)
-def test_one_notation_means_one_thing(written, canonical):
-    assert resolve(written).notation == canonical
-    assert resolve(canonical) == resolve(written)
-
-
-@pytest.mark.parametrize(
-    ("written", "words"),
-    [
-        ("gptq:5bit", ["5bit", "2, 3, 4, 8"]),
-        ("gptq:g48", ["g48", "32, 64, 128"]),
-        ("gptq:cal=my.txt", ["cal=my.txt", "--calibration"]),
-        ("gptq:3bit,kernel=exllama_v2", ["exllama_v2", "4 bits"]),
-        ("gptq:damp=2", ["damp=2"]),
-        ("gptq:kernel=fastest", ["fastest", "torch_aten"]),
-    ],
-)
-def test_a_wrong_option_is_named_with_what_is_possible(written, words):
-    with pytest.raises(UserError) as caught:
-        resolve(written)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
+# ---------------------------------------------------------------- options
 
 
 def test_the_model_fills_in_the_group_size(builtin):
@@ -247,73 +203,6 @@ def test_the_cpu_kernels_agree(first_run, two, engine):
     assert {r.storage_dtype for r in bf16_column.layers if r.name.endswith("norm.weight")} == {"bf16"}
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        {"bits": 2}, {"bits": 3}, {"bits": 8}, {"group_size": 32}, {"group_size": -1}, {"desc_act": True},
-        {"sym": False}, {"bits": 3, "sym": False}, {"bits": 8, "desc_act": True, "sym": False}, {"bits": 2, "group_size": -1},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_every_recipe_packs_what_it_rounded(tiny, tmp_path, recipe):
-    """Random weights: the error has to be that of so many bits, and the kernel has to multiply those very weights."""
-    import torch
-    from transformers import AutoModelForCausalLM, GPTQConfig
-
-    recipe = {"bits": 4, "group_size": 64, **recipe}
-    target = gptq_models.quantized(tiny, tmp_path / "made", **recipe)
-    model = AutoModelForCausalLM.from_pretrained(
-        target, dtype=torch.float16, device_map="cpu",
-        quantization_config=GPTQConfig(bits=recipe["bits"], backend="gptq_torch"),
-    )  # fmt: skip
-    plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    count = 0
-    for name, module in model.named_modules():
-        vars(module).pop("dequantize_weight", None)
-        if (weight := GPTQ.dequantize(module)) is None:
-            continue
-        count += 1
-        before = plain.get_submodule(name).weight.data
-        error = float((weight - before).norm() / before.norm())
-        bound = {2: 0.75, 3: 0.35, 4: 0.18, 8: 0.012}[recipe["bits"]]
-        assert error < bound, f"{name}: relative error {error:.3f} with {recipe}"
-        x = torch.randn(3, module.in_features, dtype=torch.float16)
-        assert torch.allclose(module(x).float(), x.float() @ weight.T, atol=0.02), (
-            f"{name} multiplies something else"
-        )
-    assert count == 14, "seven layers in each of two blocks"
-
-
-def test_layers_with_a_bias(tmp_path):
-    import torch
-    from transformers import AutoModelForCausalLM, GPTQConfig
-
-    source = gptq_models.tiny(tmp_path / "opt", "opt", hidden_size=64, word_embed_proj_dim=64)
-    target = gptq_models.quantized(source, tmp_path / "opt-gptq", 8, 32)
-    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    for parameter in plain.parameters():
-        assert parameter.isfinite().all()
-    packed = AutoModelForCausalLM.from_pretrained(
-        target,
-        dtype=torch.float16,
-        quantization_config=GPTQConfig(bits=8, backend="gptq_torch"),
-        device_map="cpu",
-    )
-    for module in packed.modules():
-        vars(module).pop("dequantize_weight", None)
-    ids = torch.arange(20).unsqueeze(0)
-    with torch.no_grad():
-        one, other = plain(ids).logits, packed(ids).logits.float()
-    assert (one - other).abs().max() < 0.05 * one.abs().max(), "8 bits should hardly show"
-
-
-def test_what_transformers_cannot_load_is_refused_before_quantizing(tmp_path):
-    source = gptq_models.tiny(tmp_path / "gpt2", "gpt2", n_embd=64)
-    with pytest.raises(UserError) as caught:
-        GPTQ.complete(resolve("gptq"), open_checkpoint(str(source)))
-    assert "GPT2LMHeadModel" in caught.value.problem and "nf4" in caught.value.advice
-
-
 def test_a_layer_that_cannot_be_packed_stays_and_transformers_knows(place, tmp_path):
     source = gptq_models.tiny(
         tmp_path / "odd", "llama", hidden_size=64, intermediate_size=144
@@ -366,17 +255,6 @@ def test_what_the_cpu_kernel_rearranges_is_told(first_run):
     assert column.memory.quant_state_bytes > column.memory.loaded_quant_state_bytes, (
         "bf16 offsets beside the scales"
     )
-
-
-def test_unpacking_reads_words_of_any_width():
-    import torch
-
-    for bits in (2, 3, 4, 8):
-        codes = torch.randint(0, 2**bits, (5, 64))
-        stream = [sum(int(c) << (bits * k) for k, c in enumerate(row)) for row in codes]
-        words = [[(s >> (32 * i)) & 0xFFFFFFFF for i in range(2 * bits)] for s in stream]
-        packed = torch.tensor(words, dtype=torch.int64).to(torch.int32)
-        assert torch.equal(unpack.codes(packed, bits, 64), codes.int()), f"{bits} bits"
 
 
 def test_both_layouts_unpack_to_the_same_weights(folder):
@@ -507,57 +385,12 @@ def test_a_quantized_model_is_not_quantized_again(folder):
 # ---------------------------------------------------------------- kernels
 
 
-@pytest.mark.parametrize(
-    ("kernel", "packed", "device", "words"),
-    [
-        ("exllama_v2", Packed(4, 64, False, True), "cpu", "NVIDIA GPU"),
-        ("torch_aten", Packed(8, 64, False, True), "cpu", "4 bits"),
-        ("torch_aten", Packed(4, -1, False, True), "cpu", "groups of 16"),
-        ("torch_aten", Packed(4, 64, False, True), "cuda:0", "CPU only"),
-        ("exllama_v2", Packed(3, 64, False, True), "cuda:0", "4 bits"),
-        ("triton", Packed(3, 64, False, True), "cuda:0", "2, 4 or 8 bits"),
-        ("triton", Packed(4, 64, False, True, sizes=frozenset({(72, 64)})), "cuda:0", "72 × 64"),
-        ("marlin", Packed(4, 64, False, False), "cuda:0", "symmetric"),
-    ],
-)
-def test_limits_are_checked_before_loading(kernel, packed, device, words):
-    with pytest.raises(UserError) as caught:
-        KERNELS.choose(kernel, packed, device)
-    assert words in caught.value.problem and kernel in caught.value.problem
-
-
-def test_exllama_wants_everything_on_the_gpu():
-    with pytest.raises(UserError) as caught:
-        KERNELS.choose("exllama_v2", Packed(4, 64, False, True), "cuda:0", spread=True)
-    assert "max_memory" in caught.value.problem
-
-
-@pytest.mark.parametrize(
-    ("packed", "expected"),
-    [
-        (Packed(4, 64, False, True), "torch_aten"),
-        (Packed(4, -1, False, True), "torch"),
-        (Packed(8, 64, False, True), "torch"),
-        (Packed(3, 32, True, False), "torch"),
-    ],
-)
-def test_auto_on_a_cpu_takes_the_fastest_that_is_exact(packed, expected):
-    assert KERNELS.choose("auto", packed, "cpu").name == expected
-
-
 def test_a_kernel_that_cannot_run_fails_its_column_before_any_work(two, engine):
     if not _cpu_only():
         pytest.skip("there is a GPU here")
     events, (column,) = run(engine, two, "gptq:2bit,kernel=triton")
     assert column.status == "failed" and "triton" in column.error.problem and "torch" in column.error.advice
     assert not said(events, "quantizing"), "minutes of work for a kernel that cannot run"
-
-
-def test_the_list_of_kernels_says_what_is_possible_here():
-    lines = KERNELS.possible()
-    assert len(lines) == len(KERNELS.kernels)
-    torch_line = next(line for line in lines if line.startswith("kernel=torch:"))
-    assert "possible here" in torch_line
 
 
 def _cpu_only() -> bool:
@@ -658,23 +491,6 @@ def test_max_memory_is_kept_and_shown(two, engine):
     assert all("max_memory" in c.error.problem and "10 MB" in c.error.problem for c in cells)
     _, cells = run(engine, two, "bf16", max_memory="0=1GiB,cpu=2GiB")
     assert "GPU 0" in cells[0].error.problem
-
-
-# ---------------------------------------------------------------- code
-
-
-def test_the_code_points_at_what_quantize_writes():
-    variant = resolve("gptq:g64,kernel=torch")
-    imports, setup, arguments = GPTQ.code(variant, Placement("cpu"))
-    assert imports == ["from transformers import GPTQConfig"]
-    assert setup == ["quantization = GPTQConfig(bits=4, backend='gptq_torch')"]
-    assert "dtype=torch.float16" in arguments
-    comment = "\n".join(GPTQ.code_comment(variant, "a b\nimport os"))
-    assert "quantize" in comment and "--output" in comment
-    assert all(line.startswith("#") for line in comment.splitlines()), (
-        "a name with a line break stays in its comment"
-    )
-    assert GPTQ.code_weights(resolve("gptq@me/repo")) == "'me/repo'"
 
 
 # ---------------------------------------------------------------- the whole model
