@@ -14,9 +14,16 @@ from comparator.sources.checkpoint import Progress
 def find(source: str, revision: str | None, part: str | None, progress: Progress) -> Path:
     """The file, downloaded where it is on the Hub. `part`: its name, or a part of it that no other file there has.
 
-    Raises `UserError` where there is none, or more than one.
+    Raises `UserError` where there is none, or more than one; on a public installation without a list of allowed models
+    also for the Hub's: llama.cpp reads a file in native code, which a stranger can write one for.
     """
-    named = naming.parse(f"{source}@{revision}" if revision else source, get_settings())
+    settings = get_settings()
+    named = naming.parse(f"{source}@{revision}" if revision else source, settings)
+    if named.kind == "hub" and settings.public and not settings.allowed_models:
+        raise UserError(
+            "This public installation gives llama.cpp no files from the Hub.",
+            "Use gguf:q8_0, which is made here, or run Quant Comparator on your own machine.",
+        )
     if named.kind == "builtin":
         return builtin.find_gguf()[0]
     if named.kind == "gguf":
@@ -70,15 +77,12 @@ def _from_hub(repo: str, revision: str | None, part: str | None, progress: Progr
 
 
 def _downloaded(repo: str, revision: str | None) -> Path | None:
-    """The folder of what an earlier download left."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    """The folder of what an earlier download left: huggingface_hub's own question wants the whole repo."""
+    from huggingface_hub import constants
 
     from comparator.sources import hub_files
 
-    try:
-        return Path(
-            snapshot_download(repo, revision=revision, cache_dir=hub_files.cache_dir(), local_files_only=True)
-        )
-    except LocalEntryNotFoundError:
-        return None
+    root = Path(hub_files.cache_dir() or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    ref = root / "refs" / (revision or "main")
+    folder = root / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision or "main")
+    return folder if folder.is_dir() else None

@@ -28,12 +28,14 @@ _KEPT_BYTES = 2**20  # of a longer string only its length is kept
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """`type` is ggml's name ("Q4_1"); `shape` is in torch's order, rows of `shape[-1]` values; `bytes` as stored."""
+    """`type` is ggml's name ("Q4_1"); `shape` is in torch's order, rows of `shape[-1]` values; `bytes` as stored,
+    `offset` bytes from the start of the file."""
 
     name: str
     type: str
     shape: tuple[int, ...]
     bytes: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -233,10 +235,10 @@ def _header(file: Path, metadata: dict, tensors: list, start: int, size: int) ->
         known, count = GGMLQuantizationType(kind), math.prod(shape)
         block, block_bytes = GGML_QUANT_SIZES[known]
         types[name] = known.name
-        stored.append(GgufTensor(name, known.name, shape, count // block * block_bytes))
+        stored.append(GgufTensor(name, known.name, shape, count // block * block_bytes, start + offset))
         if not name.startswith("rope_"):  # tables of the rotary embedding, no weights
             elements[known.name] += count
-        end = max(end, start + offset + stored[-1].bytes)
+        end = max(end, stored[-1].offset + stored[-1].bytes)
     if end > size:
         raise _cut_off(file, f": {end / 1e6:,.1f} MB are needed, {size / 1e6:,.1f} MB are there")
     return GgufHeader(

@@ -190,3 +190,49 @@ def test_the_names_of_ggmls_types_are_the_librarys():
 
     assert set(quantized_types()) <= set(gguf.GGMLQuantizationType.__members__)
     assert "gguf" not in sys.modules or quantized_types()["Q4_K"].bits == 4
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+@pytest.fixture
+def hub_with_files(own_dirs, monkeypatch):
+    from model_hub import model_hub
+
+    from comparator.sources import hub
+
+    with model_hub() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        monkeypatch.setenv("HF_HOME", str(own_dirs / "hf"))
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        hub._listings.clear()
+        stand_in.add(
+            "user/model-GGUF",
+            {"m-Q4_K_M.gguf": b"four" * 100, "m-Q8_0.gguf": b"eight" * 100, "README.md": b"hi"},
+        )
+        yield stand_in
+    hub._listings.clear()
+
+
+def test_one_file_of_a_hub_repo_is_downloaded_alone(hub_with_files, monkeypatch):
+    from comparator.sources import hub
+
+    file = gguf_files.find("user/model-GGUF", None, "q4_k", silent)
+    assert file.read_bytes() == b"four" * 100 and [p.name for p in file.parent.iterdir()] == ["m-Q4_K_M.gguf"]
+    with pytest.raises(
+        UserError, match="2 GGUF files of user/model-GGUF are possible: m-Q4_K_M.gguf, m-Q8_0.gguf"
+    ):
+        gguf_files.find("user/model-GGUF", None, None, silent)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    hub._listings.clear()
+    assert gguf_files.find("user/model-GGUF", None, "q4_k", silent) == file, "it was downloaded before"
+
+
+def test_a_public_installation_takes_from_the_hub_what_is_allowed(hub_with_files, settings_env):
+    settings_env(public=True)
+    with pytest.raises(UserError, match="public installation gives llama.cpp no files from the Hub"):
+        gguf_files.find("user/model-GGUF", None, "q4_k", silent)
+    assert gguf_files.find("smollm2-135m", None, None, silent) == find_gguf()[0]
+    settings_env(public=True, allowed_models="user/*")
+    assert gguf_files.find("user/model-GGUF", None, "q4_k", silent).name == "m-Q4_K_M.gguf"

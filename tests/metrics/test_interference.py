@@ -165,3 +165,24 @@ def _others() -> float:
     before = interference.sample_cpu()
     time.sleep(0.3)
     return judge(before, interference.sample_cpu()).other_cores or 0.0
+
+
+def test_a_process_that_computes_for_this_one_counts_as_this_one(tmp_path):
+    (tmp_path / "stat").write_text("cpu0 100 0 0 0 0 0 0 0\n")
+    for process, waited_ns in (("self", 10**9), ("77", 3 * 10**9)):
+        (tmp_path / process / "task" / f"{process}-1").mkdir(parents=True)
+        (tmp_path / process / "task" / f"{process}-1" / "schedstat").write_text(f"5 {waited_ns} 9")
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = [
+        "S",
+        *["0"] * 10,
+        str(2 * ticks),
+        str(ticks),
+        *["0"] * 20,
+    ]  # after the name: state … utime, stime
+    (tmp_path / "77" / "stat").write_text(f"77 (a (odd) name) {' '.join(fields)}")
+    alone, both = interference.sample_cpu(tmp_path), interference.sample_cpu(tmp_path, 77)
+    assert both.own_s - alone.own_s == pytest.approx(3.0, abs=0.5), (
+        "user and system time of the other process"
+    )
+    assert alone.waited_s == {"self-1": 1.0} and both.waited_s == {"self-1": 1.0, "77-1": 3.0}

@@ -204,7 +204,7 @@ def test_the_columns_notes_name_threads_features_and_memory(load):
         "Q4_0",
     ):
         assert part in notes, f"{part} is not in the notes: llama.cpp's log may have other words now\n{notes}"
-    assert "weight errors" in notes and "noise floor" not in notes
+    assert "weight errors" not in notes.lower() and "noise floor" not in notes
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +238,28 @@ def test_the_document_and_reports_hold_the_column(ran):
     assert comparison.environment.packages["xllamacpp"]
     _, row = csv.DictReader((folder / "out.csv").read_text().splitlines())
     assert row["variant"] == "gguf" and row["weight_bytes"] == str(cell.memory.weight_bytes)
+    errors = {row.name: row.error for row in cell.layers}
+    assert all(0 < errors[f"model.layers.0.self_attn.{p}_proj.weight"]["relative"] < 0.02 for p in "qkvo"), (
+        "queries and keys are compared in another order of their rotary pairs"
+    )
+    assert errors["model.norm.weight"]["relative"] < 1e-6 and errors["lm_head.weight"]["relative"] < 0.02
     html = (folder / "out.html").read_text()
     assert "llama.cpp Q8_0" in html and "no code to copy for gguf" in html.lower()
+
+
+def test_on_a_machine_with_a_gpu_the_column_says_that_the_cpu_executes_it(two_layers):
+    from comparator.backends.base import Placement
+    from comparator.runtimes import runtime_for
+    from comparator.sources import open_checkpoint
+
+    variant, checkpoint = resolve("gguf:q4_0"), open_checkpoint(str(two_layers))
+    model = runtime_for(variant).load(checkpoint, variant, Placement("cuda:0"), lambda *_: None)
+    try:
+        loaded = model.describe(True)
+        assert model.device == "cpu" and loaded.environment.device == loaded.environment.cpu
+        assert "1 thread" in " ".join(loaded.notes)
+    finally:
+        model.unload()
 
 
 def test_the_page_shows_it(ran):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,19 @@ from comparator.sources import Checkpoint
 from comparator.util import atomic_dir
 
 TYPES = {"bf16": 16, "f16": 16, "q8_0": 8, "q5_1": 5, "q5_0": 5, "q4_1": 4, "q4_0": 4}  # with their bits
+# Families whose queries and keys have the rotary pairs beside each other in llama.cpp and half a head apart in
+# transformers, and families in which both have them in one order.
+TURNED = {"llama": True, "qwen2": False, "qwen3": False}
 _VERSION = 1  # raise it when the same type gives other bytes
 _BLOCK = 32  # values that share a scale, of all types above
 _MODEL = "model.gguf"
 
 
-@dataclass(frozen=True)
-class _Family:
-    """`turned`: llama.cpp has the rotary pairs of queries and keys beside each other, transformers half a head apart."""
-
-    architecture: str
-    turned: bool = False
-
-
-_FAMILIES = {
-    "LlamaForCausalLM": _Family("llama", turned=True),
-    "MistralForCausalLM": _Family("llama", turned=True),
-    "Qwen2ForCausalLM": _Family("qwen2"),
-    "Qwen3ForCausalLM": _Family("qwen3"),
+_FAMILIES = {  # transformers' class → llama.cpp's architecture
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
 }
 
 
@@ -79,11 +73,11 @@ def make(checkpoint: Checkpoint, kind: str, progress: Progress) -> Path:
 def _write(checkpoint: Checkpoint, kind: str, file: Path, progress: Progress) -> None:
     import gguf
 
-    family, config = _FAMILIES[checkpoint.architecture], config_of(checkpoint.path)
-    writer = gguf.GGUFWriter(file, family.architecture)
+    architecture, config = _FAMILIES[checkpoint.architecture], config_of(checkpoint.path)
+    writer = gguf.GGUFWriter(file, architecture)
     _metadata(writer, config, checkpoint)
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(known[family.architecture], config["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(known[architecture], config["num_hidden_layers"])
     heads = config["num_attention_heads"]
     for done, (name, weight) in enumerate(_weights(checkpoint)):
         progress(done / len(checkpoint.tensors), f"making a GGUF file of {kind.upper()}")
@@ -94,7 +88,7 @@ def _write(checkpoint: Checkpoint, kind: str, file: Path, progress: Progress) ->
             raise UserError(
                 f"{checkpoint.source} has a tensor that GGUF has no name for: {name}.", "Use nf4 or gptq."
             )
-        if family.turned and (part := re.search(r"\.([qk])_proj\.", name)):
+        if TURNED[architecture] and (part := re.search(r"\.([qk])_proj\.", name)):
             weight = _turn(weight, heads if part[1] == "q" else config.get("num_key_value_heads") or heads)
         stored = _kind(name, weight.shape, kind)
         number = getattr(gguf.GGMLQuantizationType, stored.upper())

@@ -22,7 +22,9 @@ from comparator.runtimes.llama_cpp.worker import PAGE, ROWS
 
 _ROOT = Path(__file__).resolve().parents[3]
 _WAIT_S = 0.05  # how often Stop is looked at while a pass runs
-_HIDDEN = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# What the process gets of this one's environment: it reads strangers' files, and needs no keys.
+_PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_PASSED_START = ("OMP_", "GOMP_", "KMP_", "GGML_", "CUDA_", "NVIDIA_", "LC_")
 # OpenMP's threads wait for each other some 600 times per token. Where another process has a core, spinning for
 # milliseconds, as libgomp does by default, starves the thread that is waited for (40 times as slow, measured); this
 # is libgomp's own number for threads that outnumber the cores, some 30 µs.
@@ -41,7 +43,8 @@ class Child:
         os.ftruncate(self._memory_file, PAGE)
         self._shared: mmap.mmap = mmap.mmap(self._memory_file, PAGE)
         self._pipe, theirs = Pipe()
-        environment = _DEFAULTS | {k: v for k, v in os.environ.items() if k not in _HIDDEN} | _ENVIRONMENT
+        passed = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_START)}
+        environment = _DEFAULTS | passed | _ENVIRONMENT
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "comparator.runtimes.llama_cpp.worker", str(theirs.fileno()), str(self._memory_file)],

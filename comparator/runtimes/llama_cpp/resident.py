@@ -6,22 +6,29 @@ import contextlib
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from comparator.backends.gguf import write
 from comparator.core.errors import Stopped
-from comparator.core.messages import Generation, Prompt
+from comparator.core.messages import Generation, Loaded, Prompt
 from comparator.core.request import GenerationSettings
 from comparator.core.variant import Adapter
 from comparator.decoding.sampling import overflowed
-from comparator.metrics import energy, interference, latency
+from comparator.metrics import energy, environment, interference, latency
 from comparator.runtimes.base import OnToken, ResidentModel
+from comparator.runtimes.llama_cpp import rows
 from comparator.runtimes.llama_cpp.child import Child
 from comparator.runtimes.llama_cpp.chooser import Rules
+from comparator.runtimes.llama_cpp.weights import FileWeights
 from comparator.runtimes.llama_cpp.worker import MOST_BATCH
+from comparator.sources.gguf_header import GgufHeader
+
+if TYPE_CHECKING:
+    from comparator.adapters import Plan
 
 
 @dataclass
@@ -47,6 +54,8 @@ class LlamaCppModel(ResidentModel):
     threads: int
     child: Child
     rules: Rules
+    header: GgufHeader
+    elsewhere: bool = False  # this build of llama.cpp cannot use the GPU that the column was to be on
     buffers: dict[str, int] = field(default_factory=dict)  # of the current context, by kind
     _tokenizer: Any = None
 
@@ -172,6 +181,18 @@ class LlamaCppModel(ResidentModel):
             f"on. It got the {len(ids):,} tokens of the model's tokenizer, as every column did.",
         )
 
+    def weights(self) -> FileWeights | None:
+        """None for a family whose tensors are not known to be the checkpoint's in another order."""
+        if self.header.architecture not in write.TURNED:
+            return None
+        names = rows.names_of(self.header, self.checkpoint)
+        return FileWeights(self.file, self.header, names, self.checkpoint)
+
+    def describe(self, fresh: bool, plan: Plan | None = None) -> Loaded:
+        """With the environment of the CPU where the other columns are on a GPU."""
+        loaded = super().describe(fresh, plan)
+        return replace(loaded, environment=environment.read(self.device)) if self.elsewhere else loaded
+
     # ------------------------------------------------------------ logits
 
     def answer_logits(
@@ -186,8 +207,8 @@ class LlamaCppModel(ResidentModel):
     def window_logits(self, token_ids: Sequence[int], skip: int, cancel: threading.Event) -> Any:
         """In passes of `MOST_BATCH` tokens, llama.cpp's physical batch."""
         logits = np.empty((len(token_ids) - skip, self.vocabulary), np.float32)
-        for rows, part in self.chunked_logits(token_ids, skip, MOST_BATCH, cancel):
-            logits[rows] = part
+        for place, part in self.chunked_logits(token_ids, skip, MOST_BATCH, cancel):
+            logits[place] = part
         return logits
 
     def chunked_logits(

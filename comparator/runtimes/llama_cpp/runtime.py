@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from comparator.backends import backend_for
 from comparator.backends.base import Placement, Progress
+from comparator.backends.gguf import write
 from comparator.core.result import Memory
 from comparator.core.variant import Variant
 from comparator.metrics import layers
@@ -27,9 +28,7 @@ WARM_UP = (1, 2, 3, 4, 5, 6, 7, 8)
 
 class LlamaCpp(Runtime):
     name = "llama.cpp"
-    absent = {k: v for k, v in Runtime.absent.items() if k != "noise floor"} | {
-        "weight errors": "its weights are not unpacked here",
-    }
+    absent = {k: v for k, v in Runtime.absent.items() if k not in ("noise floor", "weight errors")}
 
     def load(
         self,
@@ -95,6 +94,7 @@ class LlamaCpp(Runtime):
                 _features(facts["system"], threads, device),
                 _memory_note(facts["buffers"].get("model", 0), buffers, grown),
                 *_mixed_note(header.weight_types),
+                *_weights_note(header.architecture),
                 *backend.notes(variant, checkpoint, header),
             ],
             file=file,
@@ -102,6 +102,8 @@ class LlamaCpp(Runtime):
             threads=threads,
             child=child,
             rules=rules,
+            header=header,
+            elsewhere=device != placement.device,
         )
 
 
@@ -126,6 +128,12 @@ def _memory_note(model: int, buffers: dict[str, int], grown: int | None) -> str:
     ]
     rest = f"; its process grew by {formatting.megabytes(grown)}" if grown else ""
     return f"Resident, as llama.cpp reports it after a short run: {formatting.join(parts)}{rest}."
+
+
+def _weights_note(architecture: str) -> list[str]:
+    if architecture in write.TURNED:
+        return []
+    return [f"Weight errors are –: the order of tensors of {architecture} is not known here."]
 
 
 def _mixed_note(weight_types: Any) -> list[str]:
