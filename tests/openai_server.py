@@ -68,6 +68,8 @@ class OpenAIServer:
         self.closed = threading.Event()
         self.hung_up = threading.Event()
         self.token_s = 0.0
+        self.models_broken = False
+        self.drops = 0
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
         self._http.daemon_threads = True
 
@@ -95,8 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         owner = self.owner
-        if self.path != "/v1/models":
-            return self._json(404, {"detail": "Not Found"})
+        if self.path != "/v1/models" or owner.models_broken:
+            return self._json(500 if owner.models_broken else 404, {"detail": "Not Found"})
         self._json(
             200,
             {
@@ -109,6 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.owner
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         owner.requests.append((self.path, dict(self.headers), body))
+        if owner.drops:  # as where an idle connection is ended while a request is on its way
+            owner.drops -= 1
+            self.close_connection = True
+            return
         owner.healthy -= 1
         if owner.fault and owner.healthy < 0 and self._fail(owner.fault):
             return

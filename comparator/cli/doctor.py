@@ -118,9 +118,8 @@ def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits
         variant = backend.complete(variant, checkpoint, report)
         needed = backend.needed_bytes(variant, checkpoint)
         experts = unquantized_experts(variant, checkpoint)
-        return Check(
-            text, True, f"{variant.notation}, about {needed / 1e6:,.0f} MB{'. ' if experts else ''}{experts}"
-        )
+        size = f"about {needed / 1e6:,.0f} MB" if needed else "takes no memory here"
+        return Check(text, True, f"{variant.notation}, {size}{'. ' if experts else ''}{experts}")
     except UserError as problem:
         return Check(text, False, str(problem))
 

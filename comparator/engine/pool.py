@@ -83,6 +83,9 @@ class Pool:
         last. An adapter whose `plan` wants a base of its own gets one. Raises `UserError` when it cannot fit or cannot be loaded, `Stopped` at Stop; then nothing is left."""
         plan = plan if plan is not None and plan.private else None
         slot = self.find(checkpoint, variant, max_memory, plan)
+        if slot is not None and not slot.is_current():
+            self.unload(slot.handle)
+            slot = None
         if slot is not None:
             slot.last_used = time.monotonic()
             self._note_shared(slot)

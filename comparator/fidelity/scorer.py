@@ -25,6 +25,7 @@ from comparator.fidelity.adapter_drift import TOKENS, MeasureDrift
 from comparator.fidelity.logits_store import scores_folder
 from comparator.fidelity.tasks import (
     ColumnRef,
+    CompareTokens,
     KeepAnswer,
     KeepText,
     OtherTokenizer,
@@ -116,15 +117,15 @@ class FidelityScorer:
         try:
             self._measure(column)
             if wrong := verdict.fault(column.result):
-                note = f"The model is likely broken: {wrong} over the whole answer. None of its figures is a result."
-                column.result = replace(column.result, notes=(*column.result.notes, note))
+                self._note(
+                    column,
+                    f"The model is likely broken: {wrong} over the whole answer. None of its figures is a result.",
+                )
         except Stopped:
             self._refuse(column, "Stopped before it was measured.")
         except UserError as problem:
             self._refuse(column, str(problem))
-            column.result = replace(
-                column.result, notes=(*column.result.notes, f"Fidelity was not measured: {problem}")
-            )
+            self._note(column, f"Fidelity was not measured: {problem}")
 
     def _refuse(self, column: Column, reason: str) -> None:
         before = column.result.fidelity or Fidelity()
@@ -138,15 +139,23 @@ class FidelityScorer:
         self._report(column, 0.0, "scoring the answer")
         self._check_tokenizer(column)
         fidelity = self._write(column, Fidelity(self._on_the_answer(column, reference)))
-        column.result = replace(column.result, notes=(*column.result.notes, *scoring_notes(fidelity.prompt)))
+        self._note(
+            column,
+            *scoring_notes(fidelity.prompt, None if _has_logits(reference.ref) else reference.ref.name),
+        )
         self._weights(column, reference)
         fidelity = self._write(column, replace(fidelity, adapter=self._adapter_drift(column, reference)))
         if self.request.fidelity == "text":
-            if reason := runtime_for(column.exact.variant).absent.get("full logits"):
-                note = f"Divergence and perplexity on the text are –: {reason}."
-                column.result = replace(column.result, notes=(*column.result.notes, note))
+            without = next((r.name for r in (ref_of(column), reference.ref) if not _has_logits(r)), None)
+            if without:
+                self._note(
+                    column, f"Divergence and perplexity on the text are –: {without} gives no full logits."
+                )
             else:
                 self._write(column, replace(fidelity, text=self._on_the_text(column, reference)))
+
+    def _note(self, column: Column, *notes: str) -> None:
+        column.result = replace(column.result, notes=(*column.result.notes, *notes))
 
     def _write(self, column: Column, fidelity: Fidelity) -> Fidelity:
         column.result = replace(column.result, fidelity=fidelity)
@@ -179,6 +188,10 @@ class FidelityScorer:
     # ------------------------------------------------------------ on the reference's answer
 
     def _on_the_answer(self, column: Column, reference: Reference) -> PromptFidelity:
+        if not _has_logits(reference.ref):
+            return self._run(
+                column, CompareTokens(self.request.model, reference.token_ids, column.result.token_ids)
+            )
         if reference.logits is None:
             self._store_reference_logits(column, reference)
         mine = ref_of(column)
@@ -334,10 +347,20 @@ class FidelityScorer:
         return self._folder
 
 
-def scoring_notes(prompt: PromptFidelity) -> list[str]:
-    """For a column without full logits: what its figures on the answer are, and why some are missing."""
+def _has_logits(ref: VariantRef) -> bool:
+    return "full logits" not in runtime_for(ref.variant).absent
+
+
+def scoring_notes(prompt: PromptFidelity, without: str | None) -> list[str]:
+    """Where a column gives no full logits: what its figures on the answer are, and why some are missing. `without`: the
+    name of a reference that gives none."""
     if prompt.top_k is None:
         return []
+    if without:
+        return [
+            f"KL divergence is –: {without}, the reference, gives no full logits. The two answers were compared up to their "
+            f"first difference: {formatting.plural(len(prompt.rank), 'token')} of {len(prompt.token_ids)}."
+        ]
     notes = [
         f"KL divergence is a lower bound (≥): the column names its {prompt.top_k} likeliest tokens at each position, and all "
         "others count as one."

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def score_choices(
         reference_top=tuple(_named(row, text_of) for row in rows),
         top_k=max((len(at.log_p) for at in choices), default=0) if named else 0,
         forced=len(choices) == len(token_ids),
+    )
+
+
+def compare_tokens(
+    reference_ids: Sequence[int], token_ids: Sequence[int], text_of: Callable[[int], str]
+) -> PromptFidelity:
+    """Two answers up to where they first differ: only there are both after the same text."""
+    pairs = list(zip_longest(reference_ids, token_ids[: len(reference_ids)]))
+    first = divergence.first_difference(ours == theirs for theirs, ours in pairs)
+    compared = len(pairs) if first is None else first + 1
+    return PromptFidelity(
+        token_ids=tuple(reference_ids),
+        tokens=tuple(map(text_of, reference_ids)),
+        rank=tuple(None if step == first else 0 for step in range(compared)),
+        first_difference=first,
+        top_k=0,
+        forced=compared == len(reference_ids),
     )
 
 

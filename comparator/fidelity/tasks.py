@@ -100,6 +100,25 @@ class ScoreAnswer(Task):
 
 
 @dataclass(frozen=True)
+class CompareTokens(Task):
+    """Two answers by their tokens alone, where the reference gives no full logits. Gives `PromptFidelity`."""
+
+    model: str
+    reference_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+
+    def run(self, context: TaskContext, cancel: threading.Event, on_progress: OnProgress) -> PromptFidelity:
+        from comparator.fidelity import scoring
+
+        tokenizer = context.tokenizer_of(self.model)
+        return scoring.compare_tokens(
+            self.reference_ids,
+            self.token_ids,
+            lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False),
+        )
+
+
+@dataclass(frozen=True)
 class EncodeText(Task):
     """The evaluation text's token ids. Gives a tuple of ints; raises `UserError` for a text that is too short."""
 

@@ -189,6 +189,10 @@ class ResidentModel(ABC):
     def unload(self) -> None:  # noqa: B027 - nothing to do by default
         """Free what outlives this object: a process, a connection."""
 
+    def is_current(self) -> bool:
+        """Whether it is still what was loaded; asked before it is used again. False: it is unloaded and loaded anew."""
+        return True
+
     def use(self) -> None:  # noqa: B027 - nothing to do by default
         """Called before each piece of work on this model."""
 

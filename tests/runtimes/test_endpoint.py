@@ -170,6 +170,10 @@ def test_the_model_has_to_be_named_where_there_are_several(serve, model, setting
     column = load(model)
     assert server.requests[-1][2]["model"] == "two"
     column.unload()
+    server.models_broken = True
+    column = load(model)
+    assert server.requests[-1][2]["model"] == "two" and column.is_current(), "a named model needs no list"
+    column.unload()
     settings_env(endpoints=f"tiny={server.url}#three")
     with pytest.raises(UserError, match="no such model or path.*three"):
         load(model)
@@ -271,6 +275,17 @@ def test_a_fault_is_said_in_words_with_a_way_out(serve, model, monkeypatch, faul
         with pytest.raises(UserError) as caught:
             load(model)
         assert FAULTS[fault] in caught.value.problem
+
+
+def test_a_connection_that_had_ended_while_it_was_idle_is_opened_anew(serve, model):
+    server = serve()
+    column = load(model)
+    server.drops = 1
+    assert generate(column, model).text == TEXT
+    server.drops = 2
+    with pytest.raises(UserError, match="in the middle of its answer"):
+        generate(column, model)
+    column.unload()
 
 
 def test_nobody_there_and_no_tls(serve, model, settings_env):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +16,12 @@ from typer.testing import CliRunner
 from comparator.backends import resolve
 from comparator.comparison.runner import run
 from comparator.core import document
-from comparator.core.request import GenerationSettings, Request
+from comparator.core.errors import UserError
+from comparator.core.request import EvalSettings, GenerationSettings, Request
 from comparator.core.settings import get_settings
 from comparator.core.variant import Cell
 from comparator.engines import get_engine
+from comparator.fidelity import eval_text
 from comparator.metrics.definitions import METRICS
 
 PROMPT = "What is the capital?"
@@ -37,16 +40,23 @@ def compared(toy, model):
     """`compared(scale=0.8, top=20, …)`: the toy and a server of the same model, its logits times `scale`."""
     tokenizer, matrices = tiny_models.tokenizer(chat=True), toy.matrices(tiny_models.VOCABULARY)
 
-    def compare(scale: float = 1.0, fidelity: str = "prompt", **how):
+    def compare(scale: float = 1.0, fidelity: str = "prompt", reference: int = 0, **how):
         server = OpenAIServer(tokenizer, bigram(matrices, scale), **how)
         cells = tuple(Cell(resolve(n)) for n in ("toy", "endpoint@tiny"))
         request = Request(
-            model, cells, PROMPT, settings=GenerationSettings(max_new_tokens=TOKENS), fidelity=fidelity
+            model,
+            cells,
+            PROMPT,
+            settings=GenerationSettings(max_new_tokens=TOKENS),
+            fidelity=fidelity,
+            evaluation=EvalSettings(eval_text.shipped()[:400], "a text", 64, 64),
         )
         with server, pytest.MonkeyPatch.context() as patch:
             patch.setenv("COMPARATOR_ENDPOINTS", f"tiny={server.url}")
             get_settings.cache_clear()
-            made = run(replace(request, reference=cells[0]), engine=get_engine(), emit=lambda event: None)
+            made = run(
+                replace(request, reference=cells[reference]), engine=get_engine(), emit=lambda event: None
+            )
             get_engine().unload()
         get_settings.cache_clear()
         assert made.cells[1].status == "ok", made.cells[1].error
@@ -213,3 +223,37 @@ def test_it_is_no_reference_and_never_the_most_faithful(compared, toy, model):
     )
     faithful = next(c for c in recommend(made.cells, made.cells[0]).choices if c.goal == "most faithful")
     assert faithful.cell is None and "lower bounds" in faithful.words
+
+
+def test_a_server_as_the_reference_is_compared_by_its_words(toy, compared):
+    itself, other = compared(reference=1, gives_ids=True).cells[::-1]
+    for cell in (itself, other):
+        prompt = cell.fidelity.prompt
+        assert cell.fidelity.refused is None and prompt.kl == () and prompt.token_ids == itself.token_ids
+        assert prompt.rank == (0,) * TOKENS and prompt.first_difference is None, (
+            "the same model has the same answer"
+        )
+    assert any("the reference, gives no full logits" in note for note in other.notes), "– without the reason"
+
+
+def test_a_text_is_not_scored_by_a_server_and_the_column_says_so(compared):
+    toy, server = compared(fidelity="text").cells
+    assert toy.fidelity.text["ppl"] > 0 and server.fidelity.text is None and server.fidelity.prompt.kl
+    assert any("on the text are –" in note for note in server.notes)
+
+
+def test_a_server_that_got_another_model_is_asked_anew(toy, model):
+    from comparator.core.messages import LoadRequest
+
+    tokenizer, matrices = tiny_models.tokenizer(chat=True), toy.matrices(tiny_models.VOCABULARY)
+    engine, never = get_engine(), threading.Event()
+    with OpenAIServer(tokenizer, bigram(matrices), models=("one",)) as server:
+        ask = LoadRequest(model, resolve(f"endpoint@{server.url}"))
+        first = engine.load(ask, never)
+        assert engine.load(ask, never).handle == first.handle, "connected anew for nothing"
+        server.models = ("two",)
+        again = engine.load(ask, never)
+        assert again.handle != first.handle and any("model two" in note for note in again.notes)
+    engine.unload()
+    with pytest.raises(UserError, match="cannot be reached"):
+        engine.load(ask, never)

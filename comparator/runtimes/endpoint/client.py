@@ -56,7 +56,7 @@ class Client:
 
     def aside(self, path: str, cancel: threading.Event, body: dict | None = None) -> dict[str, Any]:
         """What a server says outside of OpenAI's API, at a path below its host; {} where it says nothing."""
-        url = httpx2.URL(self.endpoint.url).copy_with(raw_path=path.encode())
+        url = self._beside(path)
 
         def ask() -> Any:
             answer = (
@@ -72,19 +72,24 @@ class Client:
             return {}
         return answer if isinstance(answer, dict) else {}
 
-    def round_trip_s(self, cancel: threading.Event) -> float:
-        """Median of a few small requests over the open connection: the network, and a server's least work."""
+    def round_trip_s(self, cancel: threading.Event) -> float | None:
+        """Median of a few small requests over the open connection: the network, and a server's least work. Any answer
+        will do, since not every server knows the path. None where there is none."""
+        url = self._beside("/health")
 
         def ping() -> float:
             start_s = time.perf_counter()
-            self._api.get("/models", cast_to=object)
+            self._http.get(url)
             return time.perf_counter() - start_s
 
         def work() -> float:
             ping()  # may have to open the connection
             return statistics.median(ping() for _ in range(PINGS))
 
-        return self._wait(work, cancel)
+        try:
+            return self._wait(work, cancel)
+        except UserError:
+            return None  # the request itself will say what is wrong
 
     def ask(self, body: dict[str, Any], cancel: threading.Event) -> dict[str, Any]:
         """A whole answer at once. `body` with "messages" goes to /chat/completions, else to /completions."""
@@ -128,6 +133,9 @@ class Client:
                 self.transport.abort()
         if not cancel.is_set():
             self._result(future)
+
+    def _beside(self, path: str) -> httpx2.URL:
+        return httpx2.URL(self.endpoint.url).copy_with(raw_path=path.encode())
 
     def _wait(self, work: Callable[[], Any], cancel: threading.Event) -> Any:
         """The result of `work`, run on a thread. Raises `Stopped` at Stop."""

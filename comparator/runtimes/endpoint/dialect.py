@@ -95,6 +95,17 @@ class Facts:
         return f"{self.name} {self.version}" if self.version else self.name
 
 
+def listed(client: Client, cancel: threading.Event) -> list[dict[str, Any]]:
+    """The server's models; [] where it cannot list them and one is named (`transformers serve` lists a folder that need
+    not exist)."""
+    try:
+        return client.models(cancel)
+    except Refused:
+        if client.endpoint.model:
+            return []
+        raise
+
+
 def model_of(client: Client, entries: list[dict[str, Any]]) -> str:
     """The model to ask for: the named one, or the only one there is. Raises `UserError`."""
     ids = [entry["id"] for entry in entries]
@@ -108,6 +119,11 @@ def model_of(client: Client, entries: list[dict[str, Any]]) -> str:
         f"{named(client.endpoint)} has {len(ids)} models, and none is named.",
         f"Name one after a #: http://host:8000/v1#model. {listed}",
     )
+
+
+def served(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What tells a server's models from others: their ids and whose they are."""
+    return sorted((entry["id"], str(entry.get("owned_by"))) for entry in entries)
 
 
 def find(client: Client, model: str, tokenizer: Any, cancel: threading.Event) -> Dialect:

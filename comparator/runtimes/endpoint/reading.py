@@ -27,7 +27,8 @@ def choice_of(piece: dict[str, Any]) -> dict[str, Any]:
 
 def text_of(choice: dict[str, Any]) -> str:
     """The text of a piece, thinking included, which some servers send apart."""
-    message = choice.get("delta") or choice.get("message") or {}
+    messages = (choice.get("delta"), choice.get("message"))
+    message = next((m for m in messages if isinstance(m, dict)), {})
     parts = [
         choice.get("text"),
         message.get("reasoning_content") or message.get("reasoning"),

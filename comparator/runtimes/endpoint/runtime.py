@@ -67,7 +67,7 @@ class EndpointRuntime(Runtime):
         )
         client, cancel = Client(endpoint), _Cancel(progress)
         try:
-            entries = client.models(cancel)
+            entries = dialects.listed(client, cancel)
             model = dialects.model_of(client, entries)
             dialect = dialects.find(client, model, tokenizer, cancel)
             facts = dialects.ask_about(client, model, entries, cancel)
@@ -88,6 +88,7 @@ class EndpointRuntime(Runtime):
             tokenizer=tokenizer,
             dialect=dialect,
             facts=facts,
+            entries=entries,
         )
 
 
@@ -116,11 +117,12 @@ class EndpointModel(ResidentModel):
         tokenizer: Any,
         dialect: dialects.Dialect,
         facts: dialects.Facts,
+        entries: list[dict[str, Any]],
         **fields: Any,
     ):
         super().__init__(**fields)
         self.client, self.tokenizer, self.dialect, self.facts = client, tokenizer, dialect, facts
-        self._known = Vocabulary(tokenizer)
+        self._known, self._served = Vocabulary(tokenizer), dialects.served(entries)
 
     def generate(
         self,
@@ -215,6 +217,13 @@ class EndpointModel(ResidentModel):
             yield first
             if first.first != token:
                 return
+
+    def is_current(self) -> bool:
+        """Whether the server has the same models as when it was asked."""
+        try:
+            return dialects.served(dialects.listed(self.client, threading.Event())) == self._served
+        except UserError:
+            return False
 
     def unload(self) -> None:
         self.client.close()

@@ -28,6 +28,7 @@ class Guarded(httpx2.BaseTransport):
         trusted.load_verify_locations(certifi.where())
         self._inner = httpx2.HTTPTransport(verify=trusted, trust_env=False)
         self._sockets: list[socket.socket] = []
+        self._aborts = 0
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         headers = {"host", "accept", "content-type", "content-length"}
@@ -39,7 +40,14 @@ class Guarded(httpx2.BaseTransport):
             request.headers["authorization"] = f"Bearer {key}"
         request.extensions = {**request.extensions, "trace": self._trace}
         deadline = time.monotonic() + problems.TOTAL_S
-        response = self._inner.handle_request(request)
+        aborts = self._aborts
+        try:
+            response = self._inner.handle_request(request)
+        except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+            if self._aborts != aborts:
+                raise
+            # Most likely an idle connection that the server ended just now: nothing of an answer had arrived.
+            response = self._inner.handle_request(request)
         if 300 <= response.status_code < 400:
             response.close()
             raise problems.redirected(self.endpoint, response.status_code)
@@ -56,6 +64,7 @@ class Guarded(httpx2.BaseTransport):
 
     def abort(self) -> None:
         """Cut the connections, so that a thread that reads from one ends and the server stops computing."""
+        self._aborts += 1
         for known in self._sockets:
             with contextlib.suppress(OSError, ValueError):
                 known.shutdown(socket.SHUT_RDWR)

@@ -32,14 +32,10 @@ def build(page: Page) -> None:
             elem_id="custom-method",
         )
         groups, inputs, owners = [], [], []
-        for name, (_, m) in known.items():
+        for name, (backend, m) in known.items():
             with gr.Column(visible=name == FIRST, elem_classes="options") as group:
                 if m.takes_source:
-                    inputs.append(
-                        gr.Textbox(
-                            "", label="Source", info="a Hub repo or a folder; leave empty to quantize here"
-                        )
-                    )
+                    inputs.append(gr.Textbox("", label="Source", info=_about_source(backend, m)))
                     owners.append((name, None))
                 for option in m.options:
                     inputs.append(_field(option))
@@ -81,6 +77,12 @@ def build(page: Page) -> None:
         outputs=[page.fields["picked"], verdict],
         **PRIVATE,
     )
+
+
+def _about_source(backend: Backend, method: Method) -> str:
+    if backend.source_kind == "endpoint":
+        return "a name from COMPARATOR_ENDPOINTS, or an address such as http://host:8000/v1"
+    return "a Hub repo or a folder" + ("" if method.needs_source else "; leave empty to quantize here")
 
 
 def _field(option: Option) -> gr.components.Component:
