@@ -34,6 +34,8 @@ def test_the_type_is_written_as_a_bare_word():
         16,
         4,
     ]
+    assert GGUF.describe(resolve("gguf:q4_0")) == "Q4_0 made here, by llama.cpp"
+    assert GGUF.describe(resolve("gguf@smollm2-135m")) == "a GGUF file as it is, by llama.cpp"
     with pytest.raises(UserError, match="no option “q3_9”") as caught:
         resolve("gguf:q3_9")
     assert all(kind in caught.value.advice for kind in write.TYPES)

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from comparator.backends import ready_made
-from comparator.backends.base import AdapterKind, Backend, Method, Option, Progress, QuantizedType
+from comparator.backends.base import AdapterKind, Backend, Method, Option, Progress, QuantizedType, Training
 from comparator.backends.gguf import write
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
@@ -66,15 +66,17 @@ class Gguf(Backend):
 
     # ------------------------------------------------------------ in lists
 
+    def describe(self, variant: Variant) -> str:
+        if variant.source:
+            return "a GGUF file as it is, by llama.cpp"
+        return f"{self.values(variant)['type'].upper()} made here, by llama.cpp"
+
     def bits(self, variant: Variant) -> float:
         """By what most of a file holds, where it lies here."""
         if not variant.source:
             return write.TYPES[self.values(variant)["type"]]
-        try:
-            path = gguf_files.here(variant.source)
-            kind = read_gguf(path).weight_types.most_common(1)[0][0] if path else ""
-        except (UserError, OSError):
-            kind = ""
+        file = gguf_files.here(variant.source)
+        kind = _kind(file, file.stat().st_mtime_ns) if file else ""
         known = quantized_types().get(kind)
         return known.bits if known else {"F32": 32, "F16": 16, "BF16": 16}.get(kind, 4)
 
@@ -152,6 +154,21 @@ class Gguf(Backend):
             f"{adapter.source} cannot be put on {variant.notation}: llama.cpp reads adapters in GGUF only.",
             "Compare it on bf16 or nf4.",
         )
+
+    def training(self, variant: Variant, device: str) -> Training:
+        raise UserError(
+            f"No adapter can be trained on {variant.notation}: llama.cpp executes it, without gradients.",
+            "Train it on bf16 or nf4, of the same model.",
+        )
+
+
+@cache
+def _kind(file: Path, changed_ns: int) -> str:
+    """ggml's name of the type of most of a file's weights; "" where it cannot be read."""
+    try:
+        return read_gguf(file).weight_types.most_common(1)[0][0]
+    except UserError:
+        return ""
 
 
 def _silent(fraction: float | None, message: str) -> None:

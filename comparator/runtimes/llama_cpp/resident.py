@@ -65,9 +65,14 @@ class LlamaCppModel(ResidentModel):
             self.child.close()
             self.child = Child(self.variant.notation)
             self.child.open(self.file, self.gpu, self.threads, lambda: None)
+            self.buffers = {}
 
     def unload(self) -> None:
         self.child.close()
+
+    @property
+    def held_bytes(self) -> int:
+        return super().held_bytes if self.child.alive else 0
 
     # ------------------------------------------------------------ generating
 
@@ -98,7 +103,7 @@ class LlamaCppModel(ResidentModel):
             finish_reason=reason,
             latency=latency.from_timestamps(start_s, times, len(ids), seen.found),
             prepare_s=prepare_s,
-            run_peak_bytes=self.held_bytes + (risen or 0),
+            run_peak_bytes=None if self.gpu is not None else self.held_bytes + (risen or 0),  # of main memory
             kv_cache_bytes=self.buffers.get("KV"),
             decode_path="llama.cpp",
             joules_per_token=used.per_token(times),
