@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import psutil
 
 
 def actors() -> list[int]:
-    """Processes of actors of ours on this machine."""
+    """Processes of actors of ours on the nodes that this process started; another one may test its own cluster."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if line.startswith("ray::EngineActor"):
-            found.append(process.pid)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith("ray::EngineActor"):
+                found.append(process.pid)
     return found
 
 

@@ -118,6 +118,24 @@ def cut(source: Path, target: Path, layers: int = 2) -> Path:
     return target
 
 
+def cut_adapter(source: Path, target: Path, layers: int = 2) -> Path:
+    """The part of the adapter in `source` that is for the first `layers` layers, as an adapter in `target`."""
+    import re
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    def is_kept(name: str) -> bool:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        return layer is None or int(layer[1]) < layers
+
+    tensors = load_file(source / "adapter_model.safetensors")
+    target.mkdir(parents=True)
+    shutil.copy(source / "adapter_config.json", target)
+    save_file({k: v for k, v in tensors.items() if is_kept(k)}, target / "adapter_model.safetensors")
+    return target
+
+
 def unique_parameters(model: Any) -> int:
     """Each storage once: what a tied head shares does not count twice."""
     return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())

@@ -18,7 +18,8 @@ NODE = {"object_store_memory": 100 * 2**20, "memory": 5 * 2**30, "num_cpus": 1, 
 
 
 def environment(**changes: str) -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **changes}
+    # Ray runs actors at the lowest priority: beside the other worker of pytest they would hardly get to run.
+    return {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", **changes}
 
 
 class Machines:
@@ -29,7 +30,14 @@ class Machines:
 
         os.environ.update(environment())
         self.ray = Cluster(
-            initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "node_name": "alpha"}
+            initialize_head=True,
+            head_node_args={
+                **NODE,
+                "include_dashboard": False,
+                "node_name": "alpha",
+                # A node that refuses five times in a row is lost: after 5 s, not 15. A slow answer is no refusal.
+                "_system_config": {"health_check_period_ms": 1000},
+            },
         )
         self.ray.add_node(**NODE, node_name="beta")
         self.address = self.ray.address
