@@ -133,7 +133,8 @@ def test_ten_switches_leave_everything_as_it_was(engine, two_layers, lora, varia
         return sum(memory.unique_bytes(memory.held_tensors(f.peft_model)) for f in worn)
 
     first, modules = state(), {n: id(m) for n, m in slot.model.named_modules()}
-    for _ in range(10):
+    assert with_it != none
+    for _ in range(5):  # on and off
         assert answer(engine, two_layers, variant, lora) == with_it
         assert answer(engine, two_layers, variant) == none
     assert state() == first, "a switch left something behind, or changed how the base is stored"
@@ -188,7 +189,7 @@ def test_two_visitors_with_different_adapters_never_see_each_others_answer(engin
     seen: dict[int, list] = {i: [] for i in range(len(wishes))}
 
     def visit(number: int) -> None:
-        for _ in range(3):
+        for _ in range(2):
             seen[number].append(answer(engine, two_layers, "bf16", wishes[number]))
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in seen]
@@ -197,7 +198,7 @@ def test_two_visitors_with_different_adapters_never_see_each_others_answer(engin
     for thread in threads:
         thread.join(300)
     for number, answers in seen.items():
-        assert answers == [alone[number]] * 3, f"visitor {number} ({wishes[number]}) saw another's answer"
+        assert answers == [alone[number]] * 2, f"visitor {number} ({wishes[number]}) saw another's answer"
 
 
 def test_stop_takes_the_adapter_off(engine, two_layers, lora):
@@ -237,7 +238,9 @@ def test_merged_into_four_bits(engine, two_layers, lora):
 # ---------------------------------------------------------------- the built-in model and its pirate
 
 
-@pytest.mark.parametrize("variant", ["bf16", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "variant", [*(pytest.param(v, marks=pytest.mark.slow) for v in ("bf16", "int8")), "nf4"]
+)
 def test_anyone_sees_the_pirate(engine, variant):
     text = engine._tokenizer(engine._checkpoint(BUILTIN_MODEL)).decode(
         answer(engine, BUILTIN_MODEL, variant, "pirate")
@@ -309,11 +312,20 @@ def zoo(two_layers, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("variant", ["bf16", "nf4:dq"])
+# What is another path on packed weights, and what only has another shape there.
+PACKED = ("embedding", "whole head", "tokens", "ia3", "prompt")
+ALIKE = ("rslora", "head", "both", "norms", "patterns", "vera", "prefix")
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind"),
+    [
+        *(("bf16", kind) for kind in KINDS),
+        *(("nf4:dq", kind) for kind in PACKED),  # dora, pissa, loha and lokr have tests of their own
+        *(pytest.param("nf4:dq", kind, marks=pytest.mark.slow) for kind in ALIKE),
+    ],
+)
 def test_every_kind_gives_what_peft_gives_and_none_stays(engine, two_layers, zoo, variant, kind):
-    if variant == "nf4:dq" and kind in ("dora", "pissa", "loha", "lokr"):
-        pytest.skip("has a test of its own")
     folder = zoo(kind)
     engine.open(str(two_layers), threading.Event())
     plain = load(engine, two_layers, variant)

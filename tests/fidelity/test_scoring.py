@@ -141,18 +141,18 @@ def test_logits_are_never_kept_whole(models):
     from comparator.metrics import memory
 
     _, bf16, nf4, ids = models
-    limit = 64e6 + 3 * 512 * bf16.vocabulary * 2
-    scoring.score_text(nf4, ids[:200], 512, 512, bf16, NEVER, quiet)  # what libraries set up at first use
+    limit = 64e6 + 3 * 256 * bf16.vocabulary * 2
+    scoring.score_text(nf4, ids[:200], 256, 256, bf16, NEVER, quiet)  # what libraries set up at first use
     peaks = []
     for _ in range(3):  # the process's memory is what is read: what else happens in it only ever adds
         memory.give_back()
         with memory.track("cpu") as peak:
-            scoring.score_text(nf4, ids[:3000], 512, 512, bf16, NEVER, quiet)
+            scoring.score_text(nf4, ids[:1600], 256, 256, bf16, NEVER, quiet)
         peaks.append(peak.above_bytes)
         if peaks[-1] < limit:
             break
     assert min(peaks) < limit, "logits pile up: is a window kept longer than it is compared?"
-    assert 3000 * bf16.vocabulary * 2 > limit, "the text is too short to tell"
+    assert 1600 * bf16.vocabulary * 2 > limit, "the text is too short to tell"
 
 
 def test_stop_is_heard_within_a_second(models):
@@ -294,8 +294,8 @@ def test_a_comparison_measures_both_and_says_so(two_layers, engine, tmp_path):
 
 def test_scores_go_to_disk_when_two_do_not_fit_together(two_layers, engine, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
-    text.write_text(eval_text.shipped()[:1500], encoding="utf-8")
-    together = run(engine, two_layers, ["bf16", "nf4"], eval_text=text, context=128)[-1].comparison
+    text.write_text(eval_text.shipped()[:800], encoding="utf-8")
+    together = run(engine, two_layers, ["bf16", "nf4"], eval_text=text, context=64)[-1].comparison
     engine.unload()
     load = engine._pool.load
 
@@ -306,7 +306,7 @@ def test_scores_go_to_disk_when_two_do_not_fit_together(two_layers, engine, tmp_
         return slot, fresh
 
     monkeypatch.setattr(engine._pool, "load", one_at_a_time)
-    apart = run(engine, two_layers, ["bf16", "nf4"], eval_text=text, context=128)[-1].comparison
+    apart = run(engine, two_layers, ["bf16", "nf4"], eval_text=text, context=64)[-1].comparison
     one, other = (c.cell("nf4") for c in (together, apart))
     assert one.fidelity == other.fidelity
     assert any("went to disk" in note for note in other.notes)
