@@ -33,11 +33,14 @@ def run(tmp_path):
             file.write_text(text)
         env = (
             {k: v for k, v in os.environ.items() if k != "CI"}
-            | {"PYTHONPATH": str(ROOT)}
+            | {
+                "PYTHONPATH": str(ROOT),
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            }  # others take longer than these tests
             | ({"CI": "true"} if ci else {})
         )
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n", "1", "-m", "not slow", *arguments],
+            [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "pytest_timeout", "-n", "1", "-m", "not slow", *arguments],
             cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
