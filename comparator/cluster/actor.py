@@ -114,7 +114,7 @@ class ActorEngine(LocalEngine):
             self.open(request.model, cancel, on_progress)
             self._opened[request.model] = opened
         loaded = self.load(request, cancel, on_progress)
-        return replace(loaded, environment=self.environment())
+        return replace(loaded, environment=loaded.environment or self.environment())
 
     def environment(self) -> Environment:
         """With the number of cores that torch uses here, which may be fewer than the machine has."""

@@ -227,3 +227,26 @@ def test_parallel_without_a_cluster_is_refused(model):
     with pytest.raises(UserError, match="Ray cluster") as refused:
         compare(request(model, "bf16", parallel=True), engine=LocalEngine(Settings()))
     assert "COMPARATOR_RAY_ADDRESS" in refused.value.advice
+
+
+@pytest.mark.slow
+def test_a_server_is_asked_from_a_node_and_says_where_it_computes(shared):
+    """Fifteen seconds for the actor to start. The address is typed: a name would have to be in the node's environment."""
+    from openai_server import OpenAIServer, script
+    from transformers import AutoTokenizer
+
+    from comparator.sources import open_checkpoint
+
+    tokenizer = AutoTokenizer.from_pretrained(open_checkpoint(BUILTIN_MODEL).path)
+    says = script(
+        tokenizer("The capital of France is Paris.")["input_ids"], len(tokenizer), tokenizer.eos_token_id
+    )
+    with OpenAIServer(tokenizer, says, owned_by="vllm") as server:
+        made = document(request("bf16", f"endpoint@{server.url}"), shared)
+        shared.unload()
+    reference, column = made.cells
+    assert made.ok, [c.error for c in made.cells]
+    assert column.text == "The capital of France is Paris." and column.fidelity.prompt.at_least
+    assert column.environment.device.startswith("vLLM at endpoint@") and devices.across(column, reference)
+    with pytest.raises(UserError, match="no endpoint “nobody”"):
+        shared.complete(BUILTIN_MODEL, Cell(resolve("endpoint@nobody")), threading.Event())

@@ -65,3 +65,16 @@ def test_an_address_is_written_as_it_is_and_checked(settings_env):
             resolve(wrong)
     settings_env(endpoints=LISTED)
     assert offers("any model") == ["endpoint@vllm", "endpoint@my-llama"]
+
+
+def test_a_link_names_it_as_it_was_typed():
+    from comparator.core.request import Request
+    from comparator.core.variant import Cell
+    from comparator.store.links import parse_query_string, recipe_of, recipe_url
+
+    cells = tuple(
+        Cell(resolve(n)) for n in ("bf16", "endpoint@http://10.0.0.5:8000/v1#org/model", "endpoint@vllm")
+    )
+    url = recipe_url("http://localhost:7860/", recipe_of(Request("smollm2-135m", cells, "Hi")))
+    opened = parse_query_string(url.partition("?")[2])
+    assert opened.cells == cells

@@ -9,6 +9,8 @@ import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comparator.core.endpoints import Endpoint
+from comparator.core.errors import UserError
 from comparator.runtimes.endpoint import reading
 from comparator.runtimes.endpoint.reading import Answer, Vocabulary
 
@@ -47,6 +49,16 @@ def test_the_three_ways_of_writing_log_probabilities_mean_the_same(tokenizer):
     for written in (by_text, by_id, vllm):
         (position,) = Vocabulary(tokenizer).choices({"logprobs": written})
         assert (position.first, position.log_p) == (paris, {paris: -0.5, the: -1.5}), written
+
+
+def test_an_answer_that_the_server_gave_up_has_no_end(tokenizer):
+    answer = Answer(tokenizer)
+    answer.add(1.0, {"choices": [{"text": "The", "finish_reason": "abort"}]})
+    with pytest.raises(UserError, match="in the middle"):
+        answer.require_end(Endpoint("vllm", "http://host/v1"))
+    answer.add(2.0, {"choices": [{"text": " dog", "finish_reason": "stop"}]})
+    answer.require_end(Endpoint("vllm", "http://host/v1"))
+    assert answer.finish == "eos" and answer.ids[-1] == tokenizer.eos_token_id
 
 
 def test_a_text_that_several_tokens_have_names_none(tokenizer):

@@ -17,6 +17,7 @@ from comparator.runtimes.endpoint import problems
 
 _TOKEN_ID = re.compile(r"token_id:(\d+)")  # how vLLM writes one where it is asked to
 _ENDS = {"stop": "eos", "length": "length"}
+_FAILED = ("abort", "error", "cancelled")  # SGLang's and vLLM's words for an answer that was given up
 
 
 def choice_of(piece: dict[str, Any]) -> dict[str, Any]:
@@ -44,9 +45,9 @@ def ids_of(choice: dict[str, Any]) -> list[int]:
 
 
 def finish_of(choice: dict[str, Any]) -> str | None:
-    """How an answer ended, in our words; None while it goes on."""
+    """How an answer ended, in our words; None while it goes on, and where the server gave it up."""
     reason = choice.get("finish_reason")
-    return _ENDS.get(reason, "eos") if isinstance(reason, str) and reason else None
+    return _ENDS.get(reason, "eos") if isinstance(reason, str) and reason and reason not in _FAILED else None
 
 
 def prompt_tokens(piece: dict[str, Any]) -> int | None:
