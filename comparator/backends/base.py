@@ -5,7 +5,7 @@ else has to be touched. Only `name`, `methods`, `load`, `needed_bytes` and `code
 and `code` where another `runtime` executes the variants; every other
 method has a default that is right for a method without that particularity:
 
-- In lists: `describe`, `bits`, `offers`
+- In lists: `describe`, `bits`, `needs_cuda`, `offers`
 - Options: `check`, `complete`, `with_calibration`
 - Loading: `requires`, `loggers`, `silence`, `prepare`, `load`
 - Quantized checkpoints: `reads`, `readers`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
@@ -160,6 +160,10 @@ class Backend:
         missing = [name for name in self.requires if importlib.util.find_spec(name) is None]
         wanted = self.install or " ".join(missing)
         return f"{', '.join(missing)} is not installed: pip install {wanted}" if missing else None
+
+    def needs_cuda(self, variant: Variant) -> bool:
+        """Whether the variant runs on an NVIDIA GPU only; a page without one shows it as unavailable."""
+        return False
 
     def here(self) -> list[str]:
         """Lines for the command `variants` on what is possible on this machine. Imports nothing heavy."""

@@ -1,9 +1,21 @@
-"""The NVML handle of a torch device."""
+"""NVIDIA's management library: how many GPUs there are, and its handle of a torch device."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
+
+
+@cache
+def gpus() -> int:
+    """NVIDIA GPUs of this machine; 0 without a driver. Imports no torch."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetCount()
+    except Exception:  # no driver, or not allowed in this container
+        return 0
 
 
 @cache

@@ -98,3 +98,13 @@ def test_what_a_model_has_beside_the_presets_is_listed_for_it_alone():
     assert "gguf@smollm2-135m" not in names(other) and other["on"] == ["bf16", "fp4:dq"]
     assert names(other)[-1] == "fp4:dq", "what was added by hand stays"
     assert "gguf@smollm2-135m" in names(variants.for_model(other, ModelFacts("smollm2-135m"), 8))
+
+
+@pytest.mark.parametrize(("gpus", "zero_gpu", "why"), [(0, "", "NVIDIA"), (1, "", ""), (0, "1", "")])
+def test_what_runs_on_a_gpu_only_is_unavailable_without_one(monkeypatch, gpus, zero_gpu, why):
+    """ZeroGPU lends its GPU later."""
+    monkeypatch.setattr(variants.nvml, "gpus", lambda: gpus)
+    monkeypatch.setenv("SPACES_ZERO_GPU", zero_gpu)
+    rows = {row["notation"]: row["why"] for row in variants.picked(8)["rows"]}
+    assert why in rows["torchao:scheme=int4"] and bool(why) == bool(rows["torchao:scheme=fp8dyn"])
+    assert not rows["torchao"] and not rows["nf4"]

@@ -80,6 +80,9 @@ class TorchAo(FromCheckpoint):
     def bits(self, variant: Variant) -> float:
         return 4 if self.values(variant)["scheme"] in FOUR_BITS else 8
 
+    def needs_cuda(self, variant: Variant) -> bool:
+        return BY_NAME[self.values(variant)["scheme"]].capability is not None and not variant.source
+
     # ------------------------------------------------------------ options
 
     def check(self, variant: Variant, values: dict[str, str]) -> None:

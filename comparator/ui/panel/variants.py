@@ -6,12 +6,15 @@ The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notati
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from comparator.backends import methods, offers, own_variant, presets, resolve
 from comparator.core.errors import UserError
+from comparator.core.settings import get_settings
 from comparator.core.state import ModelFacts
 from comparator.core.variant import Variant
+from comparator.metrics import nvml
 from comparator.ui.page import Page, html
 
 FIRST = ("bf16", "int8", "nf4")
@@ -84,10 +87,17 @@ def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
         "notation": variant.notation,
         "title": backend.describe(variant),
         "precision": method.precision,
-        "why": backend.unavailable() or "",
+        "why": backend.unavailable() or _no_gpu(backend.needs_cuda(variant)),
         "custom": custom,
         "group": "added" if custom else group,
     }
+
+
+def _no_gpu(needs_cuda: bool) -> str:
+    """Why a variant for CUDA is unavailable here; "" where it is not: on ZeroGPU, and over Ray, the GPU is elsewhere."""
+    if not needs_cuda or os.environ.get("SPACES_ZERO_GPU") or get_settings().ray_address or nvml.gpus():
+        return ""
+    return "runs on an NVIDIA GPU only, and there is none here"
 
 
 def with_added(value: Any, notation: str, max_columns: int) -> dict[str, Any]:
