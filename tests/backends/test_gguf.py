@@ -17,6 +17,7 @@ from comparator.sources.builtin import find_gguf
 from comparator.sources.gguf_header import read_gguf
 
 GGUF = backend_for(resolve("gguf"))
+pytest.importorskip("xllamacpp", reason="requirements-llamacpp.txt is not installed")
 
 
 def silent(fraction, message):
@@ -129,12 +130,48 @@ def test_a_made_file_has_its_type(two_layers, kind):
     file = write.make(checkpoint, kind, silent)
     header = read_gguf(file)
     assert header.architecture == "llama" and header.of_model("block_count") == 2
-    assert (
-        header.types["blk.1.ffn_down.weight"] == kind.upper() and header.types["output_norm.weight"] == "F32"
-    )
+    assert header.types["blk.0.ffn_down.weight"] == kind.removesuffix("_m").upper()
+    assert header.types["output_norm.weight"] == "F32"
     assert header.types["token_embd.weight"] == (kind if write.TYPES[kind] >= 8 else "q8_0").upper()
+    assert GGUF.notes(resolve(f"gguf:{kind}"), checkpoint, header) == [] or "_k" in kind
     assert abs(write.file_bytes(checkpoint, kind) - file.stat().st_size) < 0.01 * file.stat().st_size
     assert write.make(checkpoint, kind, lambda *_: pytest.fail("it is in the cache")) == file
+
+
+def test_the_mix_of_k_quants_is_that_of_llama_quantize(two_layers, builtin):
+    """src/llama-quant.cpp: values and down projections of the first and last eighth of the layers and of each third between
+    them have 6 bits; rows of no multiple of 256 values fall back to types of blocks of 32."""
+    recipe = write.Recipe(builtin, "q4_k_m")
+    more = [
+        i for i in range(30) if recipe.stored(f"model.layers.{i}.mlp.down_proj.weight", (576, 1536)) == "q6_k"
+    ]
+    assert more == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]
+    assert recipe.stored("model.layers.0.self_attn.v_proj.weight", (192, 576)) == "q8_0"
+    assert recipe.stored("model.layers.3.self_attn.v_proj.weight", (192, 576)) == "q5_0"
+    assert recipe.stored("model.embed_tokens.weight", (49152, 1024)) == "q6_k", "it is the head too"
+    whole = write.Recipe(replace(builtin, tied=False), "q5_k_m")
+    assert whole.stored("model.embed_tokens.weight", (49152, 1024)) == "q5_k"
+    assert whole.stored("lm_head.weight", (49152, 1024)) == "q6_k"
+    checkpoint, variant = open_checkpoint(str(two_layers)), resolve("gguf:q4_k_m")
+    (note,) = GGUF.notes(variant, checkpoint, read_gguf(GGUF.file(variant, checkpoint)))
+    assert "no multiple of 256" in note and "Q5_0, Q8_0" in note
+
+
+def test_ggmls_rows_are_those_of_the_gguf_library():
+    import gguf
+    import numpy as np
+
+    from comparator.backends.gguf.quantizer import Quantizer
+
+    weight = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    with Quantizer() as quantize:
+        for name in ("Q8_0", "Q5_1", "Q4_0"):
+            number = gguf.GGMLQuantizationType[name]
+            assert (quantize(weight, number) == gguf.quants.quantize(weight, number)).all()
+        with pytest.raises(UserError, match="process that quantizes for GGUF ended"):
+            quantize(weight, gguf.GGMLQuantizationType.IQ1_S)  # it asserts an importance matrix
+        with pytest.raises(UserError, match="ended"):
+            quantize(weight, number)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

@@ -100,7 +100,10 @@ def test_the_logits_are_those_of_transformers(load, two_layers):
     assert kl(reference[39:49], steps) < 2e-4, "a token's logits are not those before it"
     for rows, piece in column.chunked_logits(ids, 5, 16, NEVER):
         assert kl(window[rows], piece) < 1e-4, "the key-value cache holds something else"
-    assert kl(reference[5:], load("gguf").window_logits(ids, 5, NEVER)) < 0.003
+    lost = [
+        kl(reference[5:], load(n).window_logits(ids, 5, NEVER)) for n in ("gguf", "gguf:q4_k_m", "gguf:q4_0")
+    ]
+    assert lost[0] < 0.003 and lost == sorted(lost), f"fewer bits lose more: {lost}"
 
 
 def test_the_choice_of_tokens_is_that_of_every_column(engine, load, prompt, two_layers):

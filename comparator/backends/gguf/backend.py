@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from comparator.core.variant import Variant
 from comparator.sources import Checkpoint, gguf_files
 from comparator.sources.gguf import gguf_facts
 from comparator.sources.gguf_header import GgufHeader, read_gguf
+from comparator.util import formatting
 
 # One name in GGUF for families that differ in little.
 _SAME = {"llama": ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM")}
@@ -133,6 +135,26 @@ class Gguf(Backend):
 
     def notes(self, variant: Variant, checkpoint: Checkpoint, header: GgufHeader) -> list[str]:
         """For the reader of the column."""
+        return self._vocabulary_note(checkpoint, header) + self._smaller_note(variant, header)
+
+    def _smaller_note(self, variant: Variant, header: GgufHeader) -> list[str]:
+        """Where rows are too short for a K-quant."""
+        kind = self.values(variant)["type"]
+        if variant.source or "_k" not in kind:
+            return []
+        small = [t for t in header.tensors if len(t.shape) > 1 and t.shape[-1] % 256]
+        types = ", ".join(sorted({t.type for t in small}))
+        share = sum(math.prod(t.shape) for t in small) / header.parameters
+        return (
+            [
+                f"{formatting.percent(share)} of the weights lie in rows that are no multiple of 256 values, which a K-quant takes: "
+                f"they are stored as {types}, as llama-quantize does."
+            ]
+            if small
+            else []
+        )
+
+    def _vocabulary_note(self, checkpoint: Checkpoint, header: GgufHeader) -> list[str]:
         width = next(
             (t.shape[0] for t in header.tensors if t.name == "token_embd.weight"), checkpoint.vocab_size
         )

@@ -1,7 +1,7 @@
 """A checkpoint → a GGUF file of one quantized type, written once and kept in the cache.
 
-The gguf library quantizes and writes; what is here is what llama.cpp expects of each family. Norms and biases stay in
-fp32, embedding and head have 8 bits at least. There is no tokenizer in the file: token ids are what a column gets.
+ggml quantizes, in a process of its own, and the gguf library writes; what is here is what llama.cpp expects of each family.
+Norms and biases stay in fp32; embedding and head have 8 bits at least, beside K-quants 6 as llama-quantize has it. There is no tokenizer in the file: token ids are what a column gets.
 """
 
 from __future__ import annotations
@@ -12,18 +12,32 @@ from pathlib import Path
 from typing import Any
 
 from comparator.backends.base import Progress
+from comparator.backends.gguf.quantizer import Quantizer
 from comparator.backends.ready_made import config_of
 from comparator.core.errors import UserError
 from comparator.core.settings import get_settings
 from comparator.sources import Checkpoint
 from comparator.util import atomic_dir
 
-TYPES = {"bf16": 16, "f16": 16, "q8_0": 8, "q5_1": 5, "q5_0": 5, "q4_1": 4, "q4_0": 4}  # with their bits
+TYPES = {  # that a file is made of, with their bits
+    "bf16": 16, "f16": 16, "q8_0": 8, "q6_k": 6, "q5_k_m": 5, "q5_1": 5, "q5_0": 5, "q4_k_m": 4, "q4_1": 4, "q4_0": 4,
+}  # fmt: skip
+_BITS = {  # of a tensor's type, with the scales
+    "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.5625, "q5_k": 5.5, "q5_1": 6, "q5_0": 5.5, "q4_k": 4.5,
+    "q4_1": 5, "q4_0": 4.5,
+}  # fmt: skip
+_SMALLER = {
+    "q6_k": "q8_0",
+    "q5_k": "q5_1",
+    "q4_k": "q5_0",
+}  # where rows are no multiple of 256, as llama-quantize does
 # Families whose queries and keys have the rotary pairs beside each other in llama.cpp and half a head apart in
 # transformers, and families in which both have them in one order.
 TURNED = {"llama": True, "qwen2": False, "qwen3": False}
-_VERSION = 1  # raise it when the same type gives other bytes
-_BLOCK = 32  # values that share a scale, of all types above
+_VERSION = 2  # raise it when the same type gives other bytes
+_BLOCK, _LARGE_BLOCK = 32, 256  # values that share a scale; of K-quants
+_LAYER = re.compile(r"layers\.(\d+)\.")
+_VOCABULARY = re.compile(r"embed_tokens|lm_head")
 _MODEL = "model.gguf"
 
 
@@ -54,7 +68,8 @@ def check(checkpoint: Checkpoint) -> None:
 
 
 def file_bytes(checkpoint: Checkpoint, kind: str) -> int:
-    return round(sum(t.parameters * (_bits(t.name, t.shape, kind)) / 8 for t in checkpoint.tensors))
+    recipe = Recipe(checkpoint, kind)
+    return round(sum(t.parameters * recipe.bits(t.name, t.shape) / 8 for t in checkpoint.tensors))
 
 
 def make(checkpoint: Checkpoint, kind: str, progress: Progress) -> Path:
@@ -78,21 +93,26 @@ def _write(checkpoint: Checkpoint, kind: str, file: Path, progress: Progress) ->
     _metadata(writer, config, checkpoint)
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(known[architecture], config["num_hidden_layers"])
-    heads = config["num_attention_heads"]
-    for done, (name, weight) in enumerate(_weights(checkpoint)):
-        progress(done / len(checkpoint.tensors), f"making a GGUF file of {kind.upper()}")
-        if checkpoint.tied and name == "lm_head.weight":
-            continue
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise UserError(
-                f"{checkpoint.source} has a tensor that GGUF has no name for: {name}.", "Use nf4 or gptq."
-            )
-        if TURNED[architecture] and (part := re.search(r"\.([qk])_proj\.", name)):
-            weight = _turn(weight, heads if part[1] == "q" else config.get("num_key_value_heads") or heads)
-        stored = _kind(name, weight.shape, kind)
-        number = getattr(gguf.GGMLQuantizationType, stored.upper())
-        writer.add_tensor(theirs, gguf.quants.quantize(weight, number), raw_dtype=number)
+    heads, recipe = config["num_attention_heads"], Recipe(checkpoint, kind)
+    with Quantizer() as quantize:
+        for done, (name, weight) in enumerate(_weights(checkpoint)):
+            progress(done / len(checkpoint.tensors), f"making a GGUF file of {kind.upper()}")
+            if checkpoint.tied and name == "lm_head.weight":
+                continue
+            theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if theirs is None:
+                raise UserError(
+                    f"{checkpoint.source} has a tensor that GGUF has no name for: {name}.", "Use nf4 or gptq."
+                )
+            if TURNED[architecture] and (part := re.search(r"\.([qk])_proj\.", name)):
+                weight = _turn(
+                    weight, heads if part[1] == "q" else config.get("num_key_value_heads") or heads
+                )
+            stored = recipe.stored(name, weight.shape)
+            number = gguf.GGMLQuantizationType[stored.upper()]
+            plain = stored in ("f32", "f16", "bf16")
+            data = gguf.quants.quantize(weight, number) if plain else quantize(weight, number)
+            writer.add_tensor(theirs, data, raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -135,19 +155,37 @@ def _turn(weight: Any, heads: int) -> Any:
     return weight.reshape(shape).swapaxes(1, 2).reshape(weight.shape)
 
 
-def _kind(name: str, shape: tuple[int, ...], kind: str) -> str:
-    """How a tensor is stored where the file is of `kind`."""
-    if len(shape) < 2:
-        return "f32"
-    if shape[-1] % _BLOCK:
-        return "f16"
-    at_least = "q8_0" if TYPES[kind] < 8 and re.search(r"embed_tokens|lm_head", name) else kind
-    return at_least
+class Recipe:
+    """How each tensor is stored in a file of `kind`. The mixes of K-quants are those of llama-quantize."""
 
+    def __init__(self, checkpoint: Checkpoint, kind: str):
+        self.kind, self.tied = kind, checkpoint.tied
+        self.base = kind.removesuffix("_m")
+        self.layers = 1 + max(
+            (int(n[1]) for t in checkpoint.tensors if (n := _LAYER.search(t.name))), default=0
+        )
 
-def _bits(name: str, shape: tuple[int, ...], kind: str) -> float:
-    """Bits per value, a scale (and minimum) of 16 bits per block included."""
-    stored = _kind(name, shape, kind)
-    if stored in ("f32", "f16", "bf16"):
-        return 32 if stored == "f32" else 16
-    return TYPES[stored] + (1.0 if stored.endswith("_1") else 0.5)
+    def stored(self, name: str, shape: tuple[int, ...]) -> str:
+        """ggml's type of a tensor, in lower case."""
+        if len(shape) < 2:
+            return "f32"
+        if shape[-1] % _BLOCK:
+            return "f16"
+        if not self.base.endswith("_k"):
+            return "q8_0" if TYPES[self.kind] < 8 and _VOCABULARY.search(name) else self.kind
+        kind = "q6_k" if self._has_more_bits(name) else self.base
+        return kind if shape[-1] % _LARGE_BLOCK == 0 else _SMALLER[kind]
+
+    def bits(self, name: str, shape: tuple[int, ...]) -> float:
+        """Per value, with the scales."""
+        return _BITS[self.stored(name, shape)]
+
+    def _has_more_bits(self, name: str) -> bool:
+        """The head, and in a mix (…_m) the values and down projections of about half of the layers."""
+        if _VOCABULARY.search(name):
+            return self.tied or "lm_head" in name
+        found = _LAYER.search(name)
+        if not found or not self.kind.endswith("_m") or not re.search(r"v_proj|down_proj", name):
+            return False
+        layer, eighth = int(found[1]), self.layers // 8
+        return layer < eighth or layer >= 7 * self.layers // 8 or (layer - eighth) % 3 == 2

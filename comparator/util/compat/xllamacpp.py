@@ -79,6 +79,11 @@ _FUNCTIONS: dict[str, tuple[Any, tuple]] = {  # name → (result, arguments)
     "llama_get_logits": (POINTER(c_float), (c_void_p,)),
     "llama_get_logits_ith": (POINTER(c_float), (c_void_p, c_int32)),
     "llama_time_us": (c_int64, ()),
+    "ggml_row_size": (c_size_t, (ctypes.c_int, c_int64)),
+    "ggml_quantize_chunk": (
+        c_size_t,
+        (ctypes.c_int, POINTER(c_float), c_void_p, c_int64, c_int64, c_int64, c_void_p),
+    ),  # fmt: skip
     "ggml_backend_dev_count": (c_size_t, ()),
     "ggml_backend_dev_get": (c_void_p, (c_size_t,)),
     "ggml_backend_dev_description": (c_char_p, (c_void_p,)),
