@@ -14,6 +14,16 @@ from comparator.core.settings import Settings
 from comparator.engine.local import LocalEngine
 
 
+@pytest.fixture(scope="session")
+def gpu() -> str:
+    """The first CUDA device. Without one the test is skipped, before fixtures of its module are made."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return "cuda:0"
+
+
 @pytest.fixture(scope="module")
 def register(tmp_path_factory) -> Iterator[Callable[[str, str], Backend]]:
     """`register(name, source)`: `comparator/backends/<name>.py` with this content, found as any other file there, and in

@@ -303,15 +303,6 @@ def test_it_is_trained_on_with_the_kernel_that_has_gradients(small):
 # ---------------------------------------------------------------- on a GPU
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return "cuda:0"
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("decode", ["graph", "compiled"])
 @pytest.mark.parametrize("notation", ["hqq", "hqq:kernel=unpack", "hqq:3bit", "hqq:8bit", "hqq:2bit,g32"])

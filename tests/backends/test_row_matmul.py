@@ -100,15 +100,6 @@ def test_shapes_that_it_does_not_take():
 # ---------------------------------------------------------------- on a GPU
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return "cuda:0"
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("notation", READ_AS_STORED)
 def test_the_kernel_gives_the_same(gpu, checkpoint, notation):

@@ -230,23 +230,23 @@ def test_parallel_without_a_cluster_is_refused(model):
 
 
 @pytest.mark.slow
-def test_a_server_is_asked_from_a_node_and_says_where_it_computes(shared):
+def test_a_server_is_asked_from_a_node_and_says_where_it_computes(shared, model):
     """Fifteen seconds for the actor to start. The address is typed: a name would have to be in the node's environment."""
     from openai_server import OpenAIServer, script
     from transformers import AutoTokenizer
 
     from comparator.sources import open_checkpoint
 
-    tokenizer = AutoTokenizer.from_pretrained(open_checkpoint(BUILTIN_MODEL).path)
+    tokenizer = AutoTokenizer.from_pretrained(open_checkpoint(model).path)
     says = script(
         tokenizer("The capital of France is Paris.")["input_ids"], len(tokenizer), tokenizer.eos_token_id
     )
     with OpenAIServer(tokenizer, says, owned_by="vllm") as server:
-        made = document(request("bf16", f"endpoint@{server.url}"), shared)
+        made = document(request(model, "bf16", f"endpoint@{server.url}"), shared)
         shared.unload()
     reference, column = made.cells
     assert made.ok, [c.error for c in made.cells]
     assert column.text == "The capital of France is Paris." and column.fidelity.prompt.at_least
     assert column.environment.device.startswith("vLLM at endpoint@") and devices.across(column, reference)
     with pytest.raises(UserError, match="no endpoint “nobody”"):
-        shared.complete(BUILTIN_MODEL, Cell(resolve("endpoint@nobody")), threading.Event())
+        shared.complete(model, Cell(resolve("endpoint@nobody")), threading.Event())

@@ -24,15 +24,6 @@ pytestmark = pytest.mark.skipif(
 # ---------------------------------------------------------------- on a GPU
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return "cuda:0"
-
-
 ON_CUDA = [*ON_CPU, "torchao:scheme=int4", "torchao:scheme=fp8dyn", "torchao:group=tensor,scheme=fp8dyn"]
 
 
