@@ -277,6 +277,23 @@ def test_a_fault_is_said_in_words_with_a_way_out(serve, model, monkeypatch, faul
         assert FAULTS[fault] in caught.value.problem
 
 
+@pytest.mark.parametrize(
+    ("limit", "value", "problem"),
+    [("TOTAL_S", 0.2, "was not done after"), ("MAX_BYTES", 2000, "sent more than")],
+)
+def test_an_answer_without_end_is_ended_here(serve, model, monkeypatch, limit, value, problem):
+    from comparator.runtimes.endpoint import problems
+
+    server = serve(says=lambda ids, step: np.eye(tiny_models.VOCABULARY, dtype=np.float32)[40])
+    column = load(model)
+    server.token_s = 0.01
+    monkeypatch.setattr(problems, limit, value)
+    with pytest.raises(UserError, match=problem):
+        generate(column, model, max_new_tokens=100_000)
+    assert server.hung_up.wait(5), "the server goes on computing for nobody"
+    column.unload()
+
+
 def test_a_connection_that_had_ended_while_it_was_idle_is_opened_anew(serve, model):
     server = serve()
     column = load(model)

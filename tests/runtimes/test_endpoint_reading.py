@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -80,6 +81,7 @@ def test_thinking_that_is_sent_apart_is_part_of_the_text(tokenizer):
     assert tokenizer.decode(answer.ids) == "The dog"
 
 
+made_once = functools.cache(tiny_models.tokenizer)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3)
@@ -96,13 +98,10 @@ json_values = st.recursive(
 @given(json_values)
 @settings(max_examples=300, deadline=None)
 def test_any_json_is_read_without_harm(value):
-    tokenizer = _TOKENIZER
+    tokenizer = made_once()
     piece = value if isinstance(value, dict) else {"choices": [value]}
     answer = Answer(tokenizer)
     answer.add(1.0, piece)
     assert all(isinstance(i, int) and i >= 0 for i in answer.ids) and len(answer.ids) == len(answer.times_s)
     for position in Vocabulary(tokenizer).choices(reading.choice_of(piece)):
         assert position is None or all(math.isfinite(p) and p <= 0 for p in position.log_p.values())
-
-
-_TOKENIZER = tiny_models.tokenizer()

@@ -44,6 +44,20 @@ def test_a_source_goes_behind_the_at():
         assert compose(*ALL[name], {None: "someone/model@main"}) == f"{name}@someone/model@main"
 
 
+def test_an_address_of_a_server_may_be_typed():
+    assert compose(*ALL["endpoint"], {None: "http://host:8000/v1"}) == "endpoint@http://host:8000/v1"
+    assert "bad" not in described("endpoint@http://host:8000/v1")
+
+
+def test_listed_servers_are_offered_for_every_model(settings_env):
+    settings_env(endpoints="vllm=http://10.0.0.5:8000/v1")
+    rows = variants.picked(8, "smollm2-135m")["rows"]
+    (row,) = (r for r in rows if r["notation"] == "endpoint@vllm")
+    assert row["group"] == "servers" and row is rows[-1] and "10.0.0.5" not in str(rows), (
+        "an address is shown"
+    )
+
+
 def test_names_may_be_typed_with_commas():
     skip = next(o for o in ALL["nf4"][1].options if o.name == "skip")
     assert compose(*ALL["nf4"], {skip: "q_proj, lm_head"}) == "nf4:skip=lm_head+q_proj"
