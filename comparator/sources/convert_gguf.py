@@ -145,7 +145,7 @@ def _restore_rope(config: Any, file: Path, header: GgufHeader, notes: list[str])
     theta = rope.get("rope_theta") or header.of_model("rope.freq_base") or 10000.0
     guess = {"factor": max(factors), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     guess["original_max_position_embeddings"] = 8192
-    expected = _llama3_factors(len(factors), theta, **guess)
+    expected = llama3_factors(len(factors), theta, **guess)
     if all(math.isclose(a, b, rel_tol=2e-3) for a, b in zip(factors, expected, strict=True)):
         config.rope_parameters = {**rope, "rope_theta": theta, "rope_type": "llama3", **guess}
     elif max(factors) > 1.001:
@@ -154,7 +154,7 @@ def _restore_rope(config: Any, file: Path, header: GgufHeader, notes: list[str])
         )
 
 
-def _llama3_factors(
+def llama3_factors(
     count: int, theta: float, *, factor: float, low_freq_factor: float, high_freq_factor: float,
     original_max_position_embeddings: int,
 ) -> list[float]:  # fmt: skip

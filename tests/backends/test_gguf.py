@@ -174,7 +174,7 @@ def test_ggmls_rows_are_those_of_the_gguf_library():
             quantize(weight, number)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "llama 3"])
 def test_llama_cpp_gives_the_logits_of_each_family(family, tmp_path, own_dirs):
     import threading
 
@@ -184,8 +184,11 @@ def test_llama_cpp_gives_the_logits_of_each_family(family, tmp_path, own_dirs):
     pytest.importorskip("xllamacpp", reason="requirements-llamacpp.txt is not installed")
     from comparator.runtimes.llama_cpp.child import Child
 
-    changes = {"sliding_window": None} if family == "mistral" else {}
-    model = tiny_models.save(tmp_path / family, family, **changes)
+    scaling = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+    changes = {"mistral": {"sliding_window": None}, "llama 3": {"rope_parameters": scaling}}.get(family, {})
+    # Large weights: attention then depends on positions, and a wrong rotation is a quarter of the logits.
+    model = tiny_models.save(tmp_path / family, family.partition(" ")[0], initializer_range=0.1, **changes)
     checkpoint, ids, never = open_checkpoint(str(tmp_path / family)), list(range(5, 45)), threading.Event()
     with torch.inference_mode():
         reference = model(torch.tensor([ids])).logits[0].numpy()

@@ -76,9 +76,9 @@ def write_gguf(
     add("token_embd.weight", "model.embed_tokens.weight", tiny_models.VOCABULARY, width)
     add("output_norm.weight", "model.norm.weight", width)
     if rope:
-        from comparator.sources.convert_gguf import _llama3_factors
+        from comparator.sources.convert_gguf import llama3_factors
 
-        factors = _llama3_factors(
+        factors = llama3_factors(
             head // 2, 10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
             original_max_position_embeddings=8192,
         )  # fmt: skip

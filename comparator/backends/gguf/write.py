@@ -6,7 +6,9 @@ Norms and biases stay in fp32; embedding and head have 8 bits at least, beside K
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from comparator.backends.ready_made import config_of
 from comparator.core.errors import UserError
 from comparator.core.settings import get_settings
 from comparator.sources import Checkpoint
+from comparator.sources.convert_gguf import llama3_factors
 from comparator.util import atomic_dir
 
 TYPES = {  # that a file is made of, with their bits
@@ -34,7 +37,7 @@ _SMALLER = {
 # Families whose queries and keys have the rotary pairs beside each other in llama.cpp and half a head apart in
 # transformers, and families in which both have them in one order.
 TURNED = {"llama": True, "qwen2": False, "qwen3": False}
-_VERSION = 2  # raise it when the same type gives other bytes
+_VERSION = 3  # raise it when the same type gives other bytes
 _BLOCK, _LARGE_BLOCK = 32, 256  # values that share a scale; of K-quants
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _VOCABULARY = re.compile(r"embed_tokens|lm_head")
@@ -57,10 +60,10 @@ def check(checkpoint: Checkpoint) -> None:
             f"No GGUF is made here of a {checkpoint.architecture}: of {', '.join(_FAMILIES)} only.",
             "Name a file that llama.cpp's own converter made: gguf@/path/model.gguf",
         )
-    kind = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("rope_type", "default")
+    kind = _rope(config).get("rope_type", "default")
     windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
-    if kind != "default" or windowed:
-        what = "a sliding window" if kind == "default" else f"rotary embeddings of the type {kind}"
+    if kind not in ("default", "llama3") or windowed:
+        what = "a sliding window" if windowed else f"rotary embeddings of the type {kind}"
         raise UserError(
             f"No GGUF is made here of {checkpoint.source}: it has {what}.",
             "Name a file that llama.cpp's own converter made: gguf@/path/model.gguf",
@@ -86,67 +89,127 @@ def make(checkpoint: Checkpoint, kind: str, progress: Progress) -> Path:
 
 
 def _write(checkpoint: Checkpoint, kind: str, file: Path, progress: Progress) -> None:
+    """One tensor after another: only one is in memory."""
     import gguf
+    import numpy as np
 
     architecture, config = _FAMILIES[checkpoint.architecture], config_of(checkpoint.path)
-    writer = gguf.GGUFWriter(file, architecture)
+    writer, plan = gguf.GGUFWriter(file, architecture), _plan(checkpoint, kind)
     _metadata(writer, config, checkpoint)
-    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(known[architecture], config["num_hidden_layers"])
-    heads, recipe = config["num_attention_heads"], Recipe(checkpoint, kind)
-    with Quantizer() as quantize:
-        for done, (name, weight) in enumerate(_weights(checkpoint)):
-            progress(done / len(checkpoint.tensors), f"making a GGUF file of {kind.upper()}")
-            if checkpoint.tied and name == "lm_head.weight":
-                continue
-            theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-            if theirs is None:
-                raise UserError(
-                    f"{checkpoint.source} has a tensor that GGUF has no name for: {name}.", "Use nf4 or gptq."
-                )
-            if TURNED[architecture] and (part := re.search(r"\.([qk])_proj\.", name)):
-                weight = _turn(
-                    weight, heads if part[1] == "q" else config.get("num_key_value_heads") or heads
-                )
-            stored = recipe.stored(name, weight.shape)
-            number = gguf.GGMLQuantizationType[stored.upper()]
-            plain = stored in ("f32", "f16", "bf16")
-            data = gguf.quants.quantize(weight, number) if plain else quantize(weight, number)
-            writer.add_tensor(theirs, data, raw_dtype=number)
+    factors = _rope_factors(config)
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+    for _, theirs, shape, number in plan:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[number]
+        size = math.prod(shape) // block * block_bytes
+        writer.add_tensor_info(theirs, shape, np.dtype(np.float32), size, raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
+    heads = {"q": config["num_attention_heads"], "k": _key_heads(config)}
+    plain = [gguf.GGMLQuantizationType[n] for n in ("F32", "F16", "BF16")]
+    with _Weights(checkpoint) as weights, Quantizer() as quantize:
+        for done, (name, _, _, number) in enumerate(plan):
+            progress(done / len(plan), f"making a GGUF file of {kind.upper()}")
+            weight = weights(name)
+            if TURNED[architecture] and (part := re.search(r"\.([qk])_proj\.", name)):
+                weight = _turn(weight, heads[part[1]])
+            stored = gguf.quants.quantize(weight, number) if number in plain else quantize(weight, number)
+            writer.write_tensor_data(stored)
     writer.close()
 
 
+def _plan(checkpoint: Checkpoint, kind: str) -> list[tuple[str, str, tuple[int, ...], Any]]:
+    """(the checkpoint's name, GGUF's, shape, ggml type) of each tensor. Raises `UserError` for one without a name in GGUF."""
+    import gguf
+
+    architecture, config = _FAMILIES[checkpoint.architecture], config_of(checkpoint.path)
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(known[architecture], config["num_hidden_layers"])
+    recipe, plan = Recipe(checkpoint, kind), []
+    for tensor in checkpoint.tensors:
+        if checkpoint.tied and tensor.name == "lm_head.weight":
+            continue
+        theirs = names.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
+        if theirs is None:
+            raise UserError(
+                f"{checkpoint.source} has a tensor that GGUF has no name for: {tensor.name}.",
+                "Use nf4 or gptq.",
+            )
+        stored = recipe.stored(tensor.name, tensor.shape)
+        plan.append((tensor.name, theirs, tensor.shape, gguf.GGMLQuantizationType[stored.upper()]))
+    return plan
+
+
+def _rope_factors(config: dict[str, Any]) -> Any | None:
+    """Llama 3's rotary frequencies as factors, float32 (head width / 2,); None for plain ones."""
+    import numpy as np
+
+    rope = _rope(config)
+    if rope.get("rope_type", "default") != "llama3":
+        return None
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factors = llama3_factors(_head_width(config) // 2, _theta(config), **{name: rope[name] for name in names})
+    return np.array(factors, np.float32)
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _theta(config: dict[str, Any]) -> float:
+    return float(_rope(config).get("rope_theta") or config.get("rope_theta") or 10000.0)
+
+
+def _head_width(config: dict[str, Any]) -> int:
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def _key_heads(config: dict[str, Any]) -> int:
+    return config.get("num_key_value_heads") or config["num_attention_heads"]
+
+
 def _metadata(writer: Any, config: dict[str, Any], checkpoint: Checkpoint) -> None:
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    rope = config.get("rope_parameters") or {}
+    width = _head_width(config)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config.get("max_position_embeddings") or checkpoint.context_length or 2048)
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(_key_heads(config))
     writer.add_key_length(width)
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_rope_freq_base(_theta(config))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
 
 
-def _weights(checkpoint: Checkpoint) -> Any:
-    """(name, float32 array) of every tensor, one at a time."""
-    import torch
-    from safetensors import safe_open
+class _Weights:
+    """`with _Weights(checkpoint) as weights: weights(name)`: a tensor as a float32 array."""
 
-    for path in sorted(checkpoint.path.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as stored:
-            for name in stored.keys():
-                yield name, stored.get_tensor(name).to(torch.float32).numpy()
+    def __init__(self, checkpoint: Checkpoint):
+        self._files, self._open = sorted(checkpoint.path.glob("*.safetensors")), contextlib.ExitStack()
+        self._by_name: dict[str, Any] = {}
+
+    def __enter__(self) -> _Weights:
+        from safetensors import safe_open
+
+        for path in self._files:
+            stored = self._open.enter_context(safe_open(path, framework="pt"))
+            self._by_name |= dict.fromkeys(stored.keys(), stored)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._open.close()
+
+    def __call__(self, name: str) -> Any:
+        import torch
+
+        return self._by_name[name].get_tensor(name).to(torch.float32).numpy()
 
 
 def _turn(weight: Any, heads: int) -> Any:
