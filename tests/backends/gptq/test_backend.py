@@ -42,6 +42,13 @@ def two(two_layers) -> Path:
 
 
 @pytest.fixture(scope="module")
+def short(place) -> str:
+    """The option for a calibration text of a person's own, just long enough."""
+    documents = ["\n".join(f"{i} times {k} is {i * k}." for k in range(40)) for i in range(8)]
+    return f"cal={calibration.store(documents, get_settings().cache_dir)}"
+
+
+@pytest.fixture(scope="module")
 def engine(place):
     engine = LocalEngine()
     yield engine
@@ -408,10 +415,10 @@ def leftovers(place: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.name != ".locks") if root.exists() else []
 
 
-def test_stop_between_two_layers_leaves_nothing(two, engine, place):
+def test_stop_between_two_layers_leaves_nothing(two, engine, place, short):
     before, cancel = leftovers(place), threading.Event()
     request = Request(
-        str(two), (Cell(resolve("bf16")), Cell(resolve("gptq:8bit"))), PROMPT, chat=False,
+        str(two), (Cell(resolve("bf16")), Cell(resolve(f"gptq:8bit,{short}"))), PROMPT, chat=False,
         settings=GenerationSettings(max_new_tokens=4), fidelity="none",
     )  # fmt: skip
     cells = ()
@@ -424,7 +431,7 @@ def test_stop_between_two_layers_leaves_nothing(two, engine, place):
     assert leftovers(place) == before, "a stopped run leaves nothing behind"
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(two, engine, place):
+def test_a_full_disk_is_said_and_leaves_nothing(two, engine, place, short):
     """The real limit of a process on the size of its files stands in for the disk."""
     import resource
 
@@ -435,7 +442,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(two, engine, place):
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
     try:
-        _, cells = run(engine, two, "bf16", "gptq:2bit")
+        _, cells = run(engine, two, "bf16", f"gptq:2bit,{short}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, previous)
@@ -462,7 +469,7 @@ def test_calibration_that_is_not_here_is_said(two, engine):
 
 
 def test_a_text_of_ones_own_shows_in_the_notation_and_changes_the_weights(two, engine, folder):
-    documents = ["\n".join(f"{i} times {k} is {i * k}." for k in range(40)) for i in range(20)]
+    documents = ["\n".join(f"{i} times {k} is {i * k}." for k in range(40)) for i in range(8)]
     variant = calibration.applied_to(resolve("gptq"), documents)
     assert variant.notation.startswith("gptq:cal=")
     _, (column,) = run(engine, two, variant.notation)
