@@ -121,10 +121,20 @@ class Visitor:
         )
 
     def tick(self, *variants: str) -> None:
+        from playwright.sync_api import Error
+
         for row in self.page.locator(".pick").all():
-            box = row.locator("input[type=checkbox]")
-            if box.is_enabled():
-                box.set_checked(row.get_attribute("data-notation") in variants, force=True)
+            box, is_on = row.locator("input[type=checkbox]"), row.get_attribute("data-notation") in variants
+            for attempt in range(5):
+                if not box.is_enabled():
+                    break
+                try:
+                    box.set_checked(is_on, force=True)
+                    break
+                except Error:  # the list was drawn anew between looking and clicking
+                    if attempt == 4:
+                        raise
+                    time.sleep(0.2)
 
     def finished(self, timeout_s: float = 240) -> None:
         """Wait until Run can be pressed again and nothing is at work."""
@@ -186,7 +196,7 @@ def opened(browser, url: str, width: int = 1440, height: int = 900, dark: bool =
     """`url` in a browser profile without cookies and storage."""
     page = _FREE.pop() if _FREE else _profile(browser).new_page()
     page.set_viewport_size({"width": width, "height": height})
-    page.emulate_media(color_scheme="dark" if dark else "light")
+    page.emulate_media(color_scheme="dark" if dark else "light", reduced_motion="reduce")
     visitor, home = Visitor(page, page.context), url.partition("?")[0]
     visitor.listen(
         pageerror=lambda error: visitor.complaints.append(f"page error: {error}"),
@@ -249,20 +259,30 @@ def compared(browser, server) -> Iterator[Visitor]:
     visitor.leave()
 
 
-@pytest.fixture
-def serve(tmp_path) -> Iterator:
-    """`serve(COMPARATOR_PUBLIC="1")` starts a server of its own, on `tmp_path / "data"`; ended with the test."""
+def _serving(folder: Path) -> Iterator:
     started: list[Server] = []
 
     def start_one(**environment: str) -> Server:
-        settings = {"COMPARATOR_DATA_DIR": str(tmp_path / "data")} | environment
-        started.append(start(tmp_path, **settings))
+        settings = {"COMPARATOR_DATA_DIR": str(folder / "data")} | environment
+        started.append(start(folder, **settings))
         return started[-1]
 
     yield start_one
     for one in started:
         one.process.kill()
         one.process.wait(15)
+
+
+@pytest.fixture
+def serve(tmp_path) -> Iterator:
+    """`serve(COMPARATOR_PUBLIC="1")` starts a server of its own, on `tmp_path / "data"`; ended with the test."""
+    yield from _serving(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def serve_file(tmp_path_factory) -> Iterator:
+    """The same for all tests of a file."""
+    yield from _serving(tmp_path_factory.mktemp("server"))
 
 
 @pytest.fixture

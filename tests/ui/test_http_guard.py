@@ -310,11 +310,16 @@ def printed_token(server) -> str:
     return found[1]
 
 
-def test_off_loopback_a_token_is_asked_for_and_printed(serve):
+@pytest.fixture(scope="module")
+def reachable(serve_file):
+    """A server that other machines can reach."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(urllib.request, "urlopen", _taking_401(urllib.request.urlopen))
-        server = serve(COMPARATOR_HOST="0.0.0.0")
-    token = printed_token(server)
+        return serve_file(COMPARATOR_HOST="0.0.0.0")
+
+
+def test_off_loopback_a_token_is_asked_for_and_printed(reachable):
+    server, token = reachable, printed_token(reachable)
     for path in ("", "config", "gradio_api/info", "theme.css", "gradio_api/mcp/"):
         assert get(server.url + path)[0] == 401, path
     status, headers, _ = get(f"{server.url}?token={token}")
@@ -330,10 +335,8 @@ def test_off_loopback_a_token_is_asked_for_and_printed(serve):
 
 
 @pytest.mark.browser
-def test_in_a_browser_the_token_is_needed_once(serve, open_at):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(urllib.request, "urlopen", _taking_401(urllib.request.urlopen))
-        server = serve(COMPARATOR_HOST="0.0.0.0")
+def test_in_a_browser_the_token_is_needed_once(reachable, open_at):
+    server = reachable
     visitor = open_at(f"{server.url}?token={printed_token(server)}&p=Hello+ostrich")
     assert "token" not in visitor.page.url, "the token is in the browser's history"
     visitor.page.wait_for_function(

@@ -89,6 +89,7 @@ def test_a_shared_link_shows_the_same_in_another_browser(visit):
     assert not second.complaints
 
 
+@pytest.mark.slow  # two servers; that a document survives is shown by tests/store/test_store_at_once.py
 def test_a_link_survives_a_kill_and_needs_no_model(serve, open_at, tmp_path):
     from comparator.core.settings import Settings
     from comparator.store import open_store
