@@ -65,7 +65,8 @@ def layers(
         rows = summary.matching(cell.layers, search)
         print(tables.printable(cell.label))
         print("".join(f"  {tables.printable(line)}\n" for line in summary.stored_as(cell)))
-        print(f"{tables.layers_table(rows)}\n" if rows else f"No row contains “{search}”.\n")
+        nothing = f"No row contains “{search}”." if cell.layers else "Nothing is known of its tensors."
+        print(f"{tables.layers_table(rows)}\n" if rows else f"{nothing}\n")
     if output:
         json_wanted = output.suffix.lower() == ".json"
         text = (

@@ -66,7 +66,7 @@ class Dialect:
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-            "top_k": settings.top_k,
+            "top_k": settings.top_k or -1,  # off; SGLang refuses 0
             "min_p": 0.0,
             "repetition_penalty": settings.repetition_penalty,
             "repeat_penalty": settings.repetition_penalty,
