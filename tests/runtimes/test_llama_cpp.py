@@ -24,8 +24,8 @@ from comparator.backends import resolve
 from comparator.core import document
 from comparator.core.errors import Stopped, UserError
 from comparator.core.messages import LoadRequest, Prompt
-from comparator.core.request import GenerationSettings
-from comparator.core.variant import Adapter
+from comparator.core.request import GenerationSettings, Request
+from comparator.core.variant import Adapter, Cell
 from comparator.engines import get_engine
 from comparator.runtimes.llama_cpp.child import Child
 
@@ -276,6 +276,22 @@ def test_the_page_shows_it(ran):
     assert "gguf" in memory.figures_table(comparison)
     assert "q8_0" in layers.summary(cell) and "blocks of 32" in layers.tensor_table(cell)
     assert "21 tensors of 21" in layers.diff_table(comparison.cells[0], cell, only_changed=True)
+
+
+def test_it_may_be_the_reference(engine, two_layers):
+    from comparator.comparison.runner import run as compare
+
+    cells = tuple(Cell(resolve(name)) for name in ("gguf:q4_0", "bf16"))
+    request = Request(
+        str(two_layers), cells, QUESTION, settings=GenerationSettings(max_new_tokens=3), reference=cells[0]
+    )
+    itself, other = compare(request, engine=engine, emit=lambda event: None).cells
+    assert set(itself.fidelity.prompt.kl) == {0.0} and max(other.fidelity.prompt.kl) > 0
+    assert other.fidelity.prompt.token_ids == itself.token_ids
+    errors = {row.name: row.error for row in other.layers}
+    assert 0.01 < errors["model.layers.1.self_attn.k_proj.weight"]["relative"] < 0.2, (
+        "unpacked 4 bits are the original"
+    )
 
 
 def test_what_it_does_not_offer_is_refused_with_the_reason(engine, two_layers):
