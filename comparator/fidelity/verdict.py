@@ -257,6 +257,11 @@ def _words(cell: CellResult, reference: CellResult | None) -> str:
     agrees = agreement(cell)
     if agrees is None:
         return "not measured" if cell.fidelity and cell.fidelity.refused else "–"
+    prompt = cell.fidelity.prompt if cell.fidelity else None
+    if prompt and not prompt.forced and prompt.first_difference is not None:
+        return (
+            f"the same for {formatting.plural(prompt.first_difference, 'token')} of {len(prompt.token_ids)}"
+        )
     kl, own_floor = divergence(cell), floor(cell)
     if kl is not None and kl.mean <= 0 and not kl.at_least:
         return NO_DIFFERENCE

@@ -116,7 +116,7 @@ def positions_of(cell: CellResult) -> int:
     ) is not None:
         return int(tokens)
     prompt = cell.fidelity.prompt if cell.fidelity else None
-    return len(prompt.kl) if prompt else 0
+    return max(len(prompt.kl), len(prompt.rank)) if prompt else 0
 
 
 # ---------------------------------------------------------------- a column for each goal

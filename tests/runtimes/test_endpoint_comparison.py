@@ -120,12 +120,18 @@ def test_without_log_probabilities_only_agreement_is_known(compared):
 
 def test_a_server_that_cannot_be_forced_is_compared_up_to_the_first_difference(compared):
     """The toy's random tokens are no text: tokenized again they are others, which is where the two part."""
-    server = compared(forms=("chat",)).cells[1]
+    made = compared(forms=("chat",))
+    server = made.cells[1]
     prompt = server.fidelity.prompt
     first = prompt.first_difference
     assert not prompt.forced or first is None
     assert len(prompt.rank) == len(prompt.kl) == (TOKENS if first is None else first + 1)
     assert any("up to the first difference" in note for note in server.notes) == (not prompt.forced)
+    if not prompt.forced:
+        from comparator.fidelity import verdict
+
+        said = verdict.words(server, made.cells[0])
+        assert f"of {TOKENS}" in said and said.startswith("the same for"), "a class from a token or two"
 
 
 @pytest.fixture(scope="module")

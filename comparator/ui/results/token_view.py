@@ -120,7 +120,7 @@ def token_table(prompt: PromptFidelity) -> str:
         for number, token in enumerate(prompt.tokens)
     ]
     heads = list(TOKEN_HEADS)
-    if prompt.at_least:
+    if prompt.at_least and prompt.kl:
         heads[2] = ("KL ≥, nats", BOUND)
     inner = table(heads, rows, caption="Token by token", numeric=(2, 3, 4, 5), name="fidelity-tokens")
     return f'<details class="behind"><summary>Show as a table</summary>{inner}</details>'
