@@ -8,6 +8,7 @@ import torch
 from hqq.core import quantize as hqq
 
 from comparator.backends.hqq.layout import PACKING, Layout
+from comparator.util.compat import torch as compat
 
 Tensor = torch.Tensor
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -108,7 +109,7 @@ class HQQLinear(hqq.HQQLinear):
         if (layout.bits, layout.axis, self.compute_dtype) != (4, 1, torch.bfloat16):
             return False
         rows = 8 if self.W_q.is_cuda else 16
-        whole = outputs % rows == 0 and (not self.W_q.is_cuda or _tiles(inputs) > 0)
+        whole = outputs % rows == 0 and (not self.W_q.is_cuda or compat.int4_inner_tiles(inputs) > 0)
         return whole and layout.group in (32, 64, 128, 256)
 
     def use_int4pack(self) -> None:
@@ -116,11 +117,7 @@ class HQQLinear(hqq.HQQLinear):
         become (8 − z) · scale, rounded to bf16."""
         codes = hqq.Quantizer.unpack[PACKING[4]](self.W_q, dtype=torch.uint8)
         codes = codes.reshape(self.out_features, self.in_features)
-        if self.W_q.is_cuda:
-            pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).contiguous()
-            self.W_q = torch._convert_weight_to_int4pack(pairs, _tiles(self.in_features))
-        else:
-            self.W_q = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
+        self.W_q = compat.int4_pack(codes)
         shape = (self.out_features, self.in_features // self.layout.group)
         scale, zero = self.scale.float().reshape(shape), self.zero.float().reshape(shape)
         both = torch.stack([scale, (8 - zero) * scale], dim=2).transpose(0, 1)  # (groups, out, 2)
@@ -130,13 +127,4 @@ class HQQLinear(hqq.HQQLinear):
 
     def _multiply(self, rows: Tensor) -> Tensor:
         """(n, in) → (n, out), both bf16."""
-        if rows.is_cuda:
-            return torch._weight_int4pack_mm(rows, self.W_q, self.layout.group, self.scales_and_zeros)
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self.W_q, self.layout.group, self.scales_and_zeros
-        )
-
-
-def _tiles(inputs: int) -> int:
-    """Inner tiles of 16 inputs that the CUDA kernel takes at once; 0 where none divides."""
-    return next((tiles for tiles in (8, 4, 2) if inputs % (16 * tiles) == 0), 0)
+        return compat.int4_matmul(rows, self.W_q, self.layout.group, self.scales_and_zeros)

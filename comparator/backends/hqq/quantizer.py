@@ -17,6 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from comparator.backends.hqq.layer import HQQLinear
 from comparator.backends.hqq.layout import Layout
 from comparator.core.errors import UserError
+from comparator.util.compat import transformers as compat
 
 NAME = "quant_comparator_hqq"
 
@@ -63,7 +64,7 @@ class HqqQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         settings = self.quantization_config
         if settings.made is not None:
-            self.left = tuple(self.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules))
+            self.left = tuple(self.get_modules_to_not_convert(model, None, compat.kept_in_fp32(model)))
             return model
         for name, layout in settings.stored.items():
             try:
@@ -113,7 +114,7 @@ class _Quantize(ConversionOps):
         name = full_layer_name.rpartition(".")[0]
         linear = model.get_submodule(name)
         layer = HQQLinear.quantized(weight.to(settings.dtype), settings.made, settings.dtype, linear.bias)
-        layer._is_hf_initialized = True
+        compat.mark_loaded(layer)
         model.set_submodule(name, layer)
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)

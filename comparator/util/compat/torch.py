@@ -58,10 +58,27 @@ def version(tensor: Any) -> int:
 
 
 def int4_matmul(x: Any, packed: Any, group_size: int, scales_and_zeros: Any) -> Any:
-    """PyTorch's 4-bit CPU kernel: x (rows, inputs) bf16 → (rows, outputs) bf16."""
+    """PyTorch's 4-bit kernel: x (rows, inputs) bf16 → (rows, outputs) bf16."""
     import torch
 
+    if x.is_cuda:
+        return torch._weight_int4pack_mm(x, packed, group_size, scales_and_zeros)
     return torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scales_and_zeros)
+
+
+def int4_inner_tiles(inputs: int) -> int:
+    """Inner tiles of 16 inputs that `int4_matmul` takes at once on CUDA; 0 where none divides."""
+    return next((tiles for tiles in (8, 4, 2) if inputs % (16 * tiles) == 0), 0)
+
+
+def int4_pack(codes: Any) -> Any:
+    """The layout that `int4_matmul` takes on the device of `codes` (outputs, inputs), uint8 from 0 to 15."""
+    import torch
+
+    if codes.is_cuda:
+        pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).contiguous()
+        return torch._convert_weight_to_int4pack(pairs, int4_inner_tiles(codes.shape[1]))
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
 
 
 def int8_matmul(a: Any, b: Any) -> Any:

@@ -57,6 +57,16 @@ def use_one_gpu(arguments: Any) -> None:
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
+def kept_in_fp32(model: Any) -> list[str]:
+    """Names of modules that the model's class wants in fp32 whatever the dtype: what a quantizer leaves alone too."""
+    return list(model._keep_in_fp32_modules or ())
+
+
+def mark_loaded(module: Any) -> None:
+    """Have `from_pretrained` leave a module as it is that it did not fill itself."""
+    module._is_hf_initialized = True
+
+
 def gguf_text_splits() -> set[str]:
     """The names of tokenizers' ways to split text (`tokenizer.ggml.pre`) that transformers converts from GGUF."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS

@@ -37,6 +37,19 @@ def test_what_a_subclass_wraps_can_be_replaced():
     assert compat.plain_tensors(a) == [a]
 
 
+def test_the_packed_4_bit_matmul():
+    """(code − 8) · scale + zero, groups of 32."""
+    torch.manual_seed(0)
+    codes = torch.randint(0, 16, (32, 64), dtype=torch.uint8)
+    both = torch.rand(2, 32, 2).bfloat16()
+    x = torch.randn(3, 64).bfloat16()
+    scale, zero = (both[..., i].t().repeat_interleave(32, 1).double() for i in (0, 1))
+    wanted = x.double() @ ((codes.double() - 8) * scale + zero).t()
+    out = compat.int4_matmul(x, compat.int4_pack(codes), 32, both).double()
+    assert float((out - wanted).norm() / wanted.norm()) < 0.01
+    assert [compat.int4_inner_tiles(n) for n in (4096, 576, 96, 48)] == [8, 4, 2, 0]
+
+
 def test_the_product_of_int8_is_int32():
     a = torch.full((32, 64), 127, dtype=torch.int8)
     assert torch.equal(compat.int8_matmul(a, a.t()), torch.full((32, 32), 64 * 127**2, dtype=torch.int32))

@@ -78,3 +78,13 @@ def test_one_gpu(tmp_path):
 
 def test_ways_to_split_text():
     assert {"llama-bpe", "qwen2"} <= compat.gguf_text_splits()
+
+
+def test_what_a_quantizer_leaves_alone(model):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    assert compat.kept_in_fp32(model) == []
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+    assert compat.kept_in_fp32(t5) == ["wo"]
