@@ -174,7 +174,8 @@ def _smaller_base(variant: Variant) -> str | None:
     for backend, method in methods().values():
         with contextlib.suppress(UserError):
             backend.training(Variant(method.name), "cpu")
-            at_load = not (method.needs_source or backend.makes_checkpoints)
+            # A method whose library is an extra is not what to turn to when memory is short.
+            at_load = not (method.needs_source or backend.makes_checkpoints or backend.install)
             if at_load and (not smallest or method.bits <= smallest[0].bits):
                 smallest = [*(m for m in smallest if m.bits == method.bits), method]
     if not smallest or variant.method in {m.name for m in smallest}:
