@@ -89,7 +89,16 @@ def lora(zoo) -> str:
     return str(zoo("lora"))
 
 
-@pytest.mark.parametrize("variant", ["fp32", "bf16", "int8", "nf4", "nf4:dq,compute=fp16", "fp4"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "fp32",
+        "bf16",
+        "int8",
+        "nf4",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("nf4:dq,compute=fp16", "fp4")),
+    ],
+)
 def test_every_method_gives_what_peft_gives_and_none_stays(engine, two_layers, lora, variant):
     before = answer(engine, two_layers, variant)
     given = answer(engine, two_layers, variant, lora)
@@ -113,7 +122,7 @@ def test_strength_is_pefts_scale(engine, two_layers, lora):
     assert full == with_peft(engine, two_layers, "bf16", lora), "a strength stuck"
 
 
-@pytest.mark.parametrize("variant", ["nf4:dq", "int8"])
+@pytest.mark.parametrize("variant", ["nf4:dq", pytest.param("int8", marks=pytest.mark.slow)])
 def test_ten_switches_leave_everything_as_it_was(engine, two_layers, lora, variant):
     """Memory is counted by tensor and not by process: the process's figure moves by itself."""
     plain = load(engine, two_layers, variant)

@@ -83,6 +83,7 @@ def test_over_a_cluster_it_refuses_before_it_reads_anything(place, settings_env)
             cached.cache_clear()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_trained(place):
     child = subprocess.Popen(
         **command(place, *DATA, "--base", "fp32", "--name", "part", "--max-steps", "100000"),

@@ -58,7 +58,6 @@ def run(request: Request, engine):
 MOMENTS = [
     (Loading, "starting an actor", 0.0),
     (Generating, "", 0.0),
-    (Scoring, "", 0.0),
 ]
 MANY = [
     (Loading, "Loading weights", 0.0),
@@ -137,6 +136,7 @@ def test_the_next_run_gets_a_fresh_actor(settled, model):
     assert len(ours()) == 3, "a clerk and two columns; what was killed or failed must leave none"
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_fails_its_column_alone(settled, machines, model):
     third = machines.add("gamma")
 
@@ -183,6 +183,7 @@ def test_versions_that_differ_are_refused_by_name(settled, machines, model, tmp_
         machines.ray.remove_node(bare)
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_is_replaced_and_takes_its_actors_along(settled, model):
     wanted, killed = request(model, "fp32", "bf16", new=400, fidelity="none"), False
     before = ours()

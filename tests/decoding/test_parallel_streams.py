@@ -155,7 +155,8 @@ def test_the_column_says_so_and_its_tokens_are_eagers(method):
     assert tokens(model, GREEDY, recorded)[0] == tokens(model, GREEDY)[0]
 
 
-@pytest.mark.parametrize("method", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_a_compiler_does_not_look_into_them(method, monkeypatch):
     """It gets one operation for each product, and whichever it runs first runs those beside it."""
     from comparator.decoding import compile as decoding_compile

@@ -7,6 +7,13 @@ import pytest
 pytestmark = pytest.mark.browser
 
 SIZES = {"desk": (1440, 900), "phone": (390, 844)}
+# Each size once and each colour once; axe takes its time, so the other two are slow tests.
+LOOKS = [
+    pytest.param("desk", False, id="desk-light"),
+    pytest.param("phone", True, id="phone-dark"),
+    pytest.param("desk", True, id="desk-dark", marks=pytest.mark.slow),
+    pytest.param("phone", False, id="phone-light", marks=pytest.mark.slow),
+]
 TABS = ("Latency", "Memory", "Layers")
 
 
@@ -34,8 +41,7 @@ def sideways(page) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "dark"), LOOKS)
 def test_first_visit(visit, size, dark):
     width, height = SIZES[size]
     visitor = visit(width=width, height=height, dark=dark)
@@ -54,8 +60,7 @@ def test_first_visit(visit, size, dark):
     assert not sideways(visitor.page), "with everything unfolded"
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "dark"), LOOKS)
 def test_after_a_run(compared, size, dark):
     """The same finished comparison, in the other size and colours; every tab."""
     page = compared.page

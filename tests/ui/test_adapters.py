@@ -89,6 +89,7 @@ def test_strange_notations_make_no_markup():
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_matrix_on_the_page(visit):
     visitor = visit()
     page = visitor.page

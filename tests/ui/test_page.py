@@ -53,6 +53,7 @@ def test_first_visit_explains_itself(visitor):
     assert not visitor.foreign, "the page asked another machine for something"
 
 
+@pytest.mark.slow
 def test_answers_stream_one_column_after_another(visit):
     visitor = visit()
     visitor.use(BUILTIN_MODEL)

@@ -167,6 +167,7 @@ def test_stopped_before_its_turn_it_touches_nothing():
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_on_the_page(visit, saved, two_layers):
     """On a recording, whose model is here: nothing has to be run before."""
     id = saved.save(sample.comparison(model=str(two_layers), cells=(sample.REFERENCE, sample.NF4)))

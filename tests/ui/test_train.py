@@ -50,6 +50,7 @@ def everywhere(page) -> None:
     page.evaluate("() => document.body.classList.remove('dark')")
 
 
+@pytest.mark.slow
 def test_the_whole_path(visit, tmp_path):
     first = visit()
     page = first.page
