@@ -127,6 +127,10 @@ def test_a_matrix_on_the_page(visit):
 def test_an_adapter_that_does_not_exist_is_refused_where_it_is_typed(visit):
     visitor = visit()
     page = visitor.page
+    # As the first test of its app: until the model's facts are there, a click may meet a page that is still being drawn.
+    page.wait_for_function(
+        "() => /parameters/.test(document.querySelector('#facts').innerText)", timeout=60_000
+    )
     page.locator("#add-adapter > button").click()
     page.locator("#adapter-source textarea, #adapter-source input").fill("./nothing-here")
     page.click("#adapter-add")
