@@ -44,7 +44,6 @@ def run(
             raise UserError(f"There is no decode path “{path}”.", f"The paths are {', '.join(PATHS)}.")
     on_progress("importing torch and transformers")
     import_quietly("torch", "transformers")
-    torch.set_grad_enabled(False)
     checkpoint = open_checkpoint(model, settings=get_settings())
     pool, device = Pool(get_settings()), pick_device()
     report = Report(
@@ -55,9 +54,10 @@ def run(
         device=device,
         copy_bytes_s=bandwidth.copy_bytes_s(device),
     )
-    for variant in variants:
-        report.rows.append(_variant(pool, checkpoint, variant, options, on_progress))
-        yield report
+    with torch.no_grad():  # ends with the generator: whoever called may train next
+        for variant in variants:
+            report.rows.append(_variant(pool, checkpoint, variant, options, on_progress))
+            yield report
 
 
 def _variant(pool: Pool, checkpoint: Any, variant: Variant, options: Options, on_progress: OnProgress) -> Row:
