@@ -87,7 +87,7 @@ class CompressedTensors(Unpacked):
         width = 4 if dtype_of(opened) == "fp32" else 2
         total = 0
         for tensor in opened.tensors:
-            if not _is_state(tensor.name) and not (opened.tied and tensor.name == "lm_head.weight"):
+            if not _is_state(tensor.name) and not opened.is_tied_head(tensor.name):
                 packed = tensor.name.endswith(".weight_packed")
                 total += 8 * tensor.bytes // _bits(opened, tensor.name) if packed else tensor.parameters
         return total * width

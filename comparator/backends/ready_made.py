@@ -212,6 +212,15 @@ def left_over_note(checkpoint: Checkpoint) -> list[str]:
     return [f"{checkpoint.source}: {note}."] if note else []
 
 
+def with_quantization(checkpoint: Checkpoint, quantization: dict[str, Any]) -> Any:
+    """The checkpoint's config for transformers, with another `quantization_config`."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    config.quantization_config = quantization
+    return config
+
+
 def config_of(path: Path) -> dict[str, Any]:
     return json.loads((path / "config.json").read_text(encoding="utf-8"))
 

@@ -10,6 +10,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from comparator.backends.base import Placement, Progress
@@ -131,12 +132,15 @@ def lent_notes(checkpoint) -> list[str]:
 
 def _finish_lent(model: Any, path: str) -> None:
     """What transformers reads from the folder beside the weights."""
-    from pathlib import Path
+    model.config.name_or_path = model.name_or_path = path
+    set_generation_config(model, Path(path))
 
+
+def set_generation_config(model: Any, path: Path) -> None:
+    """Give the model the checkpoint's generation_config.json, where there is one."""
     from transformers import GenerationConfig
 
-    model.config.name_or_path = model.name_or_path = path
-    if (Path(path) / "generation_config.json").is_file():
+    if (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
 
 

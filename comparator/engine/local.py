@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from comparator.core.errors import Stopped, UserError
@@ -95,7 +96,7 @@ class LocalEngine(SinglePlaceEngine):
         self._device = pick_device()
         self._device_name = read(self._device).device or self._device
         self._pool = Pool(self.settings, on_change=self._remember)
-        gc.freeze()  # what was imported stays: searching it for garbage took a third of a second per unload
+        _freeze_imports()
         self._ready = True
 
     def _remember(self) -> None:
@@ -230,17 +231,9 @@ class LocalEngine(SinglePlaceEngine):
     def _tokenizer(self, checkpoint: Any) -> Any:
         key = str(checkpoint.path)
         if key not in self._tokenizers:
-            from transformers import AutoTokenizer
+            from comparator.sources.tokenizer import load_tokenizer
 
-            try:
-                self._tokenizers[key] = AutoTokenizer.from_pretrained(
-                    key, local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:
-                raise UserError(
-                    f"The tokenizer of {checkpoint.source} cannot be read: {str(error).splitlines()[0][:200]}",
-                    "Check that the folder holds tokenizer.json or the files of a slow tokenizer.",
-                ) from error
+            self._tokenizers[key] = load_tokenizer(checkpoint)
         return self._tokenizers[key]
 
     # ------------------------------------------------------------ resident variants
@@ -373,6 +366,13 @@ class LocalEngine(SinglePlaceEngine):
 
     def layers(self, handle: str, adapter: Adapter | None = None) -> tuple[LayerRow, ...]:
         return self._call(lambda: self._pool.get(handle).layers(adapter))
+
+
+@cache
+def _freeze_imports() -> None:
+    """Once per process: what was imported stays, and searching it for garbage took a third of a second per unload. Not for
+    each engine, since models of another one would never be freed then."""
+    gc.freeze()
 
 
 def _throttled(on_progress: Emit, cancel: threading.Event) -> OnProgress:

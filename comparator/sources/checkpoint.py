@@ -59,6 +59,10 @@ class Checkpoint:
         stats = ((f.name, f.stat()) for f in sorted(self.path.glob("*.safetensors")))
         return (str(self.path), self.revision, tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats))
 
+    def is_tied_head(self, name: str) -> bool:
+        """Whether a tensor is an output head whose weights are the embedding's: stored in some files, and not held twice."""
+        return self.tied and name == "lm_head.weight"
+
     def facts(self) -> ModelFacts:
         return ModelFacts(
             source=self.source,

@@ -21,7 +21,7 @@ from comparator.core.state import ModelFacts
 from comparator.sources import architectures, folder
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.gguf_header import GgufHeader, read_gguf
-from comparator.util import atomic_dir
+from comparator.util import atomic_dir, processes
 
 _VERSION = 2  # raise it when the conversion changes: what was written before is then written anew
 _ABOUT = "about.json"  # beside the weights: what the file was, and what a reader must know
@@ -29,7 +29,6 @@ _MODEL_TYPES = {  # llama.cpp's names → transformers', where they differ
     "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gemma3": "gemma3_text", "gemma4": "gemma4_text",
     "command-r": "cohere", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2",
 }  # fmt: skip
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def open_gguf(
@@ -127,7 +126,7 @@ def convert(file: Path, target: Path, dtype: str, progress: Progress) -> None:
     hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = processes.python_path()
     # The child ends when its stdin does, so nothing goes on converting after we have been killed.
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,

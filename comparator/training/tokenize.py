@@ -55,17 +55,9 @@ class Corpus:
 def load_tokenizer(checkpoint: Any) -> Any:
     """A tokenizer of the model separate from the engine's, so that a preview is not queued. Raises `UserError`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a dataloader may fork
-    from transformers import AutoTokenizer
+    from comparator.sources import tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(checkpoint.path), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise UserError(
-            f"The tokenizer of {checkpoint.source} cannot be read: {str(error).splitlines()[0][:200]}",
-            "Check that the folder holds tokenizer.json or the files of a slow tokenizer.",
-        ) from error
+    return tokenizer.load_tokenizer(checkpoint)
 
 
 # ---------------------------------------------------------------- one sample

@@ -205,11 +205,7 @@ def _config_argument(ready: ready_made.ReadyMade) -> dict[str, Any]:
     """The argument `config` where config.json has names that transformers does not read."""
     if ready.as_stored:
         return {}
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(ready.checkpoint.path, local_files_only=True, trust_remote_code=False)
-    config.quantization_config = ready.config
-    return {"config": config}
+    return {"config": sources.with_quantization(ready.checkpoint, ready.config)}
 
 
 def _cache_dir() -> Path:

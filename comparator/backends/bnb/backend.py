@@ -365,12 +365,8 @@ def _require_bf16(variant: Variant, values: dict[str, Any], placement: Placement
 
 def _with_compute(opened: Checkpoint, compute: str) -> Any:
     """The checkpoint's config with another compute dtype, which only layers that multiply look at."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(opened.path, local_files_only=True, trust_remote_code=False)
     name = dtypes.torch_name(compute).removeprefix("torch.")
-    config.quantization_config = {**config.quantization_config, "bnb_4bit_compute_dtype": name}
-    return config
+    return sources.with_quantization(opened, {**(opened.quantization or {}), "bnb_4bit_compute_dtype": name})
 
 
 def _heads(checkpoint: Any) -> tuple[list[str], bool]:

@@ -14,12 +14,10 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import UserError
-
-_ROOT = Path(__file__).resolve().parents[3]
+from comparator.util import processes
 
 
 class Quantizer:
@@ -27,7 +25,7 @@ class Quantizer:
 
     def __enter__(self) -> Quantizer:
         environment = dict(os.environ) | {"GGML_NO_BACKTRACE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        environment["PYTHONPATH"] = processes.python_path()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(

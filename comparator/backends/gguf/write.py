@@ -126,13 +126,12 @@ def _plan(checkpoint: Checkpoint, kind: str) -> list[tuple[str, str, tuple[int, 
     import gguf
 
     architecture, config = _FAMILIES[checkpoint.architecture], config_of(checkpoint.path)
-    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(known[architecture], config["num_hidden_layers"])
+    names = gguf_names(architecture, config["num_hidden_layers"], checkpoint)
     recipe, plan = Recipe(checkpoint, kind), []
     for tensor in checkpoint.tensors:
-        if checkpoint.tied and tensor.name == "lm_head.weight":
+        if checkpoint.is_tied_head(tensor.name):
             continue
-        theirs = names.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
+        theirs = names.get(tensor.name)
         if theirs is None:
             raise UserError(
                 f"{checkpoint.source} has a tensor that GGUF has no name for: {tensor.name}.",
@@ -141,6 +140,18 @@ def _plan(checkpoint: Checkpoint, kind: str) -> list[tuple[str, str, tuple[int, 
         stored = recipe.stored(tensor.name, tensor.shape)
         plan.append((tensor.name, theirs, tensor.shape, gguf.GGMLQuantizationType[stored.upper()]))
     return plan
+
+
+def gguf_names(architecture: str, blocks: int, checkpoint: Checkpoint) -> dict[str, str]:
+    """The checkpoint's names of tensors → GGUF's, by the gguf library's own table; without those that it does not know."""
+    import gguf
+
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        return {}
+    table = gguf.get_tensor_name_map(known[architecture], blocks)
+    pairs = ((t.name, table.get_name(t.name, try_suffixes=(".weight", ".bias"))) for t in checkpoint.tensors)
+    return {ours: theirs for ours, theirs in pairs if theirs}
 
 
 def _rope_factors(config: dict[str, Any]) -> Any | None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from comparator.core.errors import UserError
-from comparator.sources import Checkpoint, TensorInfo, packed
+from comparator.sources import Checkpoint, packed
 
 GROUP_SIZES = (128, 64, 32)
 _IN_BLOCK = re.compile(r"\.\d+\..+\.weight$")
@@ -73,13 +73,9 @@ def packed_bytes(checkpoint: Checkpoint, bits: int, group: int, g_idx: bool = Fa
     total = 0.0
     for tensor in checkpoint.tensors:
         if (layer := names.get(tensor.name)) is None:
-            total += 0 if _is_second_head(tensor, checkpoint) else 2 * tensor.parameters
+            total += 0 if checkpoint.is_tied_head(tensor.name) else 2 * tensor.parameters
             continue
         groups = layer.inputs // group if group > 0 else 1
         total += layer.inputs * layer.outputs * bits / 8
         total += groups * layer.outputs * (2 + bits / 8) + (4 * layer.inputs if g_idx else 0)
     return int(total)
-
-
-def _is_second_head(tensor: TensorInfo, checkpoint: Checkpoint) -> bool:
-    return checkpoint.tied and tensor.name == "lm_head.weight"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comparator.util.compat.torch import int4_matmul
+from comparator.util.compat.torch import int4_unpack
 
 
 def codes(words: Any, bits: int, count: int) -> Any:
@@ -30,13 +30,11 @@ def is_aten(module: Any) -> bool:
 
 
 def aten(module: Any) -> Any:
-    """(outputs, inputs) float32 from PyTorch's layout for AVX-512 and AVX2 CPUs, taken back by asking the kernel itself:
-    it multiplies the identity."""
+    """(outputs, inputs) float32 from PyTorch's layout for AVX-512 and AVX2 CPUs."""
     import torch
 
-    eye = torch.eye(module.in_features, dtype=torch.bfloat16)
-    product = int4_matmul(eye, module.qweight, module.group_size, module.scales_and_zeros)
-    columns = product.float().T.contiguous()  # in the kernel's order of inputs
+    weight = int4_unpack(module.qweight, module.in_features, module.group_size, module.scales_and_zeros)
+    columns = weight.float()  # in the kernel's order of inputs
     order = getattr(module, "ret_idx", None)
     if order is None:
         return columns

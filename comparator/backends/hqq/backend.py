@@ -22,11 +22,16 @@ from comparator.backends.base import (
 )
 from comparator.backends.hqq import ready_made
 from comparator.backends.hqq.layout import BITS, Layout
-from comparator.backends.linear_layers import linears
-from comparator.backends.ready_made import FromCheckpoint, left_over_note, tokenizer_note
+from comparator.backends.linear_layers import linears, require_linears
+from comparator.backends.ready_made import (
+    FromCheckpoint,
+    left_over_note,
+    tokenizer_note,
+    with_quantization,
+)
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
-from comparator.sources import Checkpoint, packed
+from comparator.sources import Checkpoint
 
 _GROUPS = ("8", "16", "32", "64", "128", "256")
 _OPTIONS = (
@@ -71,17 +76,7 @@ class Hqq(FromCheckpoint):
             )
 
     def complete_on_the_spot(self, variant, checkpoint, progress=None) -> Variant:
-        if checkpoint.quantization:
-            raise UserError(
-                f"{checkpoint.source} is quantized already ({packed.method_of(checkpoint.quantization)}), and HQQ starts from "
-                "full precision.",
-                "Choose the full-precision model as the comparison's model.",
-            )
-        if not linears(checkpoint):
-            raise UserError(
-                f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that HQQ can quantize.",
-                "Use bf16, or a model with linear layers.",
-            )
+        require_linears(checkpoint, "HQQ")
         values = self.values(variant)
         group = _group(checkpoint, int(values["bits"]), values["group"])
         return self.with_options(variant, {"group": None if group == 64 else str(group)})
@@ -105,7 +100,7 @@ class Hqq(FromCheckpoint):
         for tensor in checkpoint.tensors:
             if tensor.name in quantized and layout.divides(*tensor.shape):
                 total += layout.bytes(*tensor.shape, width)
-            elif not (checkpoint.tied and tensor.name == "lm_head.weight"):
+            elif not checkpoint.is_tied_head(tensor.name):
                 total += tensor.parameters * width
         return total
 
@@ -121,7 +116,11 @@ class Hqq(FromCheckpoint):
             opened = self.opened(variant)
             settings.stored = ready_made.read(opened).layouts
             model = self.load_opened(
-                variant, placement, progress, dtype=dtype, config=_config(opened, settings)
+                variant,
+                placement,
+                progress,
+                dtype=dtype,
+                config=with_quantization(opened, settings.to_dict()),
             )
             notes = tokenizer_note(opened, checkpoint) + left_over_note(opened) + _mixed(settings.stored)
         else:
@@ -255,15 +254,6 @@ def _group(checkpoint: Checkpoint, bits: int, wish: str) -> int:
         f"({outputs:,} outputs) in {bits} bits.",
         "Leave the group out, or use nf4 or int8 for this model.",
     )
-
-
-def _config(opened: Checkpoint, settings: Any) -> Any:
-    """The checkpoint's config with `settings` in place of transformers' own, which reads HQQ no longer."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(opened.path, local_files_only=True, trust_remote_code=False)
-    config.quantization_config = settings.to_dict()
-    return config
 
 
 def _mixed(layouts: dict[str, Layout]) -> list[str]:

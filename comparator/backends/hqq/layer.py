@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from hqq.core import quantize as hqq
 
+from comparator.backends.dtypes import torch_dtype
 from comparator.backends.hqq.layout import PACKING, Layout
 from comparator.util.compat import torch as compat
 
 Tensor = torch.Tensor
-_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class HQQLinear(hqq.HQQLinear):
@@ -45,7 +45,7 @@ class HQQLinear(hqq.HQQLinear):
             nbits=layout.bits, group_size=layout.group, axis=layout.axis
         )
         self.quant_config.pop("offload_meta")
-        kind = _FLOATS[layout.view] if layout.view else getattr(torch, layout.dtype)
+        kind = torch_dtype(layout.view) if layout.view else getattr(torch, layout.dtype)
         self.register_buffer("W_q", torch.empty(layout.stored(outputs, inputs), dtype=kind, device="meta"))
         for name in ("scale", "zero"):
             self.register_buffer(
@@ -84,7 +84,9 @@ class HQQLinear(hqq.HQQLinear):
         """(…, in) → (…, out). With gradients hqq's own function, which unpacks again for the backward pass instead of
         keeping the unpacked weight."""
         if self.int4pack:
-            out = self._multiply(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+            rows = x.reshape(-1, self.in_features)
+            out = compat.int4_matmul(rows, self.W_q, self.layout.group, self.scales_and_zeros)
+            out = out.reshape(*x.shape[:-1], self.out_features)
             return out if self.bias is None else out + self.bias
         rows = x.to(self.compute_dtype)
         needs_gradients = torch.is_grad_enabled() and x.requires_grad
@@ -92,11 +94,10 @@ class HQQLinear(hqq.HQQLinear):
         return out.to(x.dtype)
 
     def dequantize(self) -> Tensor:
-        """The weight (out, in). torch's layout cannot be unpacked, so there it is the matmul with the identity."""
+        """The weight (out, in)."""
         if not self.int4pack:
             return super().dequantize()
-        identity = torch.eye(self.in_features, dtype=torch.bfloat16, device=self.W_q.device)
-        return self._multiply(identity).t().contiguous()
+        return compat.int4_unpack(self.W_q, self.in_features, self.layout.group, self.scales_and_zeros)
 
     def finish(self) -> None:
         """After loading: packed bytes that were stored as floats become integers again."""
@@ -124,7 +125,3 @@ class HQQLinear(hqq.HQQLinear):
         self.register_buffer("scales_and_zeros", both.contiguous().bfloat16())
         del self.scale, self.zero
         self.int4pack = True
-
-    def _multiply(self, rows: Tensor) -> Tensor:
-        """(n, in) → (n, out), both bf16."""
-        return compat.int4_matmul(rows, self.W_q, self.layout.group, self.scales_and_zeros)

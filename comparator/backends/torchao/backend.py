@@ -20,7 +20,7 @@ from comparator.backends.base import (
     QuantizedType,
     Training,
 )
-from comparator.backends.linear_layers import linears
+from comparator.backends.linear_layers import require_linears
 from comparator.backends.ready_made import (
     FromCheckpoint,
     left_over_note,
@@ -39,7 +39,7 @@ from comparator.backends.torchao.schemes import (
 )
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
-from comparator.sources import Checkpoint, packed
+from comparator.sources import Checkpoint
 from comparator.util.compat.accelerate import real
 
 _OPTIONS = (
@@ -97,19 +97,9 @@ class TorchAo(FromCheckpoint):
                 )
 
     def complete_on_the_spot(self, variant, checkpoint, progress=None) -> Variant:
-        if checkpoint.quantization:
-            raise UserError(
-                f"{checkpoint.source} is quantized already ({packed.method_of(checkpoint.quantization)}), and torchao "
-                "starts from full precision.",
-                "Choose the full-precision model as the comparison's model.",
-            )
+        require_linears(checkpoint, "torchao")
         values = self.values(variant)
         scheme = BY_NAME[values["scheme"]]
-        if not linears(checkpoint):
-            raise UserError(
-                f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that torchao can quantize.",
-                "Use bf16, or a model with linear layers.",
-            )
         if checkpoint.model_type in ("mamba", "falcon_mamba"):
             raise UserError(
                 f"torchao's weights cannot be used in {checkpoint.architecture}, whose blocks multiply with them outside of "

@@ -44,8 +44,7 @@ def needed_bytes(checkpoint: Checkpoint, scheme: Scheme, group: str, width: int)
     total = 0
     for tensor in checkpoint.tensors:
         if tensor.name not in quantized or any(size % scheme.multiple for size in tensor.shape):
-            second_head = checkpoint.tied and tensor.name == "lm_head.weight"
-            total += 0 if second_head else tensor.parameters * width
+            total += 0 if checkpoint.is_tied_head(tensor.name) else tensor.parameters * width
             continue
         outputs, inputs = tensor.shape
         if scheme.name == "int4":  # padded to the kernel's tiles; a scale and a zero point in bf16

@@ -51,24 +51,20 @@ def finish_of(choice: dict[str, Any]) -> str | None:
 
 
 def prompt_tokens(piece: dict[str, Any]) -> int | None:
-    return _count(piece, "prompt_tokens")
+    count = _usage(piece).get("prompt_tokens")
+    return count if _is_id(count) and count > 0 else None
 
 
 def cached_tokens(piece: dict[str, Any]) -> int:
     """How many of the prompt's tokens the server took from an earlier request."""
-    details = (
-        (piece.get("usage") or {}).get("prompt_tokens_details")
-        if isinstance(piece.get("usage"), dict)
-        else None
-    )
+    details = _usage(piece).get("prompt_tokens_details")
     count = details.get("cached_tokens") if isinstance(details, dict) else None
     return count if _is_id(count) else 0
 
 
-def _count(piece: dict[str, Any], key: str) -> int | None:
+def _usage(piece: dict[str, Any]) -> dict[str, Any]:
     usage = piece.get("usage")
-    count = usage.get(key) if isinstance(usage, dict) else None
-    return count if _is_id(count) and count > 0 else None
+    return usage if isinstance(usage, dict) else {}
 
 
 def _is_id(value: Any) -> bool:

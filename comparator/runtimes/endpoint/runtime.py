@@ -22,6 +22,7 @@ from comparator.runtimes.base import Choices, OnToken, ResidentModel, Runtime
 from comparator.runtimes.endpoint import dialect as dialects
 from comparator.runtimes.endpoint.problems import Refused, named
 from comparator.runtimes.endpoint.reading import Answer, Vocabulary, choice_of
+from comparator.sources.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from comparator.adapters import Plan
@@ -56,15 +57,11 @@ class EndpointRuntime(Runtime):
         residents: Sequence[ResidentModel] = (),
         plan: Plan | None = None,
     ) -> ResidentModel:
-        from transformers import AutoTokenizer
-
         from comparator.runtimes.endpoint.client import Client
 
         progress(None, "asking the server")
         endpoint, start_s = find_endpoint(variant.source or "", get_settings().endpoints), time.perf_counter()
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(checkpoint.path), local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = load_tokenizer(checkpoint)
         client, cancel = Client(endpoint), _Cancel(progress)
         try:
             entries = dialects.listed(client, cancel)

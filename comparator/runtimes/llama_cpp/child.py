@@ -19,8 +19,8 @@ import numpy as np
 
 from comparator.core.errors import Stopped, UserError
 from comparator.runtimes.llama_cpp.worker import PAGE, ROWS
+from comparator.util import processes
 
-_ROOT = Path(__file__).resolve().parents[3]
 _WAIT_S = 0.05  # how often Stop is looked at while a pass runs
 # What the process gets of this one's environment: it reads strangers' files, and needs no keys.
 _PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -45,7 +45,7 @@ class Child:
         self._pipe, theirs = Pipe()
         passed = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_START)}
         environment = _DEFAULTS | passed | _ENVIRONMENT
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        environment["PYTHONPATH"] = processes.python_path()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "comparator.runtimes.llama_cpp.worker", str(theirs.fileno()), str(self._memory_file)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, env=environment,

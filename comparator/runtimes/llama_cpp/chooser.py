@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from comparator.backends.transformers_loader import set_generation_config
 from comparator.core.request import GenerationSettings
 from comparator.decoding.introspect import end_of_sequence
 from comparator.decoding.sampling import Chooser
@@ -22,10 +23,7 @@ class Rules:
         )
         with torch.device("meta"):
             self.model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        if (checkpoint.path / "generation_config.json").is_file():
-            self.model.generation_config = transformers.GenerationConfig.from_pretrained(
-                checkpoint.path, local_files_only=True
-            )
+        set_generation_config(self.model, checkpoint.path)
         self.ends = frozenset(end_of_sequence(self.model))
 
     def chooser(self, settings: GenerationSettings, prompt_length: int) -> Any:

@@ -26,6 +26,7 @@ from comparator.runtimes.llama_cpp.chooser import Rules
 from comparator.runtimes.llama_cpp.weights import FileWeights
 from comparator.runtimes.llama_cpp.worker import MOST_BATCH
 from comparator.sources.gguf_header import GgufHeader
+from comparator.sources.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from comparator.adapters import Plan
@@ -170,12 +171,8 @@ class LlamaCppModel(ResidentModel):
 
     def _tokenizer_note(self, ids: list[int]) -> tuple[str, ...]:
         """Where llama.cpp would read the prompt's text as other tokens than those that every column gets."""
-        from transformers import AutoTokenizer
-
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                self.checkpoint.path, local_files_only=True, trust_remote_code=False
-            )
+            self._tokenizer = load_tokenizer(self.checkpoint)
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         theirs = self.child.ask("tokenize", text)
         if theirs is None or theirs == ids:

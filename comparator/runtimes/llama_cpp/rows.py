@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from comparator.backends.gguf import quantized_types
+import math
+
+from comparator.backends.gguf import quantized_types, write
 from comparator.core.result import LayerRow
 from comparator.sources import Checkpoint
 from comparator.sources.gguf_header import GgufHeader, GgufTensor
@@ -33,21 +35,13 @@ def rows(header: GgufHeader, checkpoint: Checkpoint, device: str) -> list[LayerR
 
 
 def names_of(header: GgufHeader, checkpoint: Checkpoint) -> dict[str, str]:
-    """GGUF's name of a tensor → the checkpoint's, by the gguf library's own table."""
-    import gguf
-
-    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    if header.architecture not in known:
-        return {}
-    table = gguf.get_tensor_name_map(known[header.architecture], int(header.of_model("block_count") or 0))
-    pairs = ((table.get_name(t.name, try_suffixes=(".weight", ".bias")), t.name) for t in checkpoint.tensors)
-    return {theirs: ours for theirs, ours in pairs if theirs}
+    """GGUF's name of a tensor → the checkpoint's."""
+    names = write.gguf_names(header.architecture, int(header.of_model("block_count") or 0), checkpoint)
+    return {theirs: ours for ours, theirs in names.items()}
 
 
 def _row(tensor: GgufTensor, name: str, device: str) -> LayerRow:
-    plain, count = _PLAIN.get(tensor.type), 1
-    for size in tensor.shape:
-        count *= size
+    plain, count = _PLAIN.get(tensor.type), math.prod(tensor.shape)
     quantized = quantized_types().get(tensor.type)
     rows_of = count // tensor.shape[-1]
     return LayerRow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,7 @@ class FileWeights(Weights):
         import numpy as np
 
         stored = np.fromfile(self.file, np.uint8, tensor.bytes, offset=tensor.offset)
-        rows = 1
-        for size in tensor.shape[:-1]:
-            rows *= size
-        return stored.reshape(rows, -1)
+        return stored.reshape(math.prod(tensor.shape[:-1]), -1)
 
     def _in_order(self, values: Any, module: str) -> Any:
         """Queries and keys with rotary pairs as the checkpoint has them; an array or a tensor."""

@@ -42,7 +42,7 @@ def lent(checkpoint: Checkpoint, slots: Iterable[TransformersModel], device: str
         if not _may_share(slot) or slot.device != device or slot.key[0] != checkpoint.identity:
             continue
         held = _plain(slot.model)
-        stored = [t for t in checkpoint.tensors if t.name in held or not _is_tied_head(t.name, checkpoint)]
+        stored = [t for t in checkpoint.tensors if t.name in held or not checkpoint.is_tied_head(t.name)]
         if stored and all(_same(t, held.get(t.name)) for t in stored):
             tensors = {t.name: held[t.name].detach() for t in stored}
             return Lent(type(slot.model), tensors, slot.variant.notation)
@@ -101,7 +101,3 @@ def _same(stored: Any, held: Any) -> bool:
         and short_name(held.dtype) == stored.dtype
         and tuple(held.shape) == tuple(stored.shape)
     )
-
-
-def _is_tied_head(name: str, checkpoint: Checkpoint) -> bool:
-    return checkpoint.tied and name == "lm_head.weight"

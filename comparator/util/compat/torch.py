@@ -81,6 +81,15 @@ def int4_pack(codes: Any) -> Any:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
 
 
+def int4_unpack(packed: Any, inputs: int, group_size: int, scales_and_zeros: Any) -> Any:
+    """The weight (outputs, inputs) bf16 that `int4_matmul` multiplies by: its layouts cannot be read back, so it multiplies
+    the identity."""
+    import torch
+
+    identity = torch.eye(inputs, dtype=torch.bfloat16, device=packed.device)
+    return int4_matmul(identity, packed, group_size, scales_and_zeros).t().contiguous()
+
+
 def int8_matmul(a: Any, b: Any) -> Any:
     """The product of int8 matrices as int32. On CUDA `a` has more than 16 rows, and sizes are multiples of 8."""
     import torch

@@ -60,33 +60,25 @@ _FUNCTIONS: dict[str, tuple[Any, tuple]] = {  # name → (result, arguments)
     "llama_model_default_params": (ModelParams, ()),
     "llama_context_default_params": (ContextParams, ()),
     "llama_model_load_from_file": (c_void_p, (c_char_p, ModelParams)),
-    "llama_model_free": (None, (c_void_p,)),
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
-    "llama_model_size": (ctypes.c_uint64, (c_void_p,)),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
     "llama_vocab_type": (ctypes.c_int, (c_void_p,)),
     "llama_tokenize": (c_int32, (c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool)),
     "llama_init_from_model": (c_void_p, (c_void_p, ContextParams)),
     "llama_free": (None, (c_void_p,)),
-    "llama_n_ctx": (c_uint32, (c_void_p,)),
     "llama_get_memory": (c_void_p, (c_void_p,)),
     "llama_memory_clear": (None, (c_void_p, c_bool)),
     "llama_batch_init": (Batch, (c_int32, c_int32, c_int32)),
-    "llama_batch_free": (None, (Batch,)),
     "llama_decode": (c_int32, (c_void_p, Batch)),
     "llama_synchronize": (None, (c_void_p,)),
     "llama_set_abort_callback": (None, (c_void_p, AbortCallback, c_void_p)),
     "llama_get_logits": (POINTER(c_float), (c_void_p,)),
     "llama_get_logits_ith": (POINTER(c_float), (c_void_p, c_int32)),
-    "llama_time_us": (c_int64, ()),
     "ggml_row_size": (c_size_t, (ctypes.c_int, c_int64)),
     "ggml_quantize_chunk": (
         c_size_t,
         (ctypes.c_int, POINTER(c_float), c_void_p, c_int64, c_int64, c_int64, c_void_p),
     ),  # fmt: skip
-    "ggml_backend_dev_count": (c_size_t, ()),
-    "ggml_backend_dev_get": (c_void_p, (c_size_t,)),
-    "ggml_backend_dev_description": (c_char_p, (c_void_p,)),
 }
 
 
