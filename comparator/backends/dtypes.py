@@ -37,3 +37,11 @@ def supports_bf16(device: str) -> bool:
 
     # Emulated bf16 (Turing and older) would time the emulation, not the card.
     return torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def reads_fp8(device: str) -> bool:
+    """Whether `device` is a GPU here that converts FP8 in hardware (Ada, Hopper and later)."""
+    import torch
+
+    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    return cuda and torch.cuda.get_device_capability(device) >= (8, 9)

@@ -220,6 +220,90 @@ def test_it_is_trained_on_as_full_precision(saved, two_layers):
     assert gradients and all(g is not None and g.abs().sum() > 0 for g in gradients)
 
 
+# ---------------------------------------------------------------- weights that stay packed, as on a GPU that reads FP8
+
+
+@pytest.fixture(scope="module")
+def packed(own_engine, two_layers, saved):
+    made = formats.run(own_engine, two_layers, [f"fp8@{folder}:kernel=packed" for folder in saved.values()])
+    return dict(zip(saved, made.cells, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["blocks", "tensor"])
+def test_packed_weights_give_the_tokens_of_unpacked_ones(packed, columns, saved, kind):
+    column = packed[kind]
+    assert column.status == "ok", column.error
+    assert column.token_ids == columns[kind].token_ids, "a scale is on the wrong block"
+    assert column.kernel == "torch Linear, FP8 unpacked to bf16 before each matmul"
+    stored = open_checkpoint(str(saved[kind])).tensors
+    rows = {r.name: r for r in column.layers}
+    for tensor in (t for t in stored if t.dtype == "fp8_e4m3"):
+        row = rows[tensor.name]
+        scales = next(t for t in stored if t.name == f"{tensor.name}_scale_inv")
+        assert (row.logical_dtype, row.storage_dtype, row.bytes) == ("fp8", "float8_e4m3fn", tensor.bytes)
+        assert (row.shape, row.quant_state_bytes) == (tensor.shape, scales.bytes)
+    held = sum(t.bytes for t in stored if not t.name.endswith("activation_scale"))
+    assert column.memory.weight_bytes + column.memory.quant_state_bytes == held
+
+
+def test_layers_of_packed_weights_are_read_as_stored(saved, two_layers):
+    import torch
+
+    from comparator.backends import row_matmul
+
+    variant = resolve(f"fp8@{saved['blocks']}:kernel=packed")
+    model = FP8.load(open_checkpoint(str(two_layers)), variant, CPU, lambda *_: None).model
+    layers = [m for m in model.modules() if FP8.owns(m)]
+    assert len(layers) == 14
+    for layer in layers:
+        forward, x = FP8.capture_forward(layer), torch.randn(1, 1, layer.in_features, dtype=torch.bfloat16)
+        assert FP8.capture_note(layer) == row_matmul.NOTE
+        wanted = x.double() @ FP8.dequantize(layer).double().t()
+        apart = float((forward(x).double() - wanted).norm() / wanted.norm())
+        assert apart < 0.005, f"{apart:.1%} from the unpacked weight: scales of another block"
+
+
+def test_an_adapter_on_packed_weights(own_engine, two_layers, saved, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(two_layers, dtype=torch.bfloat16)
+    lora = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    lora.save_pretrained(tmp_path / "lora")
+    variants = [f"fp8@{saved['blocks']}:kernel={kernel}" for kernel in ("packed", "unpack")]
+    one, other = formats.run(own_engine, two_layers, variants, str(tmp_path / "lora")).cells
+    assert one.status == "ok", one.error
+    assert one.token_ids == other.token_ids
+    (merged,) = formats.run(own_engine, two_layers, variants[:1], f"{tmp_path / 'lora'}:merged").cells
+    assert merged.status == "failed" and "kernel=unpack" in merged.error.advice
+
+
+def test_it_is_trained_on_unpacked(saved):
+    ((variant, notes),) = FP8.training_variants(resolve(f"fp8@{saved['blocks']}:kernel=packed"), "cpu")
+    assert "kernel=unpack" in variant.notation and notes
+
+
+def test_experts_do_not_stay_packed(tmp_path):
+    tiny_models.save(tmp_path / "plain", "mixtral", dtype="bfloat16")
+    pack = in_blocks(32, 32)
+
+    def experts(name, tensor):
+        if ".experts." not in name:
+            return None
+        return {
+            k.replace("_proj.weight", ".weight"): v
+            for k, v in pack(name.replace(".weight", "_proj.weight"), tensor).items()
+        }
+
+    folder = formats.rewrite(
+        tmp_path / "plain", tmp_path / "fp8", experts, {**BLOCK, "weight_block_size": [32, 32]}
+    )
+    said = formats.refused(f"fp8@{folder}:kernel=packed", tmp_path / "plain")
+    assert "experts" in said and "kernel=" in said
+
+
 # ---------------------------------------------------------------- refused before loading
 
 

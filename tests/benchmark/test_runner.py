@@ -10,9 +10,11 @@ from dataclasses import replace
 import pytest
 
 from comparator.backends import backend_for, resolve
+from comparator.backends.base import Placement
 from comparator.benchmark import random_models, runner, runs, table
 from comparator.benchmark.types import Options, Row, Timed
 from comparator.core.errors import UserError
+from comparator.sources import open_checkpoint
 
 TINY = Options(decode=("eager",), prompt_tokens=24, new_tokens=8, pairs=2, ttft_tokens=32)
 
@@ -201,18 +203,20 @@ def test_a_step_reads_every_weight_once_but_the_embedding(tied):
     assert bandwidth.copy_bytes_s("cpu") is None and bandwidth.floor_tok_s("cpu", 10) is None
 
 
-def test_packed_shapes_unpack_to_weights_of_the_same_spread(tiny):
-    import torch
-    from safetensors.torch import load_file
-
-    tensors = load_file(tiny / "gptq" / "model-00001.safetensors")
-    name = "model.layers.0.mlp.gate_proj"
-    packed, scales = tensors[f"{name}.qweight"], tensors[f"{name}.scales"].float()
-    values = torch.stack([(packed >> (4 * i)) & 15 for i in range(8)], dim=1).reshape(-1, packed.shape[1])
-    weight = (values.float() - 8) * scales.repeat_interleave(128, dim=0)
-    assert weight.shape == (128, 256)
-    assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
-    assert abs(float(weight.mean())) < 0.001, "a mean that is not 0 overflows fp16 in a deep model"
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
+def test_random_layers_are_read_as_weights_of_the_spread(tmp_path, tiny, method):
+    """By the method's own unpacking: a mean that is not 0 overflows fp16 in a deep model."""
+    backend = backend_for(resolve(method))
+    random_models.write(tmp_path / method, "llama-tiny", backend=backend)
+    checkpoint = open_checkpoint(str(tiny / "full"))
+    variant = backend.complete(resolve(f"{method}@{tmp_path / method}"), checkpoint)
+    model = backend.load(checkpoint, variant, Placement("cpu"), lambda *_: None).model
+    for module in (layer.mlp.gate_proj for layer in model.model.layers):
+        weight = backend.dequantize(module)
+        weight = module.weight.float() if weight is None else weight
+        assert weight.shape == (256, 128)
+        assert float(weight.std()) == pytest.approx(0.02, rel=0.1)
+        assert abs(float(weight.mean())) < 0.001
 
 
 def test_energy_is_power_times_time_per_token():

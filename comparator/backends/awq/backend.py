@@ -14,7 +14,7 @@ from typing import Any
 
 from comparator.backends import calibration, dtypes, transformers_loader
 from comparator.backends import ready_made as sources
-from comparator.backends.awq import ready_made
+from comparator.backends.awq import random_layer, ready_made
 from comparator.backends.awq.kernels import KERNELS
 from comparator.backends.awq.layer import Recipe
 from comparator.backends.base import LoadedModel, Method, Option, Placement, Progress, QuantizedType
@@ -52,6 +52,7 @@ class Awq(PackedLayers):
     reads = ("awq",)
     calibration_option = "cal"
     makes_checkpoints = True
+    random_config = random_layer.CONFIG
     methods = (
         Method("awq", "activation-aware rounding", "4 bits per weight; columns with large activations are scaled up before "
                "they are rounded. Made on the spot (once, then kept), or ready-made: awq@user/repo.",
@@ -115,6 +116,9 @@ class Awq(PackedLayers):
         if not variant.source:
             self.make(checkpoint, variant, placement.device, progress)
         kernels.prepare(kernel, packed, progress)
+
+    def random_layer(self, outputs: int, inputs: int, std: float, generator: Any) -> dict[str, Any]:
+        return random_layer.tensors(outputs, inputs, std, generator)
 
     def make(self, checkpoint: Checkpoint, variant: Variant, device: str, progress: Progress) -> Path:
         variant = self.complete(variant, checkpoint)

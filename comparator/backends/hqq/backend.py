@@ -5,6 +5,7 @@ hqq rounds and unpacks; torch's 4-bit matmul reads what fits it without unpackin
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comparator.backends import dtypes, row_matmul, transformers_loader
@@ -106,27 +107,24 @@ class Hqq(FromCheckpoint):
 
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         from comparator.backends.hqq.quantizer import HqqLayers
+        from comparator.backends.stored_layers import StoredLayers
 
         values = self.values(variant)
         dtype = values["dtype"]
         if dtype == "bf16" and not dtypes.supports_bf16(placement.device):
             raise UserError("This GPU has no bf16.", "Write hqq:dtype=fp16.")
-        settings = HqqLayers(dtypes.torch_dtype(dtype))
         if variant.source:
             opened = self.opened(variant)
-            settings.stored = ready_made.read(opened).layouts
+            layouts = ready_made.read(opened).layouts
+            layers = StoredLayers("HQQ", _stored_layers(layouts, dtypes.torch_dtype(dtype)))
             model = self.load_opened(
-                variant,
-                placement,
-                progress,
-                dtype=dtype,
-                config=with_quantization(opened, settings.to_dict()),
+                variant, placement, progress, dtype=dtype, config=with_quantization(opened, layers.to_dict())
             )
-            notes = tokenizer_note(opened, checkpoint) + left_over_note(opened) + _mixed(settings.stored)
+            notes = tokenizer_note(opened, checkpoint) + left_over_note(opened) + _mixed(layouts)
         else:
-            settings.made = self._made(variant, checkpoint)
+            layers = HqqLayers(dtypes.torch_dtype(dtype), self._made(variant, checkpoint))
             model = transformers_loader.from_pretrained(
-                checkpoint, placement, progress, dtype=dtype, quantization_config=settings
+                checkpoint, placement, progress, dtype=dtype, quantization_config=layers
             )
             notes = transformers_loader.lent_notes(checkpoint)
         model.hf_quantizer.remove_quantization_config(model)
@@ -225,6 +223,16 @@ class Hqq(FromCheckpoint):
             f"        quantized = HQQLinear(layer, config, compute_dtype={dtype}, device=str(layer.weight.device))",
             "        model.set_submodule(name, quantized)",
         ]
+
+
+def _stored_layers(layouts: dict[str, Layout], dtype: Any) -> dict[str, Any]:
+    """For `StoredLayers`: by module's name, what makes its layer."""
+    from comparator.backends.hqq.layer import HQQLinear
+
+    def make(layout: Layout, linear: Any) -> Any:
+        return HQQLinear(layout, linear.out_features, linear.in_features, dtype, linear.bias)
+
+    return {name: partial(make, layout) for name, layout in layouts.items()}
 
 
 def _codes(module: Any) -> row_matmul.Codes | None:

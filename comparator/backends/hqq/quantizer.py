@@ -16,7 +16,6 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from comparator.backends.hqq.layer import HQQLinear
 from comparator.backends.hqq.layout import Layout
-from comparator.core.errors import UserError
 from comparator.util.compat import transformers as compat
 
 NAME = "quant_comparator_hqq"
@@ -24,17 +23,11 @@ NAME = "quant_comparator_hqq"
 
 @register_quantization_config(NAME)
 class HqqLayers(QuantizationConfigMixin):
-    """made: the layout of every linear layer but the output head, which are quantized as they load. stored: layouts by
-    module, of a checkpoint that holds them."""
+    """layout: of every linear layer but the output head, which are quantized as they load."""
 
-    def __init__(
-        self,
-        dtype: torch.dtype = torch.bfloat16,
-        made: Layout | None = None,
-        stored: dict[str, Layout] | None = None,
-    ):
+    def __init__(self, dtype: torch.dtype, layout: Layout):
         self.quant_method = NAME
-        self.dtype, self.made, self.stored = dtype, made, stored
+        self.dtype, self.layout = dtype, layout
 
     @classmethod
     def from_dict(cls, config_dict: Any, **_: Any) -> HqqLayers:
@@ -52,38 +45,20 @@ class HqqQuantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         name, _, parameter = param_name.rpartition(".")
-        made = self.quantization_config.made
-        if made is None or parameter != "weight" or not should_convert_module(name, list(self.left)):
+        layout = self.quantization_config.layout
+        if parameter != "weight" or not should_convert_module(name, list(self.left)):
             return False
         module = model.get_submodule(name)
-        return type(module) is torch.nn.Linear and made.divides(module.out_features, module.in_features)
+        return type(module) is torch.nn.Linear and layout.divides(module.out_features, module.in_features)
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self)
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-        settings = self.quantization_config
-        if settings.made is not None:
-            self.left = tuple(self.get_modules_to_not_convert(model, None, compat.kept_in_fp32(model)))
-            return model
-        for name, layout in settings.stored.items():
-            try:
-                linear = model.get_submodule(name)
-            except AttributeError:
-                linear = None
-            if type(linear) is not torch.nn.Linear:
-                raise UserError(
-                    f"The checkpoint stores {name} in HQQ, and the model has no linear layer of this name.",
-                    "Use a checkpoint in which linear layers alone are quantized.",
-                )
-            layer = HQQLinear(layout, linear.out_features, linear.in_features, settings.dtype, linear.bias)
-            model.set_submodule(name, layer)
+        self.left = tuple(self.get_modules_to_not_convert(model, None, compat.kept_in_fp32(model)))
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        for module in model.modules():
-            if isinstance(module, HQQLinear):
-                module.finish()
         return model
 
     def is_serializable(self) -> bool:
@@ -113,7 +88,7 @@ class _Quantize(ConversionOps):
         weight = value[0] if isinstance(value, list) else value
         name = full_layer_name.rpartition(".")[0]
         linear = model.get_submodule(name)
-        layer = HQQLinear.quantized(weight.to(settings.dtype), settings.made, settings.dtype, linear.bias)
+        layer = HQQLinear.quantized(weight.to(settings.dtype), settings.layout, settings.dtype, linear.bias)
         compat.mark_loaded(layer)
         model.set_submodule(name, layer)
         if missing_keys is not None:

@@ -26,7 +26,8 @@ class Codes:
     Attributes:
         codes: (outputs ÷ planes, inputs) of uint8, int8 or FP8. An element holds `planes` codes of `bits` bits, the highest first;
             plane p has rows p · outputs ÷ planes and on.
-        scale, zero: (outputs, groups), groups along a row; (1, 1) for one of the whole tensor. zero: None where it is 0.
+        scale, zero: (outputs, groups), groups along a row; (1, 1) for one of the whole tensor, and fewer rows than outputs for blocks
+            of several rows. zero: None where it is 0.
     """
 
     codes: Any
@@ -42,6 +43,11 @@ class Codes:
     def shape(self) -> tuple[int, int]:
         rows, inputs = self.codes.shape
         return rows * self.planes, inputs
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that share a row of scales."""
+        return self.shape[0] // self.scale.shape[0]
 
     @property
     def group(self) -> int:
@@ -83,9 +89,11 @@ def plain(row: Any, weight: Codes) -> Any:
         shifts = [weight.bits * (weight.planes - 1 - p) for p in range(weight.planes)]
         codes = torch.cat([(codes >> shift) & (2**weight.bits - 1) for shift in shifts])
     groups = codes.float().reshape(outputs, weight.scale.shape[1], -1)
-    if weight.zero is not None:
-        groups = groups - weight.zero.float()[..., None]
-    return ((groups * weight.scale.float()[..., None]).reshape(outputs, inputs) @ row.float()).float()
+    scale, zero = (None if t is None else t.float().repeat_interleave(weight.block_rows, 0)[..., None]
+                   for t in (weight.scale, weight.zero))  # fmt: skip
+    if zero is not None:
+        groups = groups - zero
+    return ((groups * scale).reshape(outputs, inputs) @ row.float()).float()
 
 
 def _kernel(row: Any, weight: Codes, bias: Any) -> Any:
@@ -97,12 +105,11 @@ def _kernel(row: Any, weight: Codes, bias: Any) -> Any:
     floats = weight.codes.dtype.is_floating_point
     rows, block = 2, 1024 if floats and groups == 1 else 512  # fastest over 8B shapes on an H200
     group = block if groups == 1 else weight.group
-    per_tensor = weight.scale.shape[0] == 1
     _module().packed_row[(-(-stored // rows),)](
         row.contiguous(), weight.codes, weight.scale, weight.scale if weight.zero is None else weight.zero,
         row if bias is None else bias, out,
-        stored, inputs, groups, 0 if per_tensor else groups,
-        FLOAT=floats, BITS=weight.bits, PLANES=weight.planes, GROUPED=groups > 1, HAS_ZERO=weight.zero is not None,
+        stored, inputs, groups,
+        FLOAT=floats, BLOCK_ROWS=weight.block_rows, BITS=weight.bits, PLANES=weight.planes, GROUPED=groups > 1, HAS_ZERO=weight.zero is not None,
         HAS_BIAS=bias is not None,
         ROWS=rows, GROUPS=max(1, block // group), GROUP=group, num_warps=1,
     )  # fmt: skip

@@ -15,8 +15,8 @@ def packed_row(
     stored,
     inputs,
     groups,
-    scale_stride,
     FLOAT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     BITS: tl.constexpr,
     PLANES: tl.constexpr,
     GROUPED: tl.constexpr,
@@ -28,12 +28,13 @@ def packed_row(
 ):
     """Each program: ROWS rows of `codes` (stored, inputs), and so PLANES · ROWS outputs, GROUPS · GROUP inputs at a time.
 
-    scale, zero: (outputs, groups) with `scale_stride` elements from row to row; one per row where not GROUPED.
+    scale, zero: (outputs ÷ BLOCK_ROWS, groups); one per row of them where not GROUPED.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < stored
     planes = tl.arange(0, PLANES)
     outputs = planes[:, None] * stored + rows[None, :]  # (PLANES, ROWS)
+    scales = outputs // BLOCK_ROWS * groups
     shifts = BITS * (PLANES - 1 - planes)
     within = tl.arange(0, GROUPS)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]  # (GROUPS, GROUP)
     total = tl.zeros((PLANES, ROWS, GROUPS, GROUP), dtype=tl.float32)
@@ -57,18 +58,18 @@ def packed_row(
             number = (code.to(tl.float16) if FLOAT else code).to(tl.float32)[None, :, :, :]
         if GROUPED:
             group = start // GROUP + tl.arange(0, GROUPS)
-            at = outputs[:, :, None] * scale_stride + group[None, None, :]
+            at = scales[:, :, None] + group[None, None, :]
             known = inside[None, :, None] & (group < groups)[None, None, :]
             if HAS_ZERO:
                 number -= tl.load(zero + at, mask=known, other=0.0).to(tl.float32)[:, :, :, None]
             number *= tl.load(scale + at, mask=known, other=0.0).to(tl.float32)[:, :, :, None]
         elif HAS_ZERO:
-            offset = tl.load(zero + outputs * scale_stride, mask=inside[None, :], other=0.0)
+            offset = tl.load(zero + scales, mask=inside[None, :], other=0.0)
             number -= offset.to(tl.float32)[:, :, None, None]
         total += number * value[None, None, :, :]
     result = tl.sum(tl.sum(total, axis=3), axis=2)
     if not GROUPED:
-        factor = tl.load(scale + outputs * scale_stride, mask=inside[None, :], other=0.0)
+        factor = tl.load(scale + scales, mask=inside[None, :], other=0.0)
         result *= factor.to(tl.float32)
     if HAS_BIAS:
         result += tl.load(bias + outputs, mask=inside[None, :], other=0.0).to(tl.float32)
