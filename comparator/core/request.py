@@ -55,7 +55,7 @@ def parse_variables(pairs: Iterable[str]) -> dict[str, Any]:
             )
         try:
             value = json.loads(text.lower() if text in ("True", "False") else text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         finite = not isinstance(value, float) or abs(value) < float("inf")
         variables[name] = value if isinstance(value, (str, int, float, bool, type(None))) and finite else text

@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     requests_per_minute_total: int | None = Field(None, ge=1)
     max_tokens_per_comparison: int | None = Field(None, ge=1)
     max_evaluation_characters: int | None = Field(None, ge=1)
+    max_evaluation_tokens: int | None = Field(None, ge=1)
+    max_comparison_s: int | None = Field(None, ge=1)
     max_model_parameters: str | None = Field(None, description="135M, 8B, or a number")
     allowed_models: str = Field("", description="Names with commas between; user/* takes all of a user's")
     queue_size: int = Field(20, ge=1)

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from comparator.core.errors import UserError
 
+_MOST_CHARACTERS = 8_000  # a path may have 4,096, escaped
 _WORD = re.compile(r"[a-z0-9_]+")
 _UNSAFE = re.compile(r"[%@:,*=+\s]")
 _ADDRESS = re.compile(
@@ -30,9 +31,19 @@ def _quote(text: str, keep: str = "") -> str:
     return _UNSAFE.sub(lambda m: m[0] if m[0] in keep else "".join(f"%{b:02X}" for b in m[0].encode()), text)
 
 
+def _bounded(text: str) -> str:
+    """The notation. Raises `UserError` for one of a length that nobody writes, which would be quoted everywhere."""
+    if len(text) > _MOST_CHARACTERS:
+        raise UserError(
+            f"“{text.strip()[:60]}…” has {len(text):,} characters.",
+            f"A notation may have {_MOST_CHARACTERS:,}.",
+        )
+    return text.strip()
+
+
 def parse_variant(text: str) -> Variant:
     """`nf4:dq,compute=fp16` → Variant. Raises `UserError` on wrong grammar; options are not validated here."""
-    notation = text.strip()
+    notation = _bounded(text)
     if not notation:
         raise UserError("The variant is empty.", "Write a method such as bf16, int8, nf4 or gptq.")
     head, options = notation, ""
@@ -102,7 +113,7 @@ def format_variant(variant: Variant) -> str:
 
 def parse_adapter(text: str) -> Adapter:
     """`user/repo@rev*0.5:merged` → Adapter. Raises `UserError` on wrong grammar."""
-    notation = text.strip()
+    notation = _bounded(text)
     body, _, flag = notation.partition(":")
     if flag and flag.strip().lower() != "merged":
         raise UserError(

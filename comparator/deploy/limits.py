@@ -38,10 +38,13 @@ PUBLIC = {
     "max_tokens_per_comparison": 8_192,
     "max_evaluation_characters": 50_000,
     "max_model_parameters": "9B",
+    "max_evaluation_tokens": 200_000,
+    "max_comparison_s": 600,
 }
 _CHARACTERS_PER_TOKEN = (
     20  # a prompt with more characters per allowed token is refused before it is tokenized
 )
+BUNDLED_BYTES = 14_000  # of the text that is shipped (comparator/data/eval_text.txt)
 _MOST_VISITORS = 10_000
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re.ASCII)
 
@@ -56,6 +59,8 @@ class Limits:
     max_prompt_tokens: int = 8192
     max_tokens_per_comparison: int | None = None  # columns × new tokens × repeats
     max_evaluation_characters: int | None = None
+    max_evaluation_tokens: int | None = None  # columns × windows × context
+    max_comparison_s: int | None = None  # on the device
     max_model_parameters: int | None = None
     allowed_models: tuple[str, ...] = ()  # patterns, see `allows`; empty: every model
     endpoints: tuple[str, ...] = ()  # names of the servers that the operator listed
@@ -88,6 +93,8 @@ class Limits:
             ("prompt tokens", prompt_tokens, self.max_prompt_tokens, "MAX_PROMPT_TOKENS", shorter),
             ("characters in the text that fidelity is measured on", None if text is None else len(text),
              self.max_evaluation_characters, "MAX_EVALUATION_CHARACTERS", part),
+            ("tokens (about) to measure fidelity on, overlaps and columns included", _evaluation_tokens(request),
+             self.max_evaluation_tokens, "MAX_EVALUATION_TOKENS", "Choose a larger stride or a shorter text."),
         )  # fmt: skip
         for what, count, most, setting, advice in counts:
             if count is not None and most is not None and count > most:
@@ -201,6 +208,8 @@ def limits_of(settings: Settings) -> Limits:
         max_prompt_tokens=settings.max_prompt_tokens,
         max_tokens_per_comparison=value("max_tokens_per_comparison"),
         max_evaluation_characters=value("max_evaluation_characters"),
+        max_evaluation_tokens=value("max_evaluation_tokens"),
+        max_comparison_s=value("max_comparison_s"),
         max_model_parameters=None if parameters is None else parse_count(parameters),
         allowed_models=tuple(filter(None, (m.strip() for m in settings.allowed_models.split(",")))),
         endpoints=tuple(parse_endpoints(settings.endpoints)),
@@ -278,6 +287,16 @@ def visitor(headers: Mapping[str, str], client_host: str | None, settings: Setti
                 network = ipaddress.ip_network((address, 64 if address.version == 6 else 32), strict=False)
                 return str(network.network_address)
     return client_host or "unknown"
+
+
+def _evaluation_tokens(request: Request) -> int | None:
+    """About how many tokens the models read for fidelity on a text: a stride of 1 reads a whole window for each token."""
+    if request.fidelity != "text":
+        return None
+    given = request.evaluation
+    count = (len(given.text.encode("utf-8", "replace")) if given.text is not None else BUNDLED_BYTES) // 4
+    windows = 1 + max(0, count - given.context) // max(1, given.stride)
+    return len(request.cells) * windows * min(max(1, given.context), count)
 
 
 def auth_pairs(settings: Settings) -> list[tuple[str, str]] | None:

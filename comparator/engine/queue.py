@@ -1,28 +1,50 @@
-"""Who has the device and who is queued: first come, first served."""
+"""Who has the device and who is queued: visitors take turns, and one visitor's requests come in their order.
+
+Each request is of a round: the one that is being served, or the one after the visitor's last request that is still
+queued. Rounds are served in order. So whoever queues five requests waits behind each other's first, and nobody who
+came later in a round overtakes one of an earlier one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from comparator.core.errors import Stopped
 
 OnWait = Callable[[int, str], None]  # how many are ahead, and what is being done meanwhile
 
+_visitor: ContextVar[str] = ContextVar("visitor", default="")  # "": the person at this machine
+
+
+@contextlib.contextmanager
+def asked_by(visitor: str) -> Iterator[None]:
+    """Turns that are taken inside are this visitor's. Threads started inside with `streams` inherit it."""
+    token = _visitor.set(visitor)
+    try:
+        yield
+    finally:
+        _visitor.reset(token)
+
 
 @dataclass(eq=False)
 class _Entry:
     describe: Callable[[], str] | None
+    visitor: str
+    round: int
 
 
 class FairQueue:
     """One request at a time has the engine. Safe from any thread."""
 
     def __init__(self):
-        self._entries: deque[_Entry] = deque()
+        self._entries: list[
+            _Entry
+        ] = []  # the first has the device, the others are in the order of their turns
         self._changed = threading.Condition()
 
     @property
@@ -32,6 +54,11 @@ class FairQueue:
     @property
     def waiting(self) -> int:
         return max(0, len(self._entries) - 1)
+
+    def of(self, visitor: str) -> int:
+        """How many requests of this visitor are served or queued."""
+        with self._changed:
+            return sum(e.visitor == visitor for e in self._entries)
 
     @property
     def doing(self) -> str:
@@ -53,9 +80,8 @@ class FairQueue:
             on_wait: called each time the number of requests ahead, or what is being done, changes.
             describe: says what is being done; called from any thread while the caller has the engine.
         """
-        entry = _Entry(describe)
         with self._changed:
-            self._entries.append(entry)
+            entry = self._enqueue(describe, _visitor.get())
         try:
             self._wait(entry, cancel, on_wait)
             yield
@@ -63,6 +89,15 @@ class FairQueue:
             with self._changed:
                 self._entries.remove(entry)
                 self._changed.notify_all()
+
+    def _enqueue(self, describe: Callable[[], str] | None, visitor: str) -> _Entry:
+        if not self._entries:
+            self._entries.append(_Entry(describe, visitor, 0))
+            return self._entries[0]
+        last = max((e.round for e in self._entries if e.visitor == visitor), default=None)
+        entry = _Entry(describe, visitor, self._entries[0].round if last is None else last + 1)
+        insort(self._entries, entry, lo=1, key=lambda e: e.round)  # behind all of the same round
+        return entry
 
     def _wait(self, entry: _Entry, cancel: threading.Event, on_wait: OnWait) -> None:
         reported: tuple[int, str] | None = None

@@ -15,12 +15,13 @@ from typing import Any
 
 from comparator.backends import source_kind
 from comparator.core.errors import UserError
-from comparator.core.events import Done, Event
+from comparator.core.events import Done, Event, Queued
 from comparator.core.request import Request
 from comparator.core.result import Comparison
 from comparator.core.settings import Settings
 from comparator.deploy import zerogpu_runner
 from comparator.deploy.limits import RateLimiter, limits_of, visitor
+from comparator.engine.queue import asked_by
 from comparator.engines import get_engine
 from comparator.store import Store, open_store
 from comparator.store.links import check_id, comparison_url
@@ -64,7 +65,13 @@ class Admission:
     def admit(self, request: Request, asker: Any) -> None:
         """Count a comparison, or raise `UserError` naming the limit it exceeds. `asker` is a gr.Request or None."""
         self.limits.check(request)
-        waiting, most = get_engine().state().waiting, self.settings.queue_size
+        queue, waiting, most = get_engine().queue, get_engine().state().waiting, self.settings.queue_size
+        own, own_most = queue.of(self.visitor(asker)), max(2, most // 5)
+        if self.settings.public and own >= own_most:
+            raise UserError(
+                f"{own} comparisons of yours are running or queued; the limit here is {own_most} for one visitor.",
+                "Wait until one has ended, or stop it.",
+            )
         if waiting >= most:
             raise UserError(
                 f"{waiting} comparisons are already queued; the limit is {most} (COMPARATOR_QUEUE_SIZE).",
@@ -74,9 +81,13 @@ class Admission:
 
     def count(self, asker: Any) -> None:
         """Count one request of this visitor; raises `UserError` above the rate limit."""
+        self.gate.admit(self.visitor(asker))
+
+    def visitor(self, asker: Any) -> str:
+        """Who asks: see `limits.visitor`."""
         headers = {k.lower(): v for k, v in dict(getattr(asker, "headers", None) or {}).items()}
         client = getattr(asker, "client", None)
-        self.gate.admit(visitor(headers, getattr(client, "host", None), self.settings))
+        return visitor(headers, getattr(client, "host", None), self.settings)
 
     def judge_size(self, request: Request) -> None:
         """Raises `UserError` if a model is too large for this server. May query the Hub, so never call it on the event loop."""
@@ -94,19 +105,34 @@ class Admission:
     # ---- afterwards
 
     def run(
-        self, request: Request, owner: str | None, cancel: threading.Event, emit: Callable[[Event], None]
+        self,
+        request: Request,
+        owner: str | None,
+        cancel: threading.Event,
+        emit: Callable[[Event], None],
+        asker: Any = None,
     ) -> None:
         """Run a comparison; `emit` gets its events, the last with the id under which the comparison was saved.
+
+        It waits in the queue of its visitor, and is stopped after COMPARATOR_MAX_COMPARISON_S on the device.
 
         A comparison without any result is not saved. One that cannot be saved (disk full) is still shown; `holds` tells
         whether it was saved.
         """
         self.judge_size(request)
 
+        clock = _Clock(self.limits.max_comparison_s, cancel)
+
         def save_and_emit(event: Event) -> None:
+            if not isinstance(event, Queued):
+                clock.start()
             emit(Done(self.save(event.comparison, owner)) if isinstance(event, Done) else event)
 
-        zerogpu_runner.run(request, get_engine(), cancel, save_and_emit)
+        try:
+            with asked_by(self.visitor(asker)):
+                zerogpu_runner.run(request, get_engine(), cancel, save_and_emit)
+        finally:
+            clock.stop()
 
     def save(self, comparison: Comparison, owner: str | None) -> Comparison:
         """The comparison with the id it was saved under; unchanged if it could not be saved."""
@@ -124,6 +150,22 @@ class Admission:
             return self.store.folder.document_path(check_id(id)).exists()
         except UserError:
             return False
+
+
+class _Clock:
+    """Sets `cancel` so many seconds after its first `start`; None: never."""
+
+    def __init__(self, seconds: float | None, cancel: threading.Event):
+        self._timer = None if seconds is None else threading.Timer(seconds, cancel.set)
+
+    def start(self) -> None:
+        if self._timer is not None and self._timer.ident is None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def owner_of(key: Any) -> str | None:

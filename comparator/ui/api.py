@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import typing
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from comparator.core.events import Done, Event
 from comparator.core.request import Request
 from comparator.core.result import Comparison
 from comparator.ui.admission import Admission, link
+from comparator.ui.listeners import LISTENERS
 from comparator.ui.page import Page
 
 
@@ -80,7 +82,7 @@ def endpoint(admission: Admission):
                 repetition_penalty=repetition_penalty, seed=seed, repeats=repeats,
             )  # fmt: skip
             admission.admit(comparison_request, request)
-            comparison = await asyncio.to_thread(_run, admission, comparison_request)
+            comparison = await _followed(admission, comparison_request, request)
         except UserError as problem:
             raise gr.Error(str(problem), print_exception=False) from None
         saved = admission.holds(comparison.id)
@@ -94,14 +96,36 @@ def endpoint(admission: Admission):
     return compare
 
 
-def _run(admission: Admission, request: Request) -> Comparison:
+async def _followed(admission: Admission, request: Request, asker: gr.Request | None) -> Comparison:
+    """Run it, and stop it as soon as nobody waits for the answer any more."""
+    stop, since_s = threading.Event(), time.monotonic()
+    running = asyncio.ensure_future(asyncio.to_thread(_run, admission, request, asker, stop))
+    try:
+        while not (await asyncio.wait([running], timeout=0.5))[0]:
+            if await _hung_up(asker, since_s):
+                stop.set()
+        return await running
+    finally:
+        stop.set()
+
+
+async def _hung_up(asker: gr.Request | None, since_s: float) -> bool:
+    request, session = getattr(asker, "request", None), getattr(asker, "session_hash", None)
+    if request is not None and not session:  # the answer comes on the connection of the call itself
+        return await request.is_disconnected()
+    return LISTENERS.hung_up(session, since_s)
+
+
+def _run(
+    admission: Admission, request: Request, asker: gr.Request | None, stop: threading.Event
+) -> Comparison:
     finished: list[Comparison] = []
 
     def take(event: Event) -> None:
         if isinstance(event, Done):
             finished.append(event.comparison)
 
-    admission.run(request, None, threading.Event(), take)
+    admission.run(request, None, stop, take, asker)
     if not finished:
         raise UserError("The comparison ended before it was complete.", "Try again.")
     return finished[0]

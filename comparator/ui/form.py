@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,10 +13,13 @@ from comparator.core.errors import UserError
 from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
 from comparator.core.result import Comparison
 from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
+from comparator.engine.protocol import ignore
 
 AUTO = "auto"
 NO_ADAPTER = "none"
 MAX_ADAPTERS = 4  # besides “none”
+_MOST_NAMES = 1_000  # variants, adapters or columns that a browser may list; the page lists some dozens
+_MOST_CALIBRATION = 2_000_000  # characters of a pasted calibration; MOST_SAMPLES need some 150,000
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ class Form:
     max_memory: Any = ""
     calibration: Any = ""  # for gptq variants quantized here: pasted text, c4 or wikitext2
 
-    def request(self, max_columns: int) -> Request:
-        """The request that the fields describe. Raises `UserError` naming the invalid field."""
+    def request(self, max_columns: int, admit: Callable[[Request], None] = ignore) -> Request:
+        """The request that the fields describe. Raises `UserError` naming the invalid field.
+
+        `admit` gets it before anything of it is kept on the disk, as a pasted calibration is.
+        """
         prompt = str(self.prompt or "")
         if not prompt.strip():
             raise UserError("The prompt is empty.", "Type a prompt, then press Run.")
@@ -66,11 +73,11 @@ class Form:
                 f"{len(cells)} columns are selected; the limit is {max_columns}.",
                 f"Deselect {len(cells) - max_columns} and press Run.",
             )
-        calibrated, reference = self.calibrated(cells), self.reference(cells)
+        reference = self.reference(cells)
         chat = {"on": True, "off": False}.get(str(self.chat))
-        return Request(
+        request = Request(
             model=model,
-            cells=calibrated,
+            cells=cells,
             prompt=prompt,
             system=str(self.system).strip() or None if self.system else None,
             chat=chat,
@@ -79,10 +86,22 @@ class Form:
                 parse_variables(line for line in str(self.template_vars or "").splitlines() if line.strip()),
             ),
             settings=self.generation(),
-            reference=calibrated[cells.index(reference)] if reference else None,
+            reference=reference,
             fidelity=self.fidelity if self.fidelity in ("prompt", "text", "none") else "prompt",
             evaluation=self.evaluation(),
             max_memory=str(self.max_memory or "").strip() or None,
+        )
+        if len(str(self.calibration or "")) > _MOST_CALIBRATION:
+            raise UserError(
+                f"The calibration text has {len(str(self.calibration)):,} characters.",
+                f"A few hundred thousand are plenty; the limit is {_MOST_CALIBRATION:,}.",
+            )
+        admit(request)
+        calibrated = self.calibrated(cells)
+        return replace(
+            request,
+            cells=calibrated,
+            reference=calibrated[cells.index(reference)] if reference else None,
         )
 
     def calibrated(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
@@ -150,7 +169,11 @@ class Form:
 
 
 def _strings(value: Any) -> list[str]:
-    return [v for v in value if isinstance(v, str)] if isinstance(value, (list, tuple)) else []
+    if not isinstance(value, (list, tuple)):
+        return []
+    if len(value) > _MOST_NAMES:
+        raise UserError(f"{len(value):,} names are selected.", f"The limit is {_MOST_NAMES:,}.")
+    return [v for v in value if isinstance(v, str)]
 
 
 def _number(name: str, value: Any) -> float:

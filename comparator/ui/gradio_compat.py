@@ -12,6 +12,8 @@ from gradio.route_utils import API_PREFIX, get_root_url
 
 WRITTEN_FOR = "6.31"
 UPLOAD_PATH = f"{API_PREFIX}/upload"  # where the browser sends files
+CALL_PATH = f"{API_PREFIX}/call/"  # + endpoint, and to read the answer + the event's id, which is its session
+STREAM_PATH = f"{API_PREFIX}/queue/data"  # where gradio_client reads answers, with ?session_hash=
 STARTUP_PATH = f"{API_PREFIX}/startup-events"  # which `launch` asks for by HTTP
 
 

@@ -17,6 +17,7 @@ import gradio as gr
 from comparator.comparison.validation import checked
 from comparator.core.errors import UserError
 from comparator.core.events import Event
+from comparator.core.request import Request
 from comparator.engine.explain import explain
 from comparator.engines import get_engine
 from comparator.ui import links
@@ -170,16 +171,14 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
     stop = page.runs.begin(session)
     try:
         try:
-            request = form.request(page.settings.max_columns)
-            page.admission.admit(request, asker)
-            request = checked(request, page.settings)
+            request = await asyncio.to_thread(_judged, page, form, asker)
         except UserError as problem:
             yield RunOutputs.refused(len(page.cards), problem)
             return
         live = Live(request.cells, request.reference, request.model)
         view.draw(live, set(range(len(live.columns))))
         yield view.values(running=True)
-        background = Background(lambda emit: page.admission.run(request, owner_of(owner), stop, emit))
+        background = Background(lambda emit: page.admission.run(request, owner_of(owner), stop, emit, asker))
         began = sent_at = time.monotonic()
         while True:
             ended = background.ended  # checked before draining, so that no event is lost
@@ -208,6 +207,12 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
     finally:
         stop.set()  # the visitor left: the generator was closed
         page.runs.end(session, stop)
+
+
+def _judged(page: Page, form: Form, asker: gr.Request) -> Request:
+    """The request of a form, admitted. Beside the event loop: a form is as large as its sender likes."""
+    request = form.request(page.settings.max_columns, lambda request: page.admission.admit(request, asker))
+    return checked(request, page.settings)
 
 
 def _take(live: Live, events: list[Event], view: RunOutputs) -> bool:

@@ -70,6 +70,8 @@ def test_an_ordinary_request_passes_everywhere():
          replace(REQUEST, settings=GenerationSettings(repeats=3)), {}, "2 columns × 64 new tokens × 3 runs"),
         ("max_evaluation_characters", 9,
          replace(REQUEST, fidelity="text", evaluation=EvalSettings("x" * 10)), {}, "10 characters in the text"),
+        ("max_evaluation_tokens", 4_000,
+         replace(REQUEST, fidelity="text", evaluation=EvalSettings("word " * 2000, context=512, stride=1)), {}, "tokens (about)"),
         ("max_model_parameters", "7B", REQUEST, {"facts": ModelFacts("big/one", parameters=7_000_000_001)}, "up to 7B"),
         ("allowed_models", "user/a, user/b", replace(REQUEST, model="user/c"), {}, "It takes user/a, user/b"),
     ],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
+import time
 
 import pytest
 
 from comparator.core.errors import Stopped
-from comparator.engine.queue import FairQueue
+from comparator.engine.queue import FairQueue, asked_by
 
 
 class Visitor:
@@ -24,7 +26,7 @@ class Visitor:
                 self.has_turn.set()
                 self.done.wait()
 
-        self.thread = threading.Thread(target=visit, daemon=True)
+        self.thread = threading.Thread(target=contextvars.copy_context().run, args=(visit,), daemon=True)
         self.thread.start()
 
 
@@ -54,3 +56,20 @@ def test_stop_leaves_the_queue():
             pytest.fail("it got the device, which another had")
         assert turns.waiting == 0, "whoever was stopped is still queued"
     assert not turns.busy
+
+
+def test_visitors_take_turns_whatever_one_of_them_queues():
+    turns, order, there = FairQueue(), [], {}
+    for number, name in enumerate(("a1", "a2", "a3", "b1", "b2", "c1"), 1):
+        with asked_by(name[0]):
+            there[name] = Visitor(turns, name, order)
+        until = time.monotonic() + 10
+        while turns.waiting + 1 < number and time.monotonic() < until:
+            time.sleep(0.002)
+    assert turns.of("a") == 3 and turns.waiting == 5
+    wanted = ["a1", "b1", "c1", "a2", "b2", "a3"]
+    for name in wanted:
+        assert there[name].has_turn.wait(10), f"{order} had turns; one visitor's requests come before others'"
+        there[name].done.set()
+        there[name].thread.join(10)
+    assert order == wanted and not turns.busy

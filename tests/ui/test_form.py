@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from comparator.core.errors import UserError
-from comparator.core.request import ChatTemplate
+from comparator.core.request import ChatTemplate, parse_variables
 from comparator.ui.form import Form, Runs, Shown
 
 PICKED = {"on": ["bf16", "nf4"], "reference": "auto"}
@@ -85,3 +87,43 @@ def test_shown_is_one_object():
 
     shown = Shown()
     assert copy.deepcopy(shown) is shown and shown != Shown() and hash(shown) == hash(shown)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"picked": {"on": ["nf4:skip=" + "a+" * 900_000]}},
+        {"picked": {"on": [f"nf4:skip=a{n}" for n in range(100_000)]}},
+        {"picked": {"on": ["n" * 1_900_000]}},
+        {"adapters": ["u/" + "x" * 1_900_000]},
+        {"columns": ["x"] * 600_000, "known_columns": ["y"] * 600_000},
+        {"template_vars": "a=" + "[" * 1_000_000, "prompt": ""},
+        {"calibration": "word " * 1_000_000},
+    ],
+    ids=lambda given: "+".join(given),
+)
+def test_a_form_of_two_megabytes_is_refused_at_once_and_leaves_nothing(hostile, own_dirs):
+    began = time.process_time()
+    with pytest.raises(UserError) as refused:
+        Form(**GOOD | hostile).request(8)
+    assert time.process_time() - began < 2, "judging a form takes as long as its sender likes"
+    assert len(str(refused.value)) < 1_000, "the refusal quotes all that was sent"
+    assert not list(own_dirs.rglob("*.json"))
+
+
+def test_a_variable_of_deep_brackets_is_text():
+    assert parse_variables(["a=" + "[" * 100_000])["a"].startswith("[[")
+
+
+def test_a_pasted_calibration_is_kept_only_once_the_request_is_admitted(own_dirs):
+    form = Form(
+        **GOOD | {"picked": {"on": ["gptq:4bit"]}}, calibration="Some words of a calibration text. " * 200
+    )
+
+    def refuse(request):
+        raise UserError("You have started 6 comparisons in the last minute.")
+
+    with pytest.raises(UserError, match="6 comparisons"):
+        form.request(8, refuse)
+    assert not list(own_dirs.rglob("*.json")), "a refused request fills the disk"
+    assert "cal=" in form.request(8).cells[0].label

@@ -1,0 +1,79 @@
+"""Which clients of the API still wait for their answer: a program that hung up keeps nobody else waiting.
+
+A program posts its call and reads the answer from another address; the post is over at once, so only the reading tells
+whether somebody is there. `Listening` is ASGI middleware that notes when a reader comes and goes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from urllib.parse import parse_qs
+
+from comparator.ui.gradio_compat import CALL_PATH, STREAM_PATH
+
+NEVER_CAME_S = 60.0  # a program may take so long to begin to read
+GONE_S = 3.0  # and may be away so long, say to connect anew
+_MOST = 10_000
+
+
+class Listeners:
+    """Readers by session: how many there are, and when the last one left. Thread-safe."""
+
+    def __init__(self):
+        self._readers: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, session: str, change: int) -> None:
+        with self._lock:
+            count, _ = self._readers.pop(session, (0, 0.0))
+            self._readers[session] = (max(0, count + change), time.monotonic())
+            while len(self._readers) > _MOST:
+                self._readers.popitem(last=False)
+
+    def hung_up(self, session: str | None, since_s: float) -> bool:
+        """Whether nobody reads the answer to a call of this session, which came at `since_s` (`time.monotonic()`)."""
+        if not session:
+            return False  # over a connection of its own, or in this process
+        with self._lock:
+            count, changed_s = self._readers.get(session, (0, 0.0))
+        now_s = time.monotonic()
+        if changed_s < since_s and not count:
+            return now_s - since_s > NEVER_CAME_S
+        return not count and now_s - changed_s > GONE_S
+
+
+LISTENERS = Listeners()
+
+
+class Listening:
+    """ASGI middleware that tells `listeners` who reads the answer to a call."""
+
+    def __init__(self, app, listeners: Listeners = LISTENERS):
+        self.app, self.listeners = app, listeners
+
+    async def __call__(self, scope, receive, send) -> None:
+        session = _session(scope)
+        if session is None:
+            await self.app(scope, receive, send)
+            return
+        self.listeners.note(session, 1)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.listeners.note(session, -1)
+
+
+def _session(scope) -> str | None:
+    """The session whose answers are read by this request; None for any other one."""
+    if scope["type"] != "http" or scope["method"] != "GET":
+        return None
+    path = scope["path"]
+    if path.endswith(STREAM_PATH):
+        return parse_qs(scope.get("query_string", b"")[:2000].decode("latin-1")).get("session_hash", [None])[
+            0
+        ]
+    if CALL_PATH in path:
+        return path.rstrip("/").rpartition("/")[2][:100]
+    return None
