@@ -18,8 +18,9 @@ from comparator.cluster.remote_tensors import ModuleNames, ModuleTensors, Packed
 from comparator.cluster.rpc import Call, Host
 from comparator.core.messages import Loaded, LoadRequest
 from comparator.core.result import Environment
-from comparator.core.settings import Settings
+from comparator.core.settings import Settings, get_settings
 from comparator.core.state import Resident
+from comparator.deploy.limits import check_source
 from comparator.engine.local import LocalEngine
 from comparator.engine.protocol import OnProgress, ignore
 from comparator.fidelity.logits_store import StoredLogits, scores_folder
@@ -36,11 +37,20 @@ class Facts:
     device_ids: tuple[str, ...]
 
 
+def visitors_limits(settings: Settings) -> dict[str, str]:
+    """The variables that say what visitors of the app may open, for the actors that open it."""
+    return {
+        "COMPARATOR_PUBLIC": str(int(settings.public)),
+        "COMPARATOR_ALLOWED_MODELS": settings.allowed_models,
+        "COMPARATOR_ENDPOINTS": settings.endpoints,
+    }
+
+
 class EngineActor:
     """Holds one resident variant, or none and reads models and prompts. `cores` {node's id: CPUs that Ray lends there}:
-    how many threads torch may use."""
+    how many threads torch may use. `limits`: `visitors_limits` of the app."""
 
-    def __init__(self, cores: dict[str, float]):
+    def __init__(self, cores: dict[str, float], limits: dict[str, str]):
         import ray
 
         context = ray.get_runtime_context()
@@ -52,6 +62,9 @@ class EngineActor:
         self._threads = min(available, os.cpu_count() or 1)
         os.environ["OMP_NUM_THREADS"] = str(self._threads)  # before torch is imported; Ray's own default is 1
         # The node's own settings (cache folder, tokens); the scheduler enforces the budget for all actors of a node.
+        # What visitors may open is the app's to say, not the node's: everything in this process reads its settings there.
+        os.environ.update(limits)
+        get_settings.cache_clear()
         settings = Settings().model_copy(update={"memory_budget": None, "ray_address": None})
         self.engine = ActorEngine(settings, self._threads)
         self.host = Host(self.engine, INTERVAL_S)
@@ -101,7 +114,7 @@ class ActorEngine(LocalEngine):
     """The local engine of an actor, with additions for a cluster. `threads`: of torch."""
 
     def __init__(self, settings: Settings, threads: int):
-        super().__init__(settings)
+        super().__init__(settings, check_source)
         self.threads = threads
         self._scores: Path | None = None
         self._opened: dict[str, int] = {}

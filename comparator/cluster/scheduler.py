@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from comparator.cluster import errors, placement, ray_api, routing
-from comparator.cluster.actor import EngineActor
+from comparator.cluster.actor import EngineActor, visitors_limits
 from comparator.cluster.actor_handle import ActorHandle, Key, node_state
 from comparator.cluster.remote_tensors import RemoteLogits
 from comparator.cluster.rpc import Call
@@ -281,7 +281,7 @@ class ClusterScheduler:
 
         cores = {n.id: n.total.get("CPU", 0.0) for n in self._nodes}
         names = {n.id: n.name for n in self._nodes}
-        handle = ray_api.actor(EngineActor, want.options(), cores)
+        handle = ray_api.actor(EngineActor, want.options(), cores, visitors_limits(self.settings))
         place = " or ".join(names[n] for n in want.nodes)
         try:
             answer, until = handle.facts.remote(), time.monotonic() + PLACING_S

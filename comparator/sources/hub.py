@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,17 +25,22 @@ from comparator.sources.hub_files import (
     endpoint,
     fetch,
     in_background,
+    login,
     remember_branch,
 )
 
 _DEADLINE_S = 6.0  # that, and the name server, and a connection that is refused slowly
+_LOOK_UP_S = 15.0  # for the small files that a form shows facts of
 _REMEMBER_S = 600.0  # a branch is asked for its commit once in this time
 _REMEMBER_FAILURE_S = 20.0
 _SMALL = (
     "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.spm", "*.bpe",
     "additional_chat_templates/*.jinja",
 )  # fmt: skip
-_LARGEST_SMALL = 200 * 10**6
+_LARGEST_SMALL = 200 * 10**6  # tokenizers
+_LARGEST_LOOKED_AT = 8 * 10**6  # a config has some kB; a tokenizer's may list added tokens
+_MOST_LOOK_UPS = 8  # at once: each has a thread while a stranger's server answers
+_looking_up = threading.BoundedSemaphore(_MOST_LOOK_UPS)
 _listings: dict[tuple, tuple[float, Listing | UserError]] = {}
 _searches: dict[tuple, tuple[float, list[str]]] = {}
 
@@ -65,6 +71,18 @@ def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint
 
 def look_up(repo: str, revision: str | None) -> ModelFacts:
     """What config, tokenizer and the Hub's own count tell, without the weights."""
+    if not _looking_up.acquire(timeout=0.5):
+        raise UserError(
+            f"{repo} was not looked up: {_MOST_LOOK_UPS} other names are just being looked up.",
+            "Try again in some seconds.",
+        )
+    try:
+        return _look_up(repo, revision)
+    finally:
+        _looking_up.release()
+
+
+def _look_up(repo: str, revision: str | None) -> ModelFacts:
     source = f"{repo}@{revision}" if revision else repo
     try:
         listing = list_repo(repo, revision, _silent)
@@ -76,7 +94,20 @@ def look_up(repo: str, revision: str | None) -> ModelFacts:
         if n in listing.files
     ]
     _weight_names(listing, source)
-    path = fetch(listing, names, _silent, "")
+    if huge := [n for n in names if listing.files[n] > _LARGEST_LOOKED_AT]:
+        raise UserError(
+            f"{source}: {huge[0]} has {listing.files[huge[0]] / 1e6:,.0f} MB.",
+            f"A model's has some kB; at most {_LARGEST_LOOKED_AT / 1e6:,.0f} MB are read.",
+        )
+    began_s = time.monotonic()
+
+    def in_time(fraction: float | None, message: str) -> None:
+        if time.monotonic() - began_s > _LOOK_UP_S:
+            raise hub_problems.Unreachable(
+                f"The Hub has not sent {source}'s small files within {_LOOK_UP_S:g} s.", "Try again later."
+            )
+
+    path = fetch(listing, names, in_time, "")
     config = folder.read_config(path, source)
     quantization = folder.quantization_of(path, config)
     value = config.get("dtype") or config.get("torch_dtype")
@@ -129,7 +160,7 @@ def search_hub(query: str, limit: int = 10) -> list[str]:
     def ask() -> list[str]:
         base = endpoint() or huggingface_hub.constants.ENDPOINT
         answer = get_session().get(
-            f"{base}/api/models", params=parameters, headers=build_hf_headers(), timeout=1.5
+            f"{base}/api/models", params=parameters, headers=build_hf_headers(token=login()), timeout=1.5
         )
         answer.raise_for_status()
         found = [str(m["id"]) for m in answer.json() if isinstance(m, dict) and m.get("id")][:limit]
@@ -157,7 +188,7 @@ def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
     def ask() -> Listing:
         from huggingface_hub import HfApi
 
-        info = HfApi(endpoint=endpoint()).model_info(
+        info = HfApi(endpoint=endpoint(), token=login()).model_info(
             repo, revision=revision, files_metadata=True, timeout=ASK_S
         )
         sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or [] if s.rfilename}
@@ -243,7 +274,7 @@ def _from_cache(repo: str, revision: str | None, source: str, unreachable: UserE
 
 def _token_mark() -> int:
     """Tells one token from another, without keeping it."""
-    return hash(os.environ.get("HF_TOKEN"))
+    return hash((os.environ.get("HF_TOKEN"), login()))
 
 
 def _silent(fraction: float | None, message: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import Stopped, UserError
+from comparator.core.settings import get_settings
 from comparator.sources import hub_problems
 from comparator.sources.checkpoint import Progress
 from comparator.util import atomic_dir, streams
@@ -58,6 +59,7 @@ def fetch(listing: Listing, names: Iterable[str], progress: Progress, what: str)
             snapshot_download(
                 listing.repo, revision=listing.commit, endpoint=endpoint(), cache_dir=cache_dir(), max_workers=_WORKERS,
                 allow_patterns=[glob.escape(n) for n in missing], etag_timeout=ASK_S, tqdm_class=meter.bar_class(),
+                token=login(),
             )  # fmt: skip
 
         def tell(_fraction: float | None, _message: str) -> None:
@@ -193,6 +195,12 @@ def _place() -> Path:
     from huggingface_hub import constants
 
     return Path(cache_dir() or constants.HF_HUB_CACHE)
+
+
+def login() -> bool | None:
+    """`token=` for the Hub's client: in public mode False, so that what a visitor names is asked for by nobody; else None,
+    this machine's own login. The operator's token opens private and gated repos, which are not the visitors'."""
+    return False if get_settings().public else None
 
 
 def endpoint() -> str | None:

@@ -257,6 +257,12 @@ def _from_hub(
     repo: str, revision: str | None, split: str | None, progress: Progress | None
 ) -> list[dict[str, Any]]:
     from comparator.sources import hub_problems
+    from comparator.sources.hub_files import login
+
+    if get_settings().public and (Path(repo).exists() or ".." in repo):  # `datasets` would open the folder
+        raise UserError(
+            f"“{repo}” is not taken: on a public server data comes from the Hub.", "Upload a file."
+        )
 
     if progress:
         progress(None, f"fetching {repo} from the Hub")
@@ -264,7 +270,7 @@ def _from_hub(
         import datasets
 
         datasets.disable_progress_bars()
-        dataset = datasets.load_dataset(repo, revision=revision, split=split or "train")
+        dataset = datasets.load_dataset(repo, revision=revision, split=split or "train", token=login())
     except ImportError as error:
         raise UserError(
             f"Data sets of the Hub need the package datasets: {error}.", "pip install datasets"

@@ -329,8 +329,13 @@ class Trainings:
         return artifact.zipped(path, path.name, into)
 
     def push(self, name: str, repo: str, private: bool = True, token: str | None = None) -> str:
-        """Upload to the Hub with `token`, or this machine's own login; returns the URL."""
+        """Upload to the Hub with `token`, or this machine's own login, which is not lent to visitors of a public
+        installation; returns the URL."""
         _require(self.installation_refusal())
+        if self.settings.public and not token:
+            raise UserError(
+                "Uploading needs a token of yours here.", "Enter one with write access; it is used once."
+            )
         return artifact.push(self._folder(name), repo, private, token)
 
 

@@ -267,6 +267,52 @@ def test_private_and_a_wrong_token(server: ModelHub, files: dict[str, bytes], mo
     assert open_checkpoint("someone/private").parameters > 0
 
 
+def test_in_public_nobody_asks_the_hub_with_the_operators_token(
+    server, files, monkeypatch, settings_env
+) -> None:
+    server.add("operator/private", files, private=True)
+    server.add("operator/gated", files, gated=True)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    settings_env(public=1)
+    refused("operator/private", "may see")
+    refused("operator/gated", "gated")
+    with pytest.raises(UserError):
+        sources.look_up("operator/private")
+    assert open_checkpoint(NAME).parameters > 0
+
+
+def test_a_name_that_is_looked_up_fetches_no_huge_config(server: ModelHub, files: dict[str, bytes]) -> None:
+    server.add("someone/huge", files | {"config.json": b'{"a": "' + b"x" * 75_000_000 + b'"}'})
+    with pytest.raises(UserError, match="config.json has 75 MB"):
+        sources.look_up("someone/huge")
+    assert server.served_bytes < 1e6, "a name that somebody typed makes this server download"
+    refused("someone/huge", "config.json")
+
+
+def test_slow_look_ups_leave_threads_for_others(server: ModelHub, monkeypatch) -> None:
+    monkeypatch.setattr(hub, "_looking_up", threading.BoundedSemaphore(2))
+    server.delay_s = 3.0
+    threads = [threading.Thread(target=_look_up_quietly, args=(f"someone/slow{n}",)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: hub._looking_up._value == 0)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="other names are just being looked up"):
+        sources.look_up(NAME)
+    assert time.monotonic() - began < 2.5
+    for thread in threads:
+        thread.join(30)
+    server.delay_s = 0.0
+    assert sources.look_up(NAME).parameters == 12345, "a look-up that failed keeps its place"
+
+
+def _look_up_quietly(name: str) -> None:
+    try:
+        sources.look_up(name)
+    except UserError:
+        pass
+
+
 @pytest.mark.parametrize(("status", "word"), [(500, "HTTP 500"), (429, "rate limit"), (403, "gated")])
 def test_other_answers(server: ModelHub, status: int, word: str) -> None:
     server.status = status

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 
 from comparator.core.errors import UserError
+from comparator.core.settings import Settings
 from comparator.training import data, targets, tokenize
 from comparator.training.settings import TrainSettings
 from comparator.training.types import DataSource
@@ -183,3 +184,14 @@ def test_a_module_that_is_not_there_names_the_nearest(builtin):
     assert "Did you mean q_proj" in raised.value.advice
     with pytest.raises(UserError, match="lm_head cannot be a target"):
         targets.select(TrainSettings(target_modules=("lm_head",)), names, "it")
+
+
+def test_in_public_a_hub_name_opens_no_folder_of_the_server(tmp_path, monkeypatch, settings_env):
+    (tmp_path / "private" / "notes").mkdir(parents=True)
+    (tmp_path / "private" / "notes" / "train.jsonl").write_text(
+        '{"prompt": "a", "completion": "secret"}\n' * 20
+    )
+    monkeypatch.chdir(tmp_path)
+    settings_env(public=1)
+    with pytest.raises(UserError, match="data comes from the Hub"):
+        data.read(DataSource("private/notes"), Settings(public=True))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gradio as gr
 
+from comparator.core.settings import get_settings
 from comparator.core.state import EngineState
 from comparator.ui.markup import code, esc
 from comparator.ui.page import Page, html
@@ -23,13 +26,15 @@ def build(page: Page) -> None:
 def current() -> str:
     from comparator.engines import get_engine
 
-    return render(get_engine().state())
+    return render(get_engine().state(), get_settings().public)
 
 
-def render(state: EngineState | None) -> str:
-    """The list of resident variants, by model."""
+def render(state: EngineState | None, public: bool = False) -> str:
+    """The list of resident variants, by model; in public mode their number."""
     if cluster.shown(state):
-        return cluster.nodes(state)
+        return cluster.nodes(replace(state, residents=()) if public else state)
+    if public:  # what others load is theirs: the head line says how much memory is left
+        return f'<p class="facts">{formatting.plural(len(state.residents) if state else 0, "variant")} of all visitors in memory.</p>'
     models: dict[str, list[str]] = {}
     for resident in state.residents if state else ():
         shared = (
