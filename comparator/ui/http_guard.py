@@ -27,6 +27,7 @@ from comparator.deploy.limits import auth_pairs
 from comparator.deploy.space import on_space
 from comparator.ui.gradio_compat import STARTUP_PATH, UPLOAD_PATH
 from comparator.ui.listeners import Listening
+from comparator.ui.login_guard import LoginGuard
 from comparator.ui.origin_guard import OwnOrigin
 
 BODY_BYTES = 8_000_000  # of any request but an upload; the longest prompt that is allowed has some 0.2 MB
@@ -43,6 +44,7 @@ def middleware(settings: Settings, token: str | None) -> list[Middleware]:
         Middleware(OwnOrigin, behind_proxy=settings.behind_proxy),
         Middleware(BodyLimit, most=BODY_BYTES, upload=settings.max_upload_bytes + _MULTIPART_BYTES),
         Middleware(Listening),
+        Middleware(LoginGuard, settings=settings),
     ]
     return layers + ([Middleware(Token, token=token)] if token else [])
 
