@@ -9,6 +9,7 @@ method has a default that is right for a method without that particularity:
 - Options: `check`, `complete`, `with_calibration`
 - Loading: `requires`, `loggers`, `silence`, `prepare`, `load`
 - Quantized checkpoints: `reads`, `readers`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
+- Written to a folder: `loaded_by`, `save`
 - What is stored: `quantizes_experts`, `libraries`, `owns`, `weight_name`, `stored_values`, `quant_state`, `logical`, `dequantize`, `types`
 - Decoding: `on_parallel_streams`, `opaque`, `deterministic`, `graph_refusal`, `capture_forward`
 - Adapters and training: `check_adapter`, `reading_state_dict`, `training`, `training_variants`, `training_bytes`,
@@ -27,10 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from comparator.backends.options import Method, Option, match_option
+from comparator.backends.notation import Notation
+from comparator.backends.options import Method, Option
 from comparator.core.errors import UserError
 from comparator.core.result import LayerRow
-from comparator.core.variant import Variant, sort_options
+from comparator.core.variant import Variant
 from comparator.sources import packed
 
 if TYPE_CHECKING:
@@ -119,11 +121,10 @@ class Training:
     unpacked_width: int = 0
 
 
-class Backend:
+class Backend(Notation):
     """Subclass this. One instance serves all models; it must hold no model."""
 
     name: ClassVar[str]
-    methods: ClassVar[tuple[Method, ...]]
     runtime: ClassVar[str] = "transformers"
     """Name of the `Runtime` (comparator/runtimes) that executes its variants. Another one loads them itself: `load` and
     what follows it below is asked by transformers' only."""
@@ -148,6 +149,8 @@ class Backend:
     """Name of the option that holds the calibration text, for a method that takes one."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Values of `quant_method` in config.json of the checkpoints that the method loads as its source."""
+    loaded_by: ClassVar[tuple[str, ...]] = ()
+    """Other programs whose documentation says that they load what `save` writes: "transformers", "vLLM", "llama.cpp"."""
     quantizes_experts: ClassVar[bool] = False
     """Whether experts that transformers fuses into one parameter a layer are quantized; most methods take linear layers."""
     makes_checkpoints: ClassVar[bool] = False
@@ -193,9 +196,6 @@ class Backend:
 
     # ------------------------------------------------------------ options
 
-    def check(self, variant: Variant, values: dict[str, str]) -> None:
-        """Refuse combinations that make no sense. `values` holds every option, defaults included."""
-
     def complete(self, variant: Variant, checkpoint: Checkpoint, progress: Progress | None = None) -> Variant:
         """Fill in what only the model can tell (a group size, say). Raises `UserError` where it does not fit.
 
@@ -222,6 +222,26 @@ class Backend:
     def make(self, checkpoint: Checkpoint, variant: Variant, device: str, progress: Progress) -> Path:
         """The folder of the quantized checkpoint, from the cache or made now; with `makes_checkpoints`."""
         raise NotImplementedError
+
+    def save(
+        self,
+        checkpoint: Checkpoint,
+        variant: Variant,
+        placement: Placement,
+        target: Path,
+        progress: Progress,
+        change: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Write the variant into the folder `target`, weights and config.json, as loading it again expects them.
+        `backends/saving.py` does most of it; the tokenizer's files are not its business.
+
+        change: called with the loaded model, gives the model to write (with an adapter merged). Raises `UserError` where the
+        method has no form that can be written, as here.
+        """
+        raise UserError(
+            f"{variant.notation} cannot be written to a folder: {self.name} has no form of its own for a checkpoint.",
+            "Export another variant, bf16 for instance.",
+        )
 
     def random_layer(self, outputs: int, inputs: int, std: float, generator: Any) -> dict[str, Any]:
         """The stored tensors of a linear layer with random weights of standard deviation `std`, made on the device of
@@ -357,42 +377,3 @@ class Backend:
     def code_after(self, variant: Variant, layers: tuple[LayerRow, ...]) -> list[str]:
         """Lines of plain code to run after `from_pretrained`, where this backend had to do more to make it run."""
         return []
-
-    # ------------------------------------------------------------ the notation, the same for every backend
-
-    def method(self, name: str) -> Method:
-        return next(m for m in self.methods if m.name == name)
-
-    def values(self, variant: Variant) -> dict[str, str]:
-        """Every option of the variant's method as text, defaults filled in ("" where there is none)."""
-        method = self.method(variant.method)
-        values = {o.name: o.default if o.default is not None else "" for o in method.options}
-        for name, value in variant.options:
-            option, text = match_option(method, name, value)
-            values[option.name] = text
-        return values
-
-    def requested(self, variant: Variant) -> dict[str, str]:
-        """Only the options that the notation names, as text."""
-        method = self.method(variant.method)
-        return {o.name: text for o, text in (match_option(method, n, v) for n, v in variant.options)}
-
-    def canonical(self, variant: Variant) -> Variant:
-        """Validate, drop defaults, sort. Raises `UserError` that names the option and lists the valid ones."""
-        method = self.method(variant.method)
-        if variant.source and not method.takes_source:
-            raise UserError(
-                f"{method.name} takes no source after an @.",
-                "It quantizes the comparison's own model as it loads.",
-            )
-        options: dict[str, str | None] = {}
-        for name, value in variant.options:
-            option, text = match_option(method, name, value)
-            if text == option.default:
-                continue
-            token = option.form.format(name=option.name, value=text)
-            key, equals, rest = token.partition("=")
-            options[key] = rest if equals else None
-        result = Variant(variant.method, variant.source, variant.revision, sort_options(options))
-        self.check(result, self.values(result))
-        return result

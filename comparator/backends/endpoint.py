@@ -55,6 +55,12 @@ class EndpointBackend(Backend):
         find_endpoint(variant.source, get_settings().endpoints)
         return variant
 
+    def save(self, checkpoint, variant, placement, target, progress, change=None):
+        raise UserError(
+            f"{variant.notation} cannot be exported: its weights are on the server.",
+            "Export them there, or another variant here.",
+        )
+
     def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
         return 0  # nothing is held on this machine
 

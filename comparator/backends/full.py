@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comparator.backends import dtypes, transformers_loader
+from comparator.backends import dtypes, saving, transformers_loader
 from comparator.backends.base import Backend, LoadedModel, Method, Placement, Progress, Training
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
@@ -11,6 +11,7 @@ from comparator.core.variant import Variant
 class FullPrecision(Backend):
     name = "full"
     requires = ("torch", "transformers")
+    loaded_by = ("transformers", "vLLM")
     methods = (
         Method(
             "fp32",
@@ -38,6 +39,15 @@ class FullPrecision(Backend):
             raise UserError("This GPU has no bf16.", "Use fp16 instead.")
         model = transformers_loader.from_pretrained(checkpoint, placement, progress, dtype=variant.method)
         return LoadedModel(model, "torch Linear", transformers_loader.lent_notes(checkpoint))
+
+    def save(
+        self, checkpoint, variant: Variant, placement: Placement, target, progress: Progress, change=None
+    ):
+        """A checkpoint in its own dtype is copied."""
+        if change is None and {t.dtype for t in checkpoint.tensors} == {variant.method}:
+            saving.copy_checkpoint(checkpoint.path, target, progress)
+        else:
+            saving.write_loaded(self, checkpoint, variant, placement, target, progress, change)
 
     def training(self, variant: Variant, device: str) -> Training:
         return Training(

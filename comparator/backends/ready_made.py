@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from comparator.backends import transformers_loader
+from comparator.backends import saving, transformers_loader
 from comparator.backends.base import Backend, Placement, Progress
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, sort_options
@@ -115,6 +115,35 @@ class FromCheckpoint(Backend):
 
     def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
         return sum(t.bytes for t in self.opened(variant).tensors)
+
+    def save(
+        self,
+        checkpoint,
+        variant: Variant,
+        placement: Placement,
+        target: Path,
+        progress: Progress,
+        change=None,
+    ):
+        """A ready-made checkpoint is copied as it is."""
+        if not variant.source:
+            self.save_on_the_spot(checkpoint, variant, placement, target, progress, change)
+        elif change is not None:
+            raise saving.refuse_change(variant)
+        else:
+            saving.copy_checkpoint(self.opened(variant).path, target, progress)
+
+    def save_on_the_spot(
+        self,
+        checkpoint,
+        variant: Variant,
+        placement: Placement,
+        target: Path,
+        progress: Progress,
+        change=None,
+    ) -> None:
+        """As `save`, without a source."""
+        saving.write_loaded(self, checkpoint, variant, placement, target, progress, change)
 
     def load_opened(
         self, variant: Variant, placement: Placement, progress: Progress, *, dtype: str, **arguments: Any

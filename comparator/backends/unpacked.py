@@ -22,6 +22,7 @@ class Unpacked(FromCheckpoint):
     """Subclasses set `reads`, `config_class` and `methods`, and refuse in `check_source` what transformers would unpack
     wrongly."""
 
+    loaded_by = ("transformers", "vLLM")
     config_class: ClassVar[str] = ""
     """transformers' quantization config for the format; it takes `dequantize`."""
     why: ClassVar[str] = (

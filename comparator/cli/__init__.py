@@ -16,6 +16,7 @@ from comparator.cli import (
     backup,
     bench,
     doctor,
+    export,
     inspect,
     purge,
     quantize,
@@ -58,6 +59,7 @@ app.command("layers", epilog=inspect.LAYERS_EXAMPLES)(inspect.layers)
 app.command("variants")(inspect.variants)
 app.command("show", epilog=inspect.SHOW_EXAMPLES)(inspect.show)
 app.command("quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
+app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("adapters", epilog=adapters.ADAPTERS_EXAMPLES)(adapters.adapters)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -65,10 +63,13 @@ def quantize(
     """Quantize a model and write a checkpoint that plain transformers loads."""
     from comparator.cli.progress import Progress, quiet, stoppable
     from comparator.core.settings import get_settings
+    from comparator.exporting import folder as exporting
+    from comparator.sources import hub_upload
 
     output = output.expanduser().absolute()
-    _check_output(output)
-    _check_repo(push_to_hub)
+    exporting.check(output)
+    if push_to_hub:
+        hub_upload.check(push_to_hub)
     requested = _variant(variant, calibration)
     with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr) as shown:
 
@@ -81,7 +82,7 @@ def quantize(
             exact = carry_out(model or get_settings().model, requested, output, on_progress, shown.line)
             if push_to_hub:
                 on_progress(None, f"uploading to {push_to_hub}")
-                _upload(output, push_to_hub, exact)
+                hub_upload.push(output, push_to_hub, f"{exact}, made with Quant Comparator")
         except Stopped:
             shown.end()
             print("Stopped; nothing was written.", file=sys.stderr)
@@ -107,6 +108,7 @@ def carry_out(
     """
     from comparator.backends import backend_for
     from comparator.deploy.limits import check_source
+    from comparator.exporting import folder as exporting
     from comparator.sources import open_checkpoint
 
     check_source(model)
@@ -123,7 +125,7 @@ def carry_out(
 
     folder = backend.make(checkpoint, exact, pick_device(), on_progress)
     on_progress(1.0, f"copying to {output}")
-    copy(folder, output)
+    exporting.copy(folder, output)
     return exact.notation
 
 
@@ -135,55 +137,6 @@ def ready_made(source: str, method: str) -> list[str]:
         return []
     name = source.partition("@")[0].rpartition("/")[2]
     return [repo for repo in search_hub(f"{name} {method.upper()}", limit=3) if method in repo.lower()]
-
-
-def copy(folder: Path, output: Path) -> None:
-    """`folder` as `output`, complete or absent. Raises `UserError` where it cannot be written."""
-    from comparator.util.atomic_dir import disk_problem
-
-    tmp: Path | None = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp-", dir=output.parent))
-        shutil.copytree(folder, tmp / "whole")
-        if output.exists():
-            output.rmdir()  # checked to be empty
-        (tmp / "whole").rename(output)
-    except (OSError, shutil.Error) as error:
-        # copytree gathers what the system said for each file, as text
-        problem = disk_problem(error, output, "the checkpoint")
-        raise problem or UserError(
-            f"{output} cannot be written: {str(error)[:200]}", "Choose another folder."
-        ) from error
-    finally:
-        if tmp is not None:
-            shutil.rmtree(tmp, ignore_errors=True)
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} already exists.", "Choose a new folder; nothing is overwritten.")
-    above = next(p for p in output.parents if p.exists())
-    try:
-        with tempfile.TemporaryFile(dir=above):
-            pass
-    except OSError as error:
-        raise UserError(f"{above} is not writable: {error.strerror}.", "Choose another folder.") from None
-
-
-def _check_repo(repo: str | None) -> None:
-    if repo is None:
-        return
-    import re
-
-    from huggingface_hub import get_token
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"“{repo}” is not the name of a Hub repo.", "Use the form user/name.")
-    if not get_token():
-        raise UserError(
-            "Uploading needs a token.", "Set HF_TOKEN to a token with write access, or omit --push-to-hub."
-        )
 
 
 def _variant(notation: str, source: str | None):
@@ -199,20 +152,3 @@ def _variant(notation: str, source: str | None):
             else "Remove the @ and the source after it.",
         )
     return backend_for(variant).with_calibration(variant, source) if source else variant
-
-
-def _upload(folder: Path, repo: str, notation: str) -> None:
-    """Raises `UserError` without the library's message, which contains the request and thus the token."""
-    from huggingface_hub import HfApi
-
-    from comparator.sources import hub_problems
-
-    try:
-        api = HfApi()
-        api.create_repo(repo, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=f"{notation}, made with Quant Comparator"
-        )
-    except Exception as error:
-        problem = hub_problems.explain(error, repo, None)
-        raise UserError(f"{problem.problem} The checkpoint is in {folder}.", problem.advice) from None

@@ -198,6 +198,14 @@ class Pool:
         after = sum(memory.used(d) for d in devices)
         return max(0, before - after)
 
+    def free_for(self, needed_bytes: int, device: str) -> int:
+        """Unload the least recently used variants until `needed_bytes` are free on the device or none is left. Returns the
+        bytes free."""
+        placement = Placement(device)
+        while self._free(placement) < needed_bytes and self.slots:
+            self.unload(min(self.slots.values(), key=lambda s: s.last_used).handle)
+        return self._free(placement)
+
     def unload_altered(self, slot: ResidentModel) -> str:
         """Unload a variant whose weights are no longer the model's, and every other that shares some with it, so
         that no column runs on them. Returns who that was, with the verb."""

@@ -24,13 +24,13 @@ from comparator.util import formatting
 
 def to_markdown(comparison: Comparison) -> str:
     """Tables and answers, to paste into an issue."""
-    parts = [f"# {_md(comparison.model)}: {_md(', '.join(c.label for c in comparison.cells))}", ""]
+    parts = [f"# {inline(comparison.model)}: {inline(', '.join(c.label for c in comparison.cells))}", ""]
     parts += [
-        f"- **{name}**: {_md(value)}" for name, value in headline(comparison) if value != formatting.NONE
+        f"- **{name}**: {inline(value)}" for name, value in headline(comparison) if value != formatting.NONE
     ]
     if recommended := recommend(comparison.cells, verdict.reference_cell(comparison)):
-        parts += ["", f"**{_md(recommended.sentence)}**", ""]
-        parts += [f"- {_md(line)}" for line in recommended.lines]
+        parts += ["", f"**{inline(recommended.sentence)}**", ""]
+        parts += [f"- {inline(line)}" for line in recommended.lines]
     if comparison.prompt.system:
         parts += ["", "**System prompt**", "", _fenced(comparison.prompt.system)]
     parts += ["", "**Prompt**", "", _fenced(comparison.prompt.text)]
@@ -38,7 +38,7 @@ def to_markdown(comparison: Comparison) -> str:
         parts += ["", f"## {title}", "", *_metrics_table(comparison, places)]
     if rows := verdict_rows(comparison):
         parts += ["", "## Verdict", "", _md_row(VERDICT_HEAD), "|---" * len(VERDICT_HEAD) + "|"]
-        parts += [*map(_md_row, rows), "", _md(verdict.RULE)]
+        parts += [*map(_md_row, rows), "", inline(verdict.RULE)]
     parts += [
         "",
         f"MB is 10⁶ bytes; × is the ratio to the reference; – was not measured; {LEGEND}.",
@@ -46,35 +46,35 @@ def to_markdown(comparison: Comparison) -> str:
         "## Answers",
     ]
     for cell in comparison.cells:
-        parts += ["", f"### {_md(cell.label)} ({state_of(cell)})", ""]
+        parts += ["", f"### {inline(cell.label)} ({state_of(cell)})", ""]
         if cell.error:
-            parts += [f"**{_md(cell.error.problem)}** {_md(cell.error.advice)}", ""]
+            parts += [f"**{inline(cell.error.problem)}** {inline(cell.error.advice)}", ""]
         if cell.text:
             parts += [_fenced(cell.shown_text), ""]
         if cell.kernel:
             parts.append(
-                f"- multiplied by {_md(cell.kernel)}, decode path {_md(cell.decode_path or formatting.NONE)}"
+                f"- multiplied by {inline(cell.kernel)}, decode path {inline(cell.decode_path or formatting.NONE)}"
             )
-        parts += [f"- {_md(note)}" for note in cell.notes]
-        parts += [f"- {_md(line)}" for line in stored_as(cell)]
+        parts += [f"- {inline(note)}" for note in cell.notes]
+        parts += [f"- {inline(line)}" for line in stored_as(cell)]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _md_row(values: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_md, values))} |"
+    return f"| {' | '.join(map(inline, values))} |"
 
 
 def _metrics_table(comparison: Comparison, places: tuple[Place, ...]) -> list[str]:
     metrics = present(comparison, *places)
-    titles = [_md(f"{m.title} ({m.unit_and_direction})" if m.unit else m.heading) for m in metrics]
+    titles = [inline(f"{m.title} ({m.unit_and_direction})" if m.unit else m.heading) for m in metrics]
     lines = ["| column | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(metrics)]
     for cell in comparison.cells:
         values = [f"{m.format(cell)} {ratios.beside(comparison, cell, m)}".strip() for m in metrics]
-        lines.append(f"| {_md(column_name(comparison, cell))} | " + " | ".join(values) + " |")
+        lines.append(f"| {inline(column_name(comparison, cell))} | " + " | ".join(values) + " |")
     return lines
 
 
-def _md(text: str) -> str:
+def inline(text: str) -> str:
     """Inline text: nothing in it is Markdown or HTML, and it stays on one line of a table."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>#|~!&])", r"\\\1", flat)

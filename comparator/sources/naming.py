@@ -22,6 +22,17 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")  # a branch, a tag, a co
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".onnx")
 
 
+_ORIGINALS = {BUILTIN_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # built-in name → the model on the Hub
+
+
+def public_name(source: str) -> str:
+    """A model's name for a file that leaves this machine: of a folder its last part, since a path does not travel."""
+    if source in _ORIGINALS:
+        return _ORIGINALS[source]
+    is_path = source.startswith(("/", ".", "~")) or "\\" in source or Path(source).exists()
+    return Path(source).name if is_path else source
+
+
 @dataclass(frozen=True)
 class Name:
     """`text` is the name without its revision: a built-in name, a repo id, or a path as the person wrote it.

@@ -18,7 +18,7 @@ from typing import Any
 
 from comparator.adapters.locate import CONFIG, WEIGHTS
 from comparator.core.errors import UserError
-from comparator.core.request import BUILTIN_MODEL
+from comparator.sources import hub_upload, naming
 from comparator.training.tokenize import Encoded
 from comparator.training.types import SCHEMA, Evaluation, TrainingResult, TrainRequest
 from comparator.util import atomic_dir
@@ -28,7 +28,6 @@ RECORD = "training.json"
 HELDOUT = "held_back.jsonl"
 WHOLE = "whole.json"  # written last into a checkpoint: what it should hold
 _SETTING = "COMPARATOR_DATA_DIR"
-_HUB_NAMES = {BUILTIN_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fits the original too
 _PUBLIC = (WEIGHTS, CONFIG, RECORD, "README.md")
 FILES = (*_PUBLIC, HELDOUT)  # all of an adapter's
 
@@ -70,7 +69,7 @@ def write(
     }
     need = sum(t.numel() * t.element_size() for t in weights.values())
     config = model.peft_config["default"]
-    config.base_model_name_or_path = _base_name(checkpoint)
+    config.base_model_name_or_path = naming.public_name(str(checkpoint.source))
     config.inference_mode = True
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,15 +103,6 @@ def write(
 
 def _device_of(model: Any) -> str:
     return str(next(model.parameters()).device)
-
-
-def _base_name(checkpoint: Any) -> str:
-    """The model's name; of a folder its last part, since an adapter travels and a path does not."""
-    source = str(checkpoint.source)
-    if source in _HUB_NAMES:
-        return _HUB_NAMES[source]
-    is_path = source.startswith(("/", ".", "~")) or "\\" in source or Path(source).exists()
-    return Path(source).name if is_path else source
 
 
 def _tidied(config: dict[str, Any]) -> dict[str, Any]:
@@ -217,27 +207,15 @@ def zipped(path: Path, name: str, folder: Path) -> Path:
 def push(path: Path, repo: str, private: bool, token: str | None = None) -> str:
     """Upload to the Hub, without the held-out samples. `token` is used for this upload alone and kept nowhere; None is
     this machine's own login. Raises `UserError` in words of ours, which quote no token."""
-    import re
-
-    from huggingface_hub import HfApi, get_token
-
-    from comparator.sources import hub_problems
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise UserError(f"“{repo}” is not the name of a Hub repo.", "Use the form user/name.")
-    if not (token or get_token()):
-        raise UserError("Uploading needs a token.", "Set HF_TOKEN to a token with write access.")
-    try:
-        api = HfApi(token=token)
-        api.create_repo(repo, exist_ok=True, private=private)
-        api.upload_folder(
-            repo_id=repo, folder_path=path, allow_patterns=list(_PUBLIC),
-            commit_message="LoRA, trained with Quant Comparator",
-        )  # fmt: skip
-    except Exception as error:
-        problem = hub_problems.explain(error, repo, None)
-        raise UserError(f"{problem.problem} The adapter is in {path}.", problem.advice) from None
-    return f"https://huggingface.co/{repo}"
+    return hub_upload.push(
+        path,
+        repo,
+        "LoRA, trained with Quant Comparator",
+        private=private,
+        token=token,
+        only=list(_PUBLIC),
+        what="The adapter",
+    )
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -31,20 +31,6 @@ def device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def make_room(pool: Any, device: str, needed_bytes: int) -> int:
-    """Unload the least recently used models until `needed_bytes` are free or none is left. Returns the bytes free."""
-    from comparator.metrics.memory import device_total_and_free
-
-    def free() -> int:
-        now = device_total_and_free(device)[1]
-        budget = pool.settings.budget_bytes
-        return min(now, budget - pool.held_bytes) if budget else now
-
-    while free() < needed_bytes and pool.slots:
-        pool.unload(min(pool.slots.values(), key=lambda s: s.last_used).handle)
-    return free()
-
-
 def load(checkpoint: Any, variant: Variant, device: str, checkpointing: bool, progress: Progress) -> Base:
     """Load the base and prepare it for training. Raises `UserError`, and what `progress` raises."""
     backend = backend_for(variant)

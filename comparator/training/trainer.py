@@ -94,7 +94,7 @@ class Train:
             )  # fmt: skip
 
         plan = estimated(0)
-        plan = estimated(bases.make_room(context.pool(), device, plan.total_bytes + RESERVE_BYTES))
+        plan = estimated(context.pool().free_for(plan.total_bytes + RESERVE_BYTES, device))
         if plan.problem:
             raise UserError(plan.problem.problem, plan.problem.advice)
         return plan

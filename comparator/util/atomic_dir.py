@@ -55,7 +55,7 @@ def building(
             yield None
             return
         _remove_leftovers(path)
-        _check_space(path, need_bytes, what, setting)
+        check_space(path, need_bytes, what, setting)
         tmp = _temporary(path)
         try:
             yield tmp
@@ -176,7 +176,8 @@ def _remove_leftovers(path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_space(path: Path, need_bytes: int, what: str, setting: str) -> None:
+def check_space(path: Path, need_bytes: int, what: str, setting: str = _SETTING) -> None:
+    """Raises `UserError` where the disk has not the room for `need_bytes` beside `path`."""
     free = shutil.disk_usage(path.parent).free
     if need_bytes and free < need_bytes + _SPARE_BYTES:
         raise UserError(

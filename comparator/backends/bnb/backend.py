@@ -69,6 +69,7 @@ class BitsAndBytes(sources.FromCheckpoint):
     name = "bitsandbytes"
     requires = ("torch", "transformers", "bitsandbytes")
     libraries = ("bitsandbytes",)
+    loaded_by = ("transformers", "vLLM")
     # `bitsandbytes.autograd._functions` logs "inputs will be cast" once per layer and token.
     loggers = (
         "bitsandbytes",
@@ -167,6 +168,11 @@ class BitsAndBytes(sources.FromCheckpoint):
                 "Use bf16, or shorten skip=.",
             )
         return LoadedModel(model, kernel, notes)
+
+    def save(self, checkpoint, variant, placement, target, progress, change=None):
+        super().save(checkpoint, variant, placement, target, progress, change)
+        if variant.source and (compute := self.requested(variant).get("compute")):
+            ready_made.set_compute(target, dtypes.torch_name(compute).removeprefix("torch."))
 
     def _load_on_the_spot(
         self, checkpoint, variant: Variant, placement: Placement, progress: Progress

@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from comparator.backends.base import DTYPES
@@ -93,6 +94,14 @@ def needed_bytes(checkpoint: Checkpoint, dtype: str | None = None) -> int:
         else:
             total += tensor.parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[dtype]
     return total
+
+
+def set_compute(folder: Path, dtype: str) -> None:
+    """Have a checkpoint's 4-bit layers multiply in another dtype, by torch's name of it."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["quantization_config"]["bnb_4bit_compute_dtype"] = dtype
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------ the tensors

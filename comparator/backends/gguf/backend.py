@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 from functools import cache
 from pathlib import Path
 
-from comparator.backends import ready_made
+from comparator.backends import ready_made, saving
 from comparator.backends.base import AdapterKind, Backend, Method, Option, Progress, QuantizedType, Training
 from comparator.backends.gguf import write
 from comparator.core.errors import UserError
@@ -55,6 +56,7 @@ class Gguf(Backend):
     runtime = "llama.cpp"
     requires = ("xllamacpp", "gguf")
     install = "-r requirements-llamacpp.txt"
+    loaded_by = ("llama.cpp",)
     types = tuple(quantized_types().values())
     methods = (
         Method("gguf", "GGUF by llama.cpp", "Executed by llama.cpp: a file as it is (gguf@/path/model.gguf, gguf@user/repo), or one made here.",
@@ -118,6 +120,13 @@ class Gguf(Backend):
                 variant.source, variant.revision, values["file"] or None, progress
             )
         return self._files[variant.notation]
+
+    def save(self, checkpoint, variant, placement, target, progress, change=None):
+        if change is not None:
+            raise saving.refuse_change(variant)
+        file = self.file(variant, checkpoint, progress)
+        progress(None, f"copying {file.name}")
+        shutil.copy(file, target)
 
     def _check_same_model(self, file: Path, variant: Variant, checkpoint: Checkpoint) -> None:
         """Raises `UserError` for a file that is damaged, or of another model than the comparison's."""

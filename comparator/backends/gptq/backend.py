@@ -117,6 +117,9 @@ class Gptq(PackedLayers):
             {"bits": requested.get("bits", "4"), "group": str(shapes.group_size(checkpoint, group))},
         )
 
+    def opened(self, variant: Variant) -> Checkpoint:
+        return self._ready(variant).checkpoint
+
     def with_calibration(self, variant: Variant, source: Any) -> Variant:
         return variant if variant.source else calibration.applied_to(variant, source)
 

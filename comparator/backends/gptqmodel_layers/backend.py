@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from comparator.backends import dtypes
+from comparator.backends import dtypes, saving
 from comparator.backends.base import AdapterKind, LoadedModel, Logical, Placement, Training
 from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels, Packed
 from comparator.backends.ready_made import FromCheckpoint
@@ -21,6 +21,7 @@ STATE = ("qzeros", "scales", "g_idx", "scales_and_zeros", "ret_idx")
 class PackedLayers(FromCheckpoint):
     requires = ("torch", "transformers", "gptqmodel", "optimum")
     libraries = ("gptqmodel",)
+    loaded_by = ("transformers", "vLLM")
     weight_name = "qweight"
     title: ClassVar[str]
     """The method in sentences, and in the names of its dtypes: `int4 (TITLE)`."""
@@ -60,6 +61,12 @@ class PackedLayers(FromCheckpoint):
         spread = bool(placement.max_memory and "cpu" in placement.max_memory)
         spread = spread and placement.device.startswith("cuda")
         return self.kernels.choose(self.values(variant)["kernel"], packed, placement.device, spread)
+
+    def save_on_the_spot(
+        self, checkpoint, variant: Variant, placement: Placement, target, progress, change=None
+    ):
+        """What was quantized here is a checkpoint already."""
+        saving.copy_checkpoint(self.make(checkpoint, variant, placement.device, progress), target, progress)
 
     def loaded(self, model: Any, variant: Variant, notes: list[str]) -> LoadedModel:
         """The model with the kernel that it really got. Raises `UserError` where nothing in it is quantized."""

@@ -5,10 +5,11 @@ hqq rounds and unpacks; torch's 4-bit matmul reads what fits it without unpackin
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from comparator.backends import dtypes, row_matmul, transformers_loader
+from comparator.backends import dtypes, row_matmul, saving, transformers_loader
 from comparator.backends.base import (
     DTYPES,
     AdapterKind,
@@ -135,6 +136,19 @@ class Hqq(FromCheckpoint):
                 "Its linear layers have sizes or classes that are left alone: use bf16, int8 or nf4.",
             )
         return LoadedModel(model, " + ".join(kernels), notes)
+
+    def save_on_the_spot(
+        self, checkpoint, variant: Variant, placement: Placement, target, progress, change=None
+    ):
+        """hqq's own layout, which torch's 4-bit matmul has rearranged: loaded without it."""
+        from comparator.backends.hqq import write
+
+        if change is not None:
+            raise saving.refuse_change(variant)
+        plain = self.with_options(variant, {"kernel": "unpack"})
+        model = self.load(replace(checkpoint, lent=None), plain, placement, progress).model
+        progress(None, "writing the checkpoint")
+        write.write(model, target)
 
     def _made(self, variant: Variant, checkpoint: Checkpoint) -> Layout:
         values = self.values(variant)

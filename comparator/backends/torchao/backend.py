@@ -56,6 +56,7 @@ class TorchAo(FromCheckpoint):
     name = "torchao"
     requires = ("torch", "transformers", "torchao")
     libraries = ("torchao",)
+    loaded_by = ("transformers", "vLLM")
     loggers = ("torchao", "torchao.kernel.intmm")
     reads = ("torchao",)
     decided = ("scheme", "group", "dtype")
