@@ -30,7 +30,12 @@ HEAVY = {
 
 
 # Modules of classes that derive from a heavy library's; only functions, and each other, import them.
-LAZY = {"comparator.backends.hqq.layer", "comparator.backends.hqq.quantizer"}
+LAZY = {
+    "comparator.backends.hqq.layer",
+    "comparator.backends.hqq.quantizer",
+    "comparator.backends.fp8.layer",
+    "comparator.backends.stored_layers.quantizer",
+}
 
 
 def modules() -> list[Path]:

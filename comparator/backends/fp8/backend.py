@@ -143,7 +143,7 @@ class BlockFP8(Unpacked):
 
 def _packed_layers(checkpoint: Checkpoint, dtype: str) -> Any:
     from comparator.backends.fp8.layer import FP8Linear
-    from comparator.backends.stored_layers import StoredLayers
+    from comparator.backends.stored_layers.quantizer import StoredLayers
 
     stored = {t.name: t for t in checkpoint.tensors}
     layers = {}

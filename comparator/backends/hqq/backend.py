@@ -108,7 +108,7 @@ class Hqq(FromCheckpoint):
 
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         from comparator.backends.hqq.quantizer import HqqLayers
-        from comparator.backends.stored_layers import StoredLayers
+        from comparator.backends.stored_layers.quantizer import StoredLayers
 
         values = self.values(variant)
         dtype = values["dtype"]
