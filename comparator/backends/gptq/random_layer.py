@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-GROUP = 128
+from comparator.backends.gptqmodel_layers import random_codes
+
 CONFIG = {
     "torch_dtype": "float16",
     "quantization_config": {
-        "quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True,
+        "quant_method": "gptq", "bits": 4, "group_size": random_codes.GROUP, "desc_act": False, "sym": True,
         "checkpoint_format": "gptq", "lm_head": False,
     },
 }  # fmt: skip
@@ -18,19 +19,10 @@ def tensors(outputs: int, inputs: int, std: float, generator: Any) -> dict[str, 
     """The stored tensors of one layer: random 4-bit values around zero point 8, scaled to the standard deviation `std`."""
     import torch
 
-    device = generator.device
-    qweight = torch.zeros((inputs // 8, outputs), dtype=torch.int32, device=device)
-    for place in range(8):
-        # 1 … 15: as many levels below the zero point as above. A mean that is not 0 would be multiplied up by
-        # every layer until fp16 overflows.
-        value = torch.randint(1, 16, qweight.shape, generator=generator, device=device, dtype=torch.int32)
-        qweight |= value << (4 * place)
-    level = std / (sum((v - 8) ** 2 for v in range(1, 16)) / 15) ** 0.5
-    spread = 0.75 + 0.5 * torch.rand((inputs // GROUP, outputs), generator=generator, device=device)
     return {
-        "qweight": qweight,
+        "qweight": random_codes.words((inputs // 8, outputs), generator),
         # The format `gptq` stores zero − 1: 7 in every half byte.
-        "qzeros": torch.full((inputs // GROUP, outputs // 8), 0x77777777, dtype=torch.int32),
-        "scales": (level * spread).to(torch.float16),
-        "g_idx": torch.arange(inputs, dtype=torch.int32) // GROUP,
+        "qzeros": torch.full((inputs // random_codes.GROUP, outputs // 8), 0x77777777, dtype=torch.int32),
+        "scales": random_codes.scales(outputs, inputs, std, generator),
+        "g_idx": torch.arange(inputs, dtype=torch.int32) // random_codes.GROUP,
     }

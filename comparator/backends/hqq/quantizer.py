@@ -12,30 +12,22 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from comparator.backends.hqq.layer import HQQLinear
 from comparator.backends.hqq.layout import Layout
+from comparator.backends.stored_layers.quantizer import PassedOn
 from comparator.util.compat import transformers as compat
 
 NAME = "quant_comparator_hqq"
 
 
 @register_quantization_config(NAME)
-class HqqLayers(QuantizationConfigMixin):
+class HqqLayers(PassedOn):
     """layout: of every linear layer but the output head, which are quantized as they load."""
 
     def __init__(self, dtype: torch.dtype, layout: Layout):
         self.quant_method = NAME
         self.dtype, self.layout = dtype, layout
-
-    @classmethod
-    def from_dict(cls, config_dict: Any, **_: Any) -> HqqLayers:
-        """transformers passes on what it was given."""
-        return config_dict["settings"]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": NAME, "settings": self}
 
 
 @register_quantizer(NAME)
@@ -56,9 +48,6 @@ class HqqQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         self.left = tuple(self.get_modules_to_not_convert(model, None, compat.kept_in_fp32(model)))
-        return model
-
-    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         return model
 
     def is_serializable(self) -> bool:

@@ -16,22 +16,26 @@ from comparator.core.errors import UserError
 NAME = "quant_comparator_stored"
 
 
+class PassedOn(QuantizationConfigMixin):
+    """A config that transformers hands to its quantizer as it is: never written to a file, nor read from one."""
+
+    @classmethod
+    def from_dict(cls, config_dict: Any, **_: Any) -> Any:
+        """transformers passes on what it was given."""
+        return config_dict["settings"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": self.quant_method, "settings": self}
+
+
 @register_quantization_config(NAME)
-class StoredLayers(QuantizationConfigMixin):
+class StoredLayers(PassedOn):
     """layers: by module's name, what makes the layer in place of a `torch.nn.Linear` on the meta device. A layer's `finish()` is
     called once its tensors are loaded. title: the method as it is spoken of."""
 
     def __init__(self, title: str, layers: dict[str, Callable[[torch.nn.Linear], torch.nn.Module]]):
         self.quant_method = NAME
         self.title, self.layers = title, layers
-
-    @classmethod
-    def from_dict(cls, config_dict: Any, **_: Any) -> StoredLayers:
-        """transformers passes on what it was given."""
-        return config_dict["settings"]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": NAME, "settings": self}
 
 
 @register_quantizer(NAME)
