@@ -15,10 +15,12 @@ from typing import Any, Literal
 from comparator.backends import backend_for, resolve
 from comparator.core.errors import UserError
 from comparator.core.events import Done, Event
+from comparator.core.prompt_set import PromptSet
 from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
 from comparator.core.result import Comparison
 from comparator.core.settings import get_settings
 from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
+from comparator.prompts import reader
 
 DEFAULT_VARIANTS = ("bf16", "int8", "nf4")
 WIKITEXT = "wikitext2"
@@ -72,7 +74,7 @@ def default_variants(model: str | None = None) -> tuple[str, ...]:
 
 
 def request(
-    prompt: str,
+    prompt: str | None = None,
     variants: Iterable[str | Variant] | None = None,
     model: str | None = None,
     adapters: Iterable[str | Adapter | None] = (),
@@ -89,6 +91,7 @@ def request(
     evict: bool = True,
     max_memory: str | None = None,
     parallel: bool = False,
+    prompts: str | Path | PromptSet | None = None,
     calibration: str | Path | Iterable[str] | None = None,
     **settings: Any,
 ) -> Request:
@@ -100,6 +103,7 @@ def request(
     `template` names one of the model's chat templates, `template_vars` are its variables: a mapping, or NAME=VALUE texts.
     `calibration` is what gptq columns that are made on the spot are rounded with: a file, "c4", "wikitext2" or the
     texts themselves. `parallel` runs columns on different devices of a Ray cluster at the same time.
+    `prompts` is a set in place of `prompt`: a file, a shipped set by its name, or a `PromptSet` (docs/prompt-sets.md).
     `settings` are the fields of `GenerationSettings`; `repeats` may be "auto". Raises `UserError` for what cannot be understood; ranges are checked when the comparison starts.
     """
     if fidelity not in (None, "none", "prompt", "text"):
@@ -107,7 +111,15 @@ def request(
     if calibration is not None:
         listed = default_variants(model) if variants is None else _listed(variants)
         variants = [_calibrated(v, calibration) for v in listed]
+    if prompts is not None:
+        if prompt is not None or system:
+            raise UserError(
+                "A prompt and a prompt set are given.", "Give one of them; a set holds its system prompts."
+            )
+        prompts = prompts if isinstance(prompts, PromptSet) else reader.load(prompts)
+        prompt, system = prompts.prompts[0].text, prompts.prompts[0].system
     return Request(
+        prompts=prompts,
         model=model or get_settings().model,
         cells=cells(default_variants(model) if variants is None else variants, adapters),
         prompt=_text("prompt", prompt),

@@ -34,9 +34,16 @@ _prompt_option, _model_option, _decoding_option, _fidelity_option, _memory_optio
 
 def run(
     prompt: Annotated[
-        str,
+        str | None,
         _prompt_option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads it from standard input."),
-    ],
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        _prompt_option(
+            metavar="FILE|NAME",
+            help="A prompt set in place of one prompt: .jsonl, .csv, a prompt per line, or a shipped set (everyday).",
+        ),
+    ] = None,
     variant: Annotated[
         list[str] | None,
         _model_option(
@@ -73,7 +80,7 @@ def run(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the comparison: .json (the document), .csv (one row per variant), .layers.csv, .md or .html; "
+            help="Write the comparison: .json (the document), .csv (one row per variant), .layers.csv, .prompts.csv, .md or .html; "
             "repeatable.",
         ),
     ] = None,
@@ -177,11 +184,14 @@ def run(
     for path in output or []:
         export.check_name(path)
     use(ray)
+    if prompt is None and prompts is None:
+        raise UserError("There is no prompt.", "Add --prompt TEXT, or --prompts FILE.")
     request = api.request(
-        _prompt(prompt),
+        None if prompt is None else _prompt(prompt),
         variant or None,
         model,
         adapter or (),
+        prompts=prompts,
         system=system,
         chat=chat,
         template=template,
@@ -207,6 +217,7 @@ def run(
     comparison, stopped = carry_out(request, verbose)
     print(tables.comparison_table(comparison), end="")
     print(tables.answer(comparison), end="")
+    print(tables.prompt_set_table(comparison), end="")
     for path in output or []:
         export.write(comparison, path)
         print(f"Wrote {path}", file=sys.stderr)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from comparator.backends import most_precise
+from comparator.comparison.set_runner import encode_all, run_set
 from comparator.comparison.validation import checked
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import (
@@ -77,6 +78,8 @@ class _Comparing:
         self.facts: ModelFacts | None = None
         self.environment = Environment()
         self.text_ids: tuple[int, ...] = ()
+        self.set_prompts: list[Prompt] = []
+        self.set_result: Any = None  # `SetResult`
         self.rounds = request.settings.repeats or 1
         self.at = 0  # the column that is being worked on, from 1
 
@@ -106,6 +109,8 @@ class _Comparing:
             for _ in range(1, self.rounds):
                 self._round()
             self._score()
+            if self.request.prompts:
+                self.set_result = run_set(self.request, self.engine, self.cancel, self.columns, self._reference_column(), self.set_prompts, self.emit)  # fmt: skip
         return self._settle()
 
     def _loading(self, column: Column) -> OnProgress:
@@ -124,6 +129,7 @@ class _Comparing:
             request.model, request.prompt, request.system, request.chat, request.template
         )
         self._check_length(len(self.prompt.token_ids))
+        self.set_prompts = encode_all(request, engine, self._check_length)
         if request.fidelity == "text":  # a text that is too short is refused before anything runs
             check_request(request, self.facts.context_length)
             progress(None, "reading the evaluation text")
@@ -361,6 +367,8 @@ class _Comparing:
             settings=replace(request.settings, repeats=self.rounds),
             environment=common or self.environment,
             reference=self._reference(),
+            schema=2 if self.set_result else 1,
+            prompt_set=self.set_result,
             cells=tuple(replace(c.result, environment=None) if common else c.result for c in self.columns),
         )
 

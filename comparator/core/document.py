@@ -1,4 +1,4 @@
-"""The comparison document: `Comparison` ↔ JSON, schema 1.
+"""The comparison document: `Comparison` ↔ JSON, schema 1, and 2 with a prompt set.
 
 A document may come from anyone, so `loads` is strict: size and depth are limited before anything is parsed, every field
 must have its type, numbers must be finite. Unknown keys are ignored, because additions do not change the schema. Strings
@@ -83,7 +83,21 @@ def loads(data: str | bytes, *, max_bytes: int | None = None) -> Comparison:
             "created_at is written as 2026-01-31T12:00:00+00:00.",
         ) from None
     _check_numbers(comparison)
+    _check_set(comparison)
     return comparison
+
+
+def _check_set(comparison: Comparison) -> None:
+    """Raises `UserError` where a prompt set's answers are not one per column and prompt."""
+    result = comparison.prompt_set
+    if result is None:
+        return
+    lengths = {len(column) for column in result.answers} or {0}
+    if len(result.answers) != len(comparison.cells) or lengths != {len(result.prompts)}:
+        raise UserError(
+            "This document's prompt set is damaged: its answers are not one per column and prompt.",
+            "Take the original file.",
+        )
 
 
 def read(path: Path | str, *, max_bytes: int | None = None) -> Comparison:

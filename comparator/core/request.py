@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from comparator.core.errors import UserError
+from comparator.core.prompt_set import PromptSet
 from comparator.core.variant import Cell
 
 BUILTIN_MODEL = "smollm2-135m"
@@ -97,4 +98,5 @@ class Request:
     evaluation: EvalSettings = field(default_factory=EvalSettings)
     evict: bool = True  # unload the least recently used variants to free memory
     max_memory: str | None = None  # "0=6GiB,cpu=20GiB": accelerate's device map
+    prompts: PromptSet | None = None  # all go through each column; `prompt` is the first, for the latencies
     parallel: bool = False  # columns on different devices of a cluster at the same time

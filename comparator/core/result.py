@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from comparator.core.prompt_set import SetResult
 from comparator.core.request import BUILTIN_MODEL, GenerationSettings
 from comparator.core.variant import CellName
 
-SCHEMA = 1
+SCHEMA = 2  # the newest; a document without a prompt set is written as schema 1
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ class PromptInfo:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison document, schema 1. `comparator.document` converts it to and from JSON."""
+    """The comparison document: schema 2 with a prompt set, 1 without. `comparator.document` converts it to and from JSON."""
 
     id: str
     created_at: str  # UTC, ISO 8601
@@ -304,10 +305,14 @@ class Comparison:
     model: str = BUILTIN_MODEL
     reference: CellName | None = None
     cells: tuple[CellResult, ...] = ()
-    schema: int = SCHEMA
+    schema: int = 1
+    prompt_set: SetResult | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if self.prompt_set is None:
+            del values["prompt_set"]
+        return values
 
     def cell(self, variant: str, adapter: str | None = None) -> CellResult | None:
         return next((c for c in self.cells if c.variant == variant and c.adapter == adapter), None)

@@ -76,16 +76,18 @@ class Limits:
         runs = max(1, settings.repeats) * (
             2 if settings.decode == "both" else 1
         )  # "both" decodes eagerly too
-        comparison = f"({columns} columns × {settings.max_new_tokens} new tokens × {runs} runs)"
+        prompts = request.prompts.prompts if request.prompts else ()
+        passes = runs + len(prompts)
+        comparison = f"({columns} columns × {settings.max_new_tokens} new tokens × {passes} runs)"
         text = request.evaluation.text if request.fidelity == "text" else None
         parts = (request.prompt, request.system or "", *request.template.variables.values())
-        characters = sum(len(str(part)) for part in parts)
+        characters = max(sum(len(str(part)) for part in parts), *(p.characters for p in prompts), 0)
         shorter, part = "Shorten the prompt.", "Use a part of it."
         # (what is counted, how many, the limit, its setting, advice); None where there is nothing to count or no limit
         counts = (
             ("columns", columns, self.max_columns, "MAX_COLUMNS", "Deselect some variants or adapters."),
             ("new tokens", settings.max_new_tokens, self.max_new_tokens, "MAX_NEW_TOKENS", "Request a shorter answer."),
-            (f"tokens in one comparison {comparison}", columns * settings.max_new_tokens * runs,
+            (f"tokens in one comparison {comparison}", columns * settings.max_new_tokens * passes,
              self.max_tokens_per_comparison, "MAX_TOKENS_PER_COMPARISON",
              "Choose fewer columns, fewer repeats or a shorter answer."),
             ("characters in the prompt", characters,

@@ -78,6 +78,23 @@ def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
             comparison.created_at, comparison.id]  # fmt: skip
 
 
+def to_prompts_csv(comparison: Comparison) -> str:
+    """One row per prompt and column of a prompt set; the heading alone without one."""
+    fields = ("passed", "failed_why", "kl", "at_least", "agreement", "first_difference", "compared", "tokens",
+              "finish_reason", "error", "text")  # fmt: skip
+    result = comparison.prompt_set
+    return _csv(
+        ["id", "kind", "variant", "adapter", *fields, "check", "expected", "prompt"],
+        (
+            [p.id, p.kind, cell.variant, cell.adapter, *(getattr(answer, f) for f in fields), p.check,
+             " | ".join(p.expected), p.prompt]
+            for number, p in enumerate(result.prompts if result else ())
+            for cell, answers in zip(comparison.cells, result.answers if result else (), strict=True)
+            if (answer := answers[number]) is not None
+        ),
+    )  # fmt: skip
+
+
 LAYER_FIELDS = ("name", "module_class", "param_class", "logical_dtype", "storage_dtype", "compute_dtype", "shape",
                 "storage_shape", "parameters", "bytes", "quant_state_bytes", "bits_per_weight", "device", "tied_to",
                 "adapter_rank")  # fmt: skip

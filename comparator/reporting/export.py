@@ -13,10 +13,10 @@ from pathlib import Path
 from comparator.core import document
 from comparator.core.errors import UserError
 from comparator.core.result import Comparison
-from comparator.reporting.csv_export import to_csv, to_layers_csv
+from comparator.reporting.csv_export import to_csv, to_layers_csv, to_prompts_csv
 from comparator.reporting.markdown import to_markdown
 
-FORMATS = (".json", ".csv", ".layers.csv", ".md", ".html")
+FORMATS = (".json", ".csv", ".layers.csv", ".prompts.csv", ".md", ".html")
 
 
 def write(comparison: Comparison, path: Path | str) -> Path:
@@ -70,6 +70,8 @@ def render(comparison: Comparison, name: str) -> str:
     name = name.lower()
     if name.endswith(".layers.csv"):
         return to_layers_csv(comparison)
+    if name.endswith(".prompts.csv"):
+        return to_prompts_csv(comparison)
     for ending, make in {".json": to_json, ".csv": to_csv, ".md": to_markdown, ".html": to_html}.items():
         if name.endswith(ending):
             return make(comparison)

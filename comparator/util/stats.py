@@ -31,3 +31,17 @@ def differ(a: Sequence[float], b: Sequence[float]) -> bool:
         return False
     error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
     return abs(statistics.fmean(a) - statistics.fmean(b)) > SURE * error
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share, at 95 % by default. Raises `ZeroDivisionError` for no trial."""
+    share, spread = successes / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mcnemar(one: int, other: int) -> float:
+    """Exact p value of McNemar's test from the two counts of discordant pairs: a two-sided binomial test with p = 1/2."""
+    total, least = one + other, min(one, other)
+    return min(1.0, 2 * sum(math.comb(total, k) for k in range(least + 1)) / 2**total)

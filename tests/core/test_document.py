@@ -132,7 +132,7 @@ def test_the_schema_is_checked_before_the_rest(schema, message):
 
 def test_an_unknown_shape_of_a_newer_schema_asks_to_update():
     with pytest.raises(UserError) as caught:
-        document.loads('{"schema": 2}')
+        document.loads('{"schema": 3}')
     assert "Update" in caught.value.advice
 
 

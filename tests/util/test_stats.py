@@ -1,0 +1,24 @@
+"""Intervals and tests against scipy."""
+
+from __future__ import annotations
+
+import pytest
+
+from comparator.util import stats
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 5), (3, 5), (39, 40), (40, 40), (500, 1000)])
+def test_wilson(successes: int, count: int) -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    expected = scipy.binomtest(successes, count).proportion_ci(0.95, "wilson")
+    assert stats.wilson(successes, count) == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 0), (5, 1), (3, 3), (0, 9), (40, 20)])
+def test_mcnemar(one: int, other: int) -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    assert stats.mcnemar(one, other) == pytest.approx(scipy.binomtest(one, one + other).pvalue)
+
+
+def test_mcnemar_without_a_flip() -> None:
+    assert stats.mcnemar(0, 0) == 1.0
