@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from comparator.backends import backend_for, resolve
+from comparator.comparison.prompts import reader
 from comparator.core.errors import UserError
 from comparator.core.events import Done, Event
 from comparator.core.prompt_set import PromptSet
@@ -20,7 +21,6 @@ from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettin
 from comparator.core.result import Comparison
 from comparator.core.settings import get_settings
 from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
-from comparator.prompts import reader
 
 DEFAULT_VARIANTS = ("bf16", "int8", "nf4")
 WIKITEXT = "wikitext2"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from comparator.comparison.prompts import checks
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import Scoring
 from comparator.core.messages import LoadRequest, Prompt
@@ -22,7 +23,6 @@ from comparator.core.settings import parse_max_memory
 from comparator.engine.explain import explain
 from comparator.fidelity.logits_store import scores_folder
 from comparator.fidelity.tasks import ColumnRef, CompareTokens, KeepAnswer, ScoreAnswer
-from comparator.prompts import checks
 from comparator.runtimes import runtime_for
 from comparator.util import formatting
 

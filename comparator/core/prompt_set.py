@@ -14,7 +14,7 @@ class Message:
 
 @dataclass(frozen=True)
 class SetPrompt:
-    """One prompt of a set. `check` is a name in `comparator/prompts/checks.py`; `expected` is what it compares with."""
+    """One prompt of a set. `check` is a name in `comparator/comparison/prompts/checks.py`; `expected` is what it compares with."""
 
     id: str
     prompt: str  # the last turn, the user's

@@ -8,6 +8,7 @@ import pytest
 
 from comparator.backends import resolve
 from comparator.comparison import runner
+from comparator.comparison.prompts import reader
 from comparator.core import document
 from comparator.core.errors import UserError
 from comparator.core.events import Scoring
@@ -15,7 +16,6 @@ from comparator.core.request import GenerationSettings, Request
 from comparator.core.settings import Settings
 from comparator.core.variant import Cell
 from comparator.engine.local import LocalEngine
-from comparator.prompts import reader
 from comparator.reporting import export, prompt_set
 
 SET = '{"prompt": "What is 2 + 2?", "check": "number", "expected": 4}\n{"prompt": "Hello"}\n{"prompt": "Say hi", "check": "answers"}'

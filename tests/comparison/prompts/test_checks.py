@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from comparator.comparison.prompts import checks, patterns, reader
 from comparator.core.errors import UserError
 from comparator.core.prompt_set import SetPrompt
-from comparator.prompts import checks, patterns, reader
 
 
 @pytest.mark.parametrize(

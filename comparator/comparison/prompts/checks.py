@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from comparator.comparison.prompts import json_schema, patterns
 from comparator.core.errors import UserError
 from comparator.core.prompt_set import SetPrompt, letter
-from comparator.prompts import json_schema, patterns
 
 LONGEST = 20_000  # characters of an answer that a check looks at
 

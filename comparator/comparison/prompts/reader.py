@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from comparator.comparison.prompts import checks
 from comparator.core.errors import UserError
 from comparator.core.prompt_set import Message, PromptSet, SetPrompt
-from comparator.prompts import checks
 
 MAX_BYTES = 8_000_000
 MAX_PROMPTS = 2_000
 MAX_CHARACTERS = 200_000  # of one prompt, its system prompt and turns included
 MAX_ENTRIES = 50  # of `expected`, `choices` and turns
 FIELDS = ("id", "prompt", "system", "messages", "expected", "choices", "check", "kind")
-_SHIPPED = Path(__file__).resolve().parent.parent / "data" / "prompts"
+_SHIPPED = Path(__file__).resolve().parents[2] / "data" / "prompts"
 _ID = re.compile(r"[^\s\x00-\x1f]{1,60}")
 
 
