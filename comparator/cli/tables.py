@@ -96,20 +96,20 @@ def prompt_set_table(comparison: Comparison) -> str:
     """A line per column of a prompt set, and the prompts whose check flipped; "" without a set."""
     from comparator.reporting import prompt_set
 
-    result, found = comparison.prompt_set, prompt_set.summaries(comparison)
+    result, rows = comparison.prompt_set, prompt_set.summaries(comparison)
     if result is None:
         return ""
     columns = [
-        ("answered", [f"{s.answered} of {len(result.prompts)}" for s in found]),
-        ("checks passed", [f"{s.passed} of {s.checked}" if s.checked else formatting.NONE for s in found]),
-        ("95 % interval", [f"{s.interval[0]:.0%} – {s.interval[1]:.0%}" if s.interval else formatting.NONE for s in found]),
-        ("KL\nnats", [("≥ " if s.at_least else "") + formatting.small(s.kl) if s.kl is not None else formatting.NONE for s in found]),
-        ("agrees", [f"{s.agreement:.1%}" if s.agreement is not None else formatting.NONE for s in found]),
-        ("right→wrong", [formatting.NONE if s.worse is None else str(s.worse) for s in found]),
-        ("wrong→right", [formatting.NONE if s.better is None else str(s.better) for s in found]),
-        ("p\nMcNemar", [formatting.NONE if s.p is None else f"{s.p:.2g}" for s in found]),
+        ("answered", [f"{s.answered} of {len(result.prompts)}" for s in rows]),
+        ("checks passed", [f"{s.passed} of {s.checked}" if s.checked else formatting.NONE for s in rows]),
+        ("95 % interval", [f"{s.interval[0]:.0%} – {s.interval[1]:.0%}" if s.interval else formatting.NONE for s in rows]),
+        ("KL\nnats", [("≥ " if s.at_least else "") + formatting.small(s.kl) if s.kl is not None else formatting.NONE for s in rows]),
+        ("agrees", [f"{s.agreement:.1%}" if s.agreement is not None else formatting.NONE for s in rows]),
+        ("right→wrong", [formatting.NONE if s.worse is None else str(s.worse) for s in rows]),
+        ("wrong→right", [formatting.NONE if s.better is None else str(s.better) for s in rows]),
+        ("p\nMcNemar", [formatting.NONE if s.p is None else f"{s.p:.2g}" for s in rows]),
     ]  # fmt: skip
-    table = _table(["column", *(printable(s.label) for s in found)], columns)
+    table = _table(["column", *(printable(s.label) for s in rows)], columns)
     return to_text("", f"Prompt set {printable(result.name)}; latencies are of its first prompt alone", table)
 
 

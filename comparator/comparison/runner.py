@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from comparator.backends import most_precise
+from comparator.comparison.figures import measured
 from comparator.comparison.set_runner import encode_all, run_set
 from comparator.comparison.validation import checked
 from comparator.core.errors import Stopped, UserError
@@ -28,9 +29,9 @@ from comparator.core.events import (
     Loading,
     Queued,
 )
-from comparator.core.messages import Generation, LoadRequest, Prompt
+from comparator.core.messages import LoadRequest, Prompt
 from comparator.core.request import AUTOMATIC_ROUNDS, SHORT_ROUND_S, Request
-from comparator.core.result import CellResult, Comparison, Energy, Environment, ErrorInfo, Memory, PromptInfo
+from comparator.core.result import CellResult, Comparison, Environment, ErrorInfo, Memory, PromptInfo
 from comparator.core.settings import parse_max_memory
 from comparator.core.state import ModelFacts
 from comparator.core.variant import Cell, CellName
@@ -39,8 +40,6 @@ from comparator.engine.explain import explain
 from comparator.engine.protocol import Engine, OnProgress
 from comparator.fidelity.scorer import FidelityScorer, check_request
 from comparator.fidelity.tasks import EncodeText
-from comparator.metrics import interference, latency
-from comparator.metrics.definitions import over_repeats
 from comparator.util import error_log, streams
 
 
@@ -260,44 +259,10 @@ class _Comparing:
         column.runs.append(run)
         if run.prepare_s is not None:
             column.prepare_s = (column.prepare_s or 0.0) + run.prepare_s
-        column.result = self._measured(column)
+        column.result = measured(column)
         if run.finish_reason == "stopped" and number == 0:
             column.result = replace(column.result, status="stopped")
         self.emit(Generated(column.cell, column.result))
-
-    def _measured(self, column: Column) -> CellResult:
-        runs, first = column.runs, column.runs[0]
-        whole = [r for r in runs if r.finish_reason != "stopped"] or runs[:1]
-        figures = latency.aggregate([r.latency for r in whole])
-        undisturbed = [r for r in whole if not r.latency.disturbed] or whole
-        memory = replace(
-            column.result.memory,
-            run_peak_bytes=over_repeats("run_peak_bytes", [r.run_peak_bytes for r in runs]),
-            kv_cache_bytes=over_repeats("kv_cache_bytes", [r.kv_cache_bytes for r in runs]),
-        )
-        notes = [*column.loaded.notes, *(n for n in first.notes if n not in column.loaded.notes)]
-        if any(r.token_ids != first.token_ids for r in whole):
-            notes.append("The repeats gave different tokens: this kernel is not deterministic.")
-        if disturbed := interference.note(figures.runs):
-            notes.append(disturbed)
-        return replace(
-            column.result,
-            text=first.text,
-            token_ids=first.token_ids,
-            finish_reason=first.finish_reason,
-            thinking=first.thinking,
-            decode_path=first.decode_path,
-            energy=_energy(undisturbed),
-            notes=tuple(notes),
-            latency=replace(
-                figures,
-                load_s=column.load_s,
-                prepare_s=column.prepare_s,
-                adapter_load_s=column.adapter_load_s,
-                adapter_switch_s=over_repeats("adapter_switch_s", [r.adapter_switch_s for r in whole]),
-            ),
-            memory=memory,
-        )
 
     def _fail(self, column: Column, problem: UserError) -> None:
         cells = self.request.cells
@@ -389,11 +354,6 @@ class _Comparing:
         plain = [c for c in usable if c.cell.adapter is None] or usable
         best = most_precise([c.cell.variant for c in plain])
         return next(c for c in plain if c.cell.variant == best)
-
-
-def _energy(runs: list[Generation]) -> Energy | None:
-    joules = over_repeats("joules_per_token", [r.joules_per_token for r in runs])
-    return None if joules is None else Energy(joules)
 
 
 def _adapter(cell: Cell) -> str | None:

@@ -35,7 +35,7 @@ def summaries(comparison: Comparison) -> list[ColumnSummary]:
     if result is None:
         return []
     theirs = result.answers[reference] if reference is not None else ()
-    found = []
+    columns = []
     for number, cell in enumerate(comparison.cells):
         answers = [a for a in result.answers[number] if a is not None and a.error is None]
         checked = [a for a in answers if a.passed is not None]
@@ -50,7 +50,7 @@ def summaries(comparison: Comparison) -> list[ColumnSummary]:
             ]
             worse, better = pairs.count((False, True)), pairs.count((True, False))
             flips = (worse, better, stats.mcnemar(worse, better))
-        found.append(
+        columns.append(
             ColumnSummary(
                 cell.label, len(answers), passed, len(checked),
                 stats.wilson(passed, len(checked)) if checked else None,
@@ -59,7 +59,7 @@ def summaries(comparison: Comparison) -> list[ColumnSummary]:
                 *flips,
             )
         )  # fmt: skip
-    return found
+    return columns
 
 
 def rows(comparison: Comparison) -> Iterator[tuple[SetPrompt, list[SetAnswer | None]]]:
