@@ -33,6 +33,7 @@ HEAVY = {
 LAZY = {
     "comparator.backends.hqq.layer",
     "comparator.backends.hqq.quantizer",
+    "comparator.backends.ct.layer",
     "comparator.backends.fp8.layer",
     "comparator.backends.stored_layers.quantizer",
 }

@@ -23,6 +23,7 @@ CPU = Placement("cpu")
 
 
 REAL = ("w4", "int8")
+PACKED = ("w4", "asym")
 DYNAMIC = "compressed-tensors copies a number from the CPU each time it rounds activations"
 ROUNDING = ("int8", "fp8", "static", "w4a4")
 
@@ -52,16 +53,21 @@ def saved(model_of, tmp_path_factory) -> dict[str, Path]:
     }
 
 
+def unpacked(folder: Path, kind: str) -> str:
+    return f"ct@{folder}" + (":kernel=unpack" if kind in PACKED else "")
+
+
 @pytest.fixture(scope="module")
 def comparison(own_engine, two_layers, saved):
-    return formats.run(own_engine, two_layers, [f"ct@{saved[k]}" for k in REAL])
+    """The real weights unpacked, and W4A16 packed, as it is by default."""
+    return formats.run(own_engine, two_layers, [*(unpacked(saved[k], k) for k in REAL), f"ct@{saved['w4']}"])
 
 
 @pytest.fixture(scope="module")
 def columns(own_engine, comparison, model_of, saved):
     others = [k for k in KINDS if k not in REAL]
-    small = formats.run(own_engine, model_of(others[0]), [f"ct@{saved[k]}" for k in others])
-    return dict(zip((*REAL, *others), (*comparison.cells, *small.cells), strict=True))
+    small = formats.run(own_engine, model_of(others[0]), [unpacked(saved[k], k) for k in others])
+    return dict(zip((*REAL, "packed", *others), (*comparison.cells, *small.cells), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,6 +127,65 @@ def test_the_copied_code_gives_the_same_tokens(columns, comparison, kind):
     copied: dict = {}
     exec(snippet(columns[kind], comparison), copied)
     assert tuple(copied["new_tokens"]) == columns[kind].token_ids
+
+
+# ---------------------------------------------------------------- W4A16 that stays packed
+
+
+def held_in(model) -> int:
+    return sum(
+        t.nbytes for t in (*model.parameters(), *model.buffers()) if t.dtype.itemsize < 4 or t.dim() > 1
+    )
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_weights_are_those_of_the_unpacked_ones(saved, model_of, kind):
+    """The same numbers: with zero points, after the offset's rounding to bf16."""
+    import torch
+
+    checkpoint = open_checkpoint(str(model_of(kind)))
+    variant = CT.complete(resolve(f"ct@{saved[kind]}:kernel=int4pack"), checkpoint)
+    loaded = CT.load(checkpoint, variant, CPU, lambda *_: None)
+    assert loaded.kernel == "torch int4pack"
+    layers = {n: m for n, m in loaded.model.named_modules() if CT.owns(m)}
+    meant = KINDS[kind][0].meant
+    assert {f"{n}.weight" for n in layers} == {n for n in meant if formats.is_linear(n)}
+    for name, layer in layers.items():
+        wanted = meant[f"{name}.weight"].float()
+        step = layer.scales_and_zeros[..., 0].float().max()
+        limit = 0 if kind == "w4" else float(15 * step * 2**-8)
+        assert (CT.dequantize(layer) - wanted).abs().max() <= limit, name
+        x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+        exact = x.float() @ CT.dequantize(layer).T
+        assert torch.allclose(layer(x).float(), exact, rtol=2**-7, atol=2**-7 * float(exact.abs().max())), (
+            name
+        )
+    assert CT.needed_bytes(variant, checkpoint) == pytest.approx(held_in(loaded.model), rel=0.001)
+
+
+def test_a_packed_column(columns, comparison, saved):
+    """The same answer as unpacked in a third of the layers' memory; rows and notes say 4 bits."""
+    packed, plain = columns["packed"], columns["w4"]
+    assert packed.status == "ok", packed.error
+    assert packed.token_ids == plain.token_ids, "the same numbers, multiplied by another kernel"
+    assert packed.kernel == "torch int4pack" and not any("on disk" in n for n in packed.notes)
+    rows = [r for r in packed.layers if r.logical_dtype == "int4 (ct)"]
+    meant = KINDS["w4"][0].meant
+    assert {r.name for r in rows} == {n for n in meant if formats.is_linear(n)}
+    for row in rows:
+        outputs, inputs = meant[row.name].shape
+        assert row.shape == (outputs, inputs)
+        assert (row.bytes, row.quant_state_bytes) == (outputs * inputs // 2, 4 * outputs * inputs // 64)
+    copied: dict = {}
+    exec(snippet(packed, comparison), copied)
+    assert tuple(copied["new_tokens"]) == packed.token_ids
+
+
+def test_what_cannot_stay_packed_says_why(saved, model_of):
+    said = formats.refused(f"ct@{saved['int8']}:kernel=int4pack", model_of("int8"))
+    assert "activations are rounded" in said and "kernel=" in said
+    said = formats.refused(f"ct@{saved['nvfp4']}:kernel=int4pack", model_of("nvfp4"))
+    assert "NVFP4" in said
 
 
 def test_groups_of_several_bits(tmp_path):
@@ -224,8 +289,9 @@ def lora(two_layers, tmp_path_factory) -> Path:
 def test_an_adapter_works(own_engine, two_layers, saved, lora):
     from peft import PeftModel
 
-    made = formats.run(own_engine, two_layers, [f"ct@{saved['w4']}", f"ct@{saved['int8']}"], str(lora))
-    for kind, cell in zip(("w4", "int8"), made.cells, strict=True):
+    variants = [unpacked(saved["w4"], "w4"), f"ct@{saved['int8']}", f"ct@{saved['w4']}"]
+    made = formats.run(own_engine, two_layers, variants, str(lora))
+    for kind, cell in zip(("w4", "int8", "w4"), made.cells, strict=True):
         assert cell.status == "ok", cell.error
         plain = plainly_loaded(saved[kind])
         formats.generated(plain, saved[kind])  # its first forward pass unpacks it
@@ -233,6 +299,8 @@ def test_an_adapter_works(own_engine, two_layers, saved, lora):
         assert cell.token_ids == formats.generated(wanted, saved[kind])
     (merged,) = formats.run(own_engine, two_layers, [f"ct@{saved['int8']}"], f"{lora}:merged").cells
     assert merged.status == "ok", merged.error
+    (refused,) = formats.run(own_engine, two_layers, [f"ct@{saved['w4']}"], f"{lora}:merged").cells
+    assert "kernel=unpack" in refused.error.advice, "a packed weight cannot take a merged update"
 
 
 @pytest.mark.parametrize("kind", ["w4", "int8"])
@@ -241,9 +309,9 @@ def test_it_is_trained_on_without_the_rounding_of_activations(saved, two_layers,
     from peft import LoraConfig, get_peft_model
 
     checkpoint, variant = open_checkpoint(str(two_layers)), resolve(f"ct@{saved[kind]}")
+    ((variant, notes),) = CT.training_variants(variant, "cpu")
     base = base_model.load(checkpoint, variant, "cpu", False, lambda *a: None)
-    ((_, notes),) = CT.training_variants(variant, "cpu")
-    assert any("no gradients" in n for n in notes) == (kind == "int8")
+    assert "no gradients" in notes[0]
     assert CT.training_bytes(variant, checkpoint) == sum(p.nbytes for p in base.model.parameters())
     model = get_peft_model(base.model, LoraConfig(r=4, target_modules=["q_proj"]))
     ids = torch.tensor([[5, 6, 7, 8]])
