@@ -109,8 +109,11 @@ def _check_modules(ready: ReadyMade) -> None:
             f"{wrong} of {source} is quantized, and modules_to_not_convert in its config.json says that it is not.",
             "The files do not belong together: download the checkpoint again.",
         )
+    stored = {t.name: t.shape for t in ready.checkpoint.tensors}
     for name in packed:
-        _check_shapes(ready, name)
+        _check_shapes(
+            ready, name, {part: stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}
+        )
     if plain := plain_among_packed(ready.checkpoint, packed, left_out):
         raise UserError(
             f"{plain}.weight of {source} is not quantized, while the same module of other layers is, and "
@@ -119,14 +122,10 @@ def _check_modules(ready: ReadyMade) -> None:
         )
 
 
-def _check_shapes(ready: ReadyMade, name: str) -> None:
-    """The shapes of one module against the bits and the group size that config.json has for all of them."""
-    shapes = {
-        t.name.removeprefix(f"{name}."): t.shape
-        for t in ready.checkpoint.tensors
-        if t.name.startswith(f"{name}.")
-    }
-    if any(len(shapes[part]) != 2 for part in ("qweight", "qzeros", "scales")):
+def _check_shapes(ready: ReadyMade, name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """The shapes of one module against the bits and the group size that config.json has for all of them. shapes: of its qweight,
+    qzeros and scales."""
+    if any(len(shape) != 2 for shape in shapes.values()):
         raise UserError(
             f"{name} of {ready.checkpoint.source} is not stored as AWQ's version gemm stores a layer.", _OTHER
         )
