@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from comparator.core.prompt_set import SetAnswer, SetPrompt, SetResult
 from comparator.core.request import GenerationSettings
 from comparator.core.result import (
     CellResult,
@@ -152,3 +153,32 @@ def comparison(**changes) -> Comparison:
         cells=(REFERENCE, NF4, ADAPTED, FAILED),
     )  # fmt: skip
     return replace(whole, **changes)
+
+
+def with_set(count: int = 12, text: str = "The city of Paris.") -> Comparison:
+    """The comparison with a prompt set: each third prompt flips to wrong in the second column, each fifth to right."""
+    whole = comparison()
+    prompts = tuple(
+        SetPrompt(
+            f"p{n}",
+            f"Question {n}: {text}",
+            system=text,
+            expected=(text,),
+            check="contains",
+            kind=f"kind{n % 2}",
+        )
+        for n in range(count)
+    )
+    columns = []
+    for at, cell in enumerate(whole.cells):
+        failed = cell.status == "failed"
+        columns.append(tuple(None if failed else _set_answer(n, at, text) for n in range(count)))
+    return replace(whole, schema=2, prompt_set=SetResult("everyday", prompts, tuple(columns)))
+
+
+def _set_answer(n: int, at: int, text: str) -> SetAnswer:
+    passed = n % 5 != 0 if at == 0 else n % 3 != 0 if at == 1 else True
+    measured = (
+        {} if at == 0 else {"kl": 0.01 * (n + 1), "agreement": 0.9, "first_difference": 3, "compared": 10}
+    )
+    return SetAnswer(f"{text} {n}", 10, "length", passed, "" if passed else "it is not there", **measured)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from comparator.core import devices
 from comparator.core.result import Comparison, LayerRow
 from comparator.metrics.definitions import Place, present
+from comparator.reporting import prompt_set
 from comparator.reporting.ratios import beside
 from comparator.reporting.summary import column_name, shape_text
 from comparator.util import formatting
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PROSE = 106  # characters in a line of text at most
+MOST_FLIPS = 20  # prompts that are listed; reports have all
 UNLIMITED = 100_000  # a line of a table in a pipe is never broken
 # Columns of the layers table: (heading, right-aligned, text of a row), and their order of importance.
 _LAYER_COLUMNS: tuple[tuple[str, bool, Any], ...] = (
@@ -94,23 +96,29 @@ def answer(comparison: Comparison) -> str:
 
 def prompt_set_table(comparison: Comparison) -> str:
     """A line per column of a prompt set, and the prompts whose check flipped; "" without a set."""
-    from comparator.reporting import prompt_set
-
-    result, rows = comparison.prompt_set, prompt_set.summaries(comparison)
-    if result is None:
+    if comparison.prompt_set is None:
         return ""
-    columns = [
-        ("answered", [f"{s.answered} of {len(result.prompts)}" for s in rows]),
-        ("checks passed", [f"{s.passed} of {s.checked}" if s.checked else formatting.NONE for s in rows]),
-        ("95 % interval", [f"{s.interval[0]:.0%} – {s.interval[1]:.0%}" if s.interval else formatting.NONE for s in rows]),
-        ("KL\nnats", [("≥ " if s.at_least else "") + formatting.small(s.kl) if s.kl is not None else formatting.NONE for s in rows]),
-        ("agrees", [f"{s.agreement:.1%}" if s.agreement is not None else formatting.NONE for s in rows]),
-        ("right→wrong", [formatting.NONE if s.worse is None else str(s.worse) for s in rows]),
-        ("wrong→right", [formatting.NONE if s.better is None else str(s.better) for s in rows]),
-        ("p\nMcNemar", [formatting.NONE if s.p is None else f"{s.p:.2g}" for s in rows]),
-    ]  # fmt: skip
-    table = _table(["column", *(printable(s.label) for s in rows)], columns)
-    return to_text("", f"Prompt set {printable(result.name)}; latencies are of its first prompt alone", table)
+    rows = [tuple(map(printable, row)) for row in prompt_set.summary_rows(comparison)]
+    columns = [(head, [row[n] for row in rows]) for n, head in enumerate(prompt_set.SUMMARY_HEAD) if n]
+    table = _table([prompt_set.SUMMARY_HEAD[0], *(row[0] for row in rows)], columns)
+    flipped = [row for row in prompt_set.rows(comparison) if any(row.flips)]
+    return to_text("", printable(prompt_set.title(comparison)), table, *_flipped(comparison, flipped))
+
+
+def _flipped(comparison: Comparison, rows: list[prompt_set.Row]) -> list[str]:
+    """A line per prompt whose check flipped, MOST_FLIPS at most."""
+    lines = []
+    for row in rows[:MOST_FLIPS]:
+        how = (
+            f"{cell.label} {'right→wrong' if flip == 'worse' else 'wrong→right'}"
+            for cell, flip in zip(comparison.cells, row.flips, strict=True)
+            if flip
+        )
+        lines.append(
+            printable(f"  {row.prompt.id}: {', '.join(how)}: {prompt_set.shortly(row.prompt.prompt, 60)}")
+        )
+    rest = [f"  and {len(rows) - MOST_FLIPS:,} more"] if len(rows) > MOST_FLIPS else []
+    return ["Flipped against the reference:", *lines, *rest] if rows else []
 
 
 def pairs(rows: Iterable[tuple[str, str]], indent: int = 0) -> RenderableType:

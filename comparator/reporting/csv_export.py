@@ -12,7 +12,7 @@ from typing import Any
 
 from comparator.core.result import CellResult, Comparison, LayerRow
 from comparator.metrics.definitions import METRICS
-from comparator.reporting import ratios
+from comparator.reporting import prompt_set, ratios
 from comparator.reporting.summary import matching, shape_text
 
 _FORMULA = re.compile(r"^\s*[=+\-@\t\r＝＋－＠]")
@@ -79,18 +79,18 @@ def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
 
 
 def to_prompts_csv(comparison: Comparison) -> str:
-    """One row per prompt and column of a prompt set; the heading alone without one."""
+    """One row per prompt and column of a prompt set, where it matters first; the heading alone without one."""
     fields = ("passed", "failed_why", "kl", "at_least", "agreement", "first_difference", "compared", "tokens",
               "finish_reason", "error", "text")  # fmt: skip
-    result = comparison.prompt_set
     return _csv(
-        ["id", "kind", "variant", "adapter", *fields, "check", "expected", "prompt"],
+        ["id", "kind", "variant", "adapter", "flip", *fields, "check", "expected", "system", "turns", "prompt"],
         (
-            [p.id, p.kind, cell.variant, cell.adapter, *(getattr(answer, f) for f in fields), p.check,
-             " | ".join(p.expected), p.prompt]
-            for number, p in enumerate(result.prompts if result else ())
-            for cell, answers in zip(comparison.cells, result.answers if result else (), strict=True)
-            if (answer := answers[number]) is not None
+            [row.prompt.id, row.prompt.kind, cell.variant, cell.adapter, flip or None,
+             *(getattr(answer, f) for f in fields), row.prompt.check, " | ".join(row.prompt.expected), row.prompt.system,
+             1 + len(row.prompt.history) // 2, row.prompt.text]
+            for row in prompt_set.rows(comparison)
+            for cell, answer, flip in zip(comparison.cells, row.answers, row.flips, strict=True)
+            if answer is not None
         ),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comparator.core.result import CellResult, Comparison, LayerRow
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, METRICS, Place, present
-from comparator.reporting import answer, ratios
+from comparator.reporting import answer, prompt_set, ratios, set_matrix
 from comparator.reporting import summary as reporting_summary
 from comparator.util import formatting
 from comparator.util.templates import environment
@@ -42,6 +42,7 @@ def page(comparison: Comparison) -> str:
         answer=Markup(answer.render(comparison.cells, verdict.reference_cell(comparison))),
         headline=[fact for fact in reporting_summary.headline(comparison) if fact[1] != formatting.NONE],
         sections={name: _section(comparison, places) for name, places in reporting_summary.SECTIONS.items()},
+        prompt_set=_prompt_set(comparison),
         verdict_head=reporting_summary.VERDICT_HEAD,
         verdicts=reporting_summary.verdict_rows(comparison),
         rule=verdict.RULE,
@@ -72,6 +73,20 @@ def _section(comparison: Comparison, places: tuple[Place, ...]) -> dict[str, Any
         marks += [cell.status] if cell.status != "ok" else []
         rows.append((cell, marks, [(m.format(cell), ratios.beside(comparison, cell, m)) for m in metrics]))
     return {"metrics": metrics, "rows": rows}
+
+
+def _prompt_set(comparison: Comparison) -> dict[str, Any] | None:
+    from markupsafe import Markup
+
+    if comparison.prompt_set is None:
+        return None
+    return {
+        "title": prompt_set.title(comparison),
+        "head": prompt_set.SUMMARY_HEAD,
+        "rows": prompt_set.summary_rows(comparison),
+        "note": prompt_set.NOTE,
+        "matrix": Markup(set_matrix.render(comparison, prompt_set.rows(comparison))),
+    }
 
 
 def _card(comparison: Comparison, cell: CellResult) -> dict[str, Any]:

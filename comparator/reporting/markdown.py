@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from comparator.core.result import Comparison
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, Place, present
-from comparator.reporting import ratios
+from comparator.reporting import prompt_set, ratios
 from comparator.reporting.recommendation import recommend
 from comparator.reporting.summary import (
     SECTIONS,
@@ -43,6 +43,7 @@ def to_markdown(comparison: Comparison) -> str:
         "",
         f"MB is 10⁶ bytes; × is the ratio to the reference; – was not measured; {LEGEND}.",
         "",
+        *_prompt_set(comparison),
         "## Answers",
     ]
     for cell in comparison.cells:
@@ -58,6 +59,41 @@ def to_markdown(comparison: Comparison) -> str:
         parts += [f"- {inline(note)}" for note in cell.notes]
         parts += [f"- {inline(line)}" for line in stored_as(cell)]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _prompt_set(comparison: Comparison) -> list[str]:
+    """The set's columns, every prompt, and the answers of those whose check flipped."""
+    if comparison.prompt_set is None:
+        return []
+    labels = [cell.label for cell in comparison.cells]
+    table = prompt_set.rows(comparison)
+    parts = [f"## {inline(prompt_set.title(comparison))}", "", _md_row(prompt_set.SUMMARY_HEAD)]
+    parts += ["|---" * len(prompt_set.SUMMARY_HEAD) + "|", *map(_md_row, prompt_set.summary_rows(comparison))]
+    parts += [
+        "",
+        inline(prompt_set.NOTE),
+        "",
+        _md_row(("prompt", "kind", *labels)),
+        "|---" * (2 + len(labels)) + "|",
+    ]
+    parts += [
+        _md_row((
+            f"{row.prompt.id}: {prompt_set.shortly(row.prompt.prompt, 60)}", row.prompt.kind,
+            *map(prompt_set.cell_words, row.answers, row.flips),
+        ))
+        for row in table
+    ]  # fmt: skip
+    for row in table:
+        if not any(row.flips):
+            break
+        parts += ["", f"### {inline(row.prompt.id)}: {inline(prompt_set.check_words(row.prompt))}"]
+        parts += ["", _fenced(row.prompt.text)]
+        for label, answer, flip in zip(labels, row.answers, row.flips, strict=True):
+            if answer is not None:
+                why = prompt_set.why_words(answer)
+                heading = f"**{inline(label)}**: {inline(prompt_set.cell_words(answer, flip))}"
+                parts += ["", f"{heading} ({inline(why)})" if why else heading, "", _fenced(answer.text)]
+    return [*parts, ""]
 
 
 def _md_row(values: Iterable[str]) -> str:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from typing import Literal
 
 from comparator.core.prompt_set import SetAnswer, SetPrompt
 from comparator.core.result import Comparison
-from comparator.util import stats
+from comparator.util import formatting, stats
+
+Flip = Literal["", "worse", "better"]  # right → wrong, wrong → right, against the reference
+
+SUMMARY_HEAD = ("column", "answered", "checks passed", "95 % interval", "KL, nats", "agrees", "right→wrong", "wrong→right",
+                "p (McNemar)")  # fmt: skip
+NOTE = (
+    "Latencies are of the first prompt alone. The interval of the checks is Wilson's; ± is the standard error over prompts. "
+    "Flips are against the reference, and p is McNemar's exact test of whether they go one way."
+)
 
 
 @dataclass(frozen=True)
@@ -21,70 +30,148 @@ class ColumnSummary:
     passed: int
     checked: int
     interval: tuple[float, float] | None
-    kl: float | None
+    kl: stats.Mean | None
     at_least: bool
-    agreement: float | None  # over all tokens that were compared
+    agreement: stats.Mean | None  # over all tokens that were compared
     worse: int | None = None
     better: int | None = None
     p: float | None = None
 
 
+@dataclass(frozen=True)
+class Row:
+    """One prompt. `answers` and `flips` in the order of the columns."""
+
+    number: int  # in the set, from 0
+    prompt: SetPrompt
+    answers: tuple[SetAnswer | None, ...]
+    flips: tuple[Flip, ...]
+
+    @property
+    def largest_kl(self) -> float:
+        return max((a.kl or 0.0 for a in self.answers if a), default=0.0)
+
+
 def summaries(comparison: Comparison) -> list[ColumnSummary]:
     """One per column, in their order; empty without a set."""
-    result, reference = comparison.prompt_set, _reference_index(comparison)
-    if result is None:
-        return []
-    theirs = result.answers[reference] if reference is not None else ()
+    table = rows(comparison)
+    reference = reference_index(comparison)
     columns = []
-    for number, cell in enumerate(comparison.cells):
-        answers = [a for a in result.answers[number] if a is not None and a.error is None]
+    for number, cell in enumerate(comparison.cells if comparison.prompt_set else ()):
+        answers = [a for row in table if (a := row.answers[number]) is not None and a.error is None]
         checked = [a for a in answers if a.passed is not None]
         passed = sum(bool(a.passed) for a in checked)
-        kls = [a.kl for a in answers if a.kl is not None]
         compared = [a for a in answers if a.agreement is not None]
-        tokens = sum(a.compared for a in compared)
-        flips = (None, None, None)
-        if theirs and number != reference:
-            pairs = [
-                (o.passed, t.passed) for o, t in zip(result.answers[number], theirs, strict=True) if o and t
-            ]
-            worse, better = pairs.count((False, True)), pairs.count((True, False))
-            flips = (worse, better, stats.mcnemar(worse, better))
+        flips = [row.flips[number] for row in table]
+        worse, better = flips.count("worse"), flips.count("better")
+        judged = reference is not None and number != reference and bool(checked)
         columns.append(
             ColumnSummary(
                 cell.label, len(answers), passed, len(checked),
                 stats.wilson(passed, len(checked)) if checked else None,
-                fmean(kls) if kls else None, any(a.at_least for a in answers),
-                sum(a.agreement * a.compared for a in compared) / tokens if tokens else None,
-                *flips,
+                stats.clustered([a.kl for a in answers if a.kl is not None]),
+                any(a.at_least for a in answers),
+                stats.clustered([a.agreement or 0.0 for a in compared], [a.compared for a in compared]),
+                *((worse, better, stats.mcnemar(worse, better)) if judged else ()),
             )
         )  # fmt: skip
     return columns
 
 
-def rows(comparison: Comparison) -> Iterator[tuple[SetPrompt, list[SetAnswer | None]]]:
-    """(prompt, its answers in the order of the columns), where it matters first: checks that flip, then the largest KL."""
-    result, reference = comparison.prompt_set, _reference_index(comparison)
+def rows(comparison: Comparison) -> list[Row]:
+    """The prompts, where it matters first: checks that flip, then the largest KL divergence."""
+    result, reference = comparison.prompt_set, reference_index(comparison)
     if result is None:
-        return iter(())
-    table = [(p, [column[n] for column in result.answers]) for n, p in enumerate(result.prompts)]
-
-    def matters(row: tuple[SetPrompt, list[SetAnswer | None]]) -> tuple[bool, float]:
-        passed = [a.passed if a else None for a in row[1]]
-        base = passed[reference] if reference is not None else None
-        flips = base is not None and any(p is not None and p != base for p in passed)
-        return not flips, -max((a.kl or 0.0 for a in row[1] if a), default=0.0)
-
-    return iter(sorted(table, key=matters))
+        return []
+    table = []
+    for number, prompt in enumerate(result.prompts):
+        answers = tuple(column[number] for column in result.answers)
+        base = answers[reference] if reference is not None else None
+        table.append(Row(number, prompt, answers, tuple(_flip(a, base) for a in answers)))
+    return sorted(table, key=lambda row: (not any(row.flips), -row.largest_kl))
 
 
-def _reference_index(comparison: Comparison) -> int | None:
+def _flip(answer: SetAnswer | None, reference: SetAnswer | None) -> Flip:
+    passed, theirs = (a.passed if a else None for a in (answer, reference))
+    if passed is None or theirs is None or passed == theirs:
+        return ""
+    return "better" if passed else "worse"
+
+
+def reference_index(comparison: Comparison) -> int | None:
     name = comparison.reference
     return next(
-        (
-            n
-            for n, c in enumerate(comparison.cells)
-            if name and (c.variant, c.adapter) == (name.variant, name.adapter)
-        ),
+        (n for n, c in enumerate(comparison.cells) if name and (c.variant, c.adapter) == (name.variant, name.adapter)),
         None,
-    )
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- as text
+
+
+def title(comparison: Comparison) -> str:
+    result = comparison.prompt_set
+    return f"Prompt set {result.name}: {formatting.plural(len(result.prompts), 'prompt')}" if result else ""
+
+
+def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A line per column under `SUMMARY_HEAD`."""
+    total = len(comparison.prompt_set.prompts) if comparison.prompt_set else 0
+    return [
+        (
+            s.label,
+            f"{s.answered:,} of {total:,}",
+            f"{s.passed:,} of {s.checked:,}" if s.checked else formatting.NONE,
+            f"{s.interval[0] * 100:.0f} – {s.interval[1] * 100:.0f} %" if s.interval else formatting.NONE,
+            ("≥ " if s.at_least and s.kl else "") + _mean(s.kl),
+            _mean(s.agreement, 100, " %"),
+            formatting.count(s.worse),
+            formatting.count(s.better),
+            formatting.NONE if s.p is None else f"{s.p:.2g}",
+        )
+        for s in summaries(comparison)
+    ]
+
+
+def _mean(mean: stats.Mean | None, scale: float = 1, unit: str = "") -> str:
+    if mean is None:
+        return formatting.NONE
+    error = "" if mean.se is None else f" ± {mean.se * scale:.2g}"
+    return f"{formatting.small(mean.mean * scale)}{error}{unit}"
+
+
+def cell_words(answer: SetAnswer | None, flip: Flip = "") -> str:
+    """An answer's figures: "failed (flipped) · KL 0.214 · agrees 87 % · differs at token 5"."""
+    if answer is None:
+        return formatting.NONE
+    if answer.error is not None:
+        return "error"
+    parts: Sequence[str] = [
+        "" if answer.passed is None else "passed" if answer.passed else "failed",
+        "" if answer.kl is None else f"KL {'≥ ' if answer.at_least else ''}{formatting.small(answer.kl, 2)}",
+        "" if answer.agreement is None else f"agrees {answer.agreement * 100:.0f} %",
+        "" if answer.first_difference is None else f"differs at token {answer.first_difference + 1}",
+    ]
+    if flip:
+        parts = [f"{parts[0]} (flipped)", *parts[1:]]
+    return " · ".join(filter(None, parts)) or formatting.plural(answer.tokens, "token")
+
+
+def why_words(answer: SetAnswer | None) -> str:
+    """Why an answer did not pass, or why there is none; "" otherwise."""
+    if answer is None:
+        return "Not reached."
+    return answer.error or answer.failed_why
+
+
+def check_words(prompt: SetPrompt) -> str:
+    """A prompt's check and what it compares with: "contains: Paris"."""
+    if prompt.check is None:
+        return ""
+    return f"{prompt.check}: {' | '.join(prompt.expected)}" if prompt.expected else prompt.check
+
+
+def shortly(text: str, most: int = 90) -> str:
+    """One line of at most so many characters."""
+    flat = " ".join(text[: most * 4].split())
+    return flat if len(flat) <= most and len(text) <= most * 4 else f"{flat[: most - 1]}…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 LEAST_RUNS = 3  # of each column, for a difference in speed to be called one
 SURE = 4.0  # standard errors that it must exceed
@@ -45,3 +46,25 @@ def mcnemar(one: int, other: int) -> float:
     """Exact p value of McNemar's test from the two counts of discordant pairs: a two-sided binomial test with p = 1/2."""
     total, least = one + other, min(one, other)
     return min(1.0, 2 * sum(math.comb(total, k) for k in range(least + 1)) / 2**total)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """`se`: standard error; None of a single cluster."""
+
+    mean: float
+    se: float | None
+
+
+def clustered(values: Sequence[float], weights: Sequence[float] | None = None) -> Mean | None:
+    """Weighted mean of clusters and its standard error (a ratio estimator's: Cochran 1977, 6.4); equal weights give the
+    standard error of the mean. None without any weight."""
+    weights = weights or [1.0] * len(values)
+    total, count = math.fsum(weights), len(values)
+    if not total:
+        return None
+    mean = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / total
+    if count < 2:
+        return Mean(mean, None)
+    squares = math.fsum((w * (v - mean)) ** 2 for v, w in zip(values, weights, strict=True))
+    return Mean(mean, math.sqrt(squares * count / (count - 1)) / total)

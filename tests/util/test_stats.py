@@ -22,3 +22,15 @@ def test_mcnemar(one: int, other: int) -> None:
 
 def test_mcnemar_without_a_flip() -> None:
     assert stats.mcnemar(0, 0) == 1.0
+
+
+def test_clustered() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    values, weights = [0.1, 0.4, 0.2, 0.9, 0.3], [10, 4, 7, 1, 10]
+    plain = stats.clustered(values)
+    assert plain is not None and plain.se == pytest.approx(scipy.sem(values))
+    weighted = stats.clustered(values, weights)
+    assert weighted is not None and weighted.mean == pytest.approx(
+        sum(v * w for v, w in zip(values, weights, strict=True)) / 32
+    )
+    assert stats.clustered([]) is None and stats.clustered([1.0]) == stats.Mean(1.0, None)
