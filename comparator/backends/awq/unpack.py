@@ -16,7 +16,11 @@ def weight(module: Any) -> Any | None:
     """(outputs, inputs) float32 on the module's device; None for a layout that is not known here."""
     if is_aten(module):
         return aten(module)
-    if str(module.qweight.dtype) != "torch.int32" or type(module).__name__ == "AwqMarlinLinear":
+    # Marlin and ExLlamaV2 rearrange the codes when they are made ready.
+    if str(module.qweight.dtype) != "torch.int32" or type(module).__name__ in (
+        "AwqMarlinLinear",
+        "AwqExllamaV2Linear",
+    ):
         return None
     return unpacked(module.qweight, module.qzeros, module.scales, module.bits)
 

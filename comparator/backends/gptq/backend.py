@@ -145,7 +145,7 @@ class Gptq(PackedLayers):
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> None:
         packed = self._packed(variant, checkpoint)
-        kernel = self._kernel(variant, packed, placement)  # refuses before minutes of work
+        kernel = self.kernel(variant, packed, placement)  # refuses before minutes of work
         if not variant.source:
             self.make(checkpoint, variant, placement.device, progress)
         kernels.prepare(kernel, packed, progress)
@@ -170,7 +170,7 @@ class Gptq(PackedLayers):
             os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
         values, notes = self.values(variant), []
         packed = self._packed(variant, checkpoint)
-        kernel = self._kernel(variant, packed, placement)
+        kernel = self.kernel(variant, packed, placement)
         if kernel.name == "exllama_v2":
             gptqmodel.skip_row_table()
         if values["dtype"] == "bf16" and not dtypes.supports_bf16(placement.device):
@@ -211,11 +211,6 @@ class Gptq(PackedLayers):
         recipe = self.recipe(self.complete(variant, checkpoint))
         sizes = frozenset((layer.inputs, layer.outputs) for layer in shapes.layers(checkpoint))
         return Packed(recipe.bits, recipe.group_size, recipe.desc_act, recipe.sym, dtype, sizes)
-
-    def _kernel(self, variant: Variant, packed: Packed, placement: Placement) -> kernels.Kernel:
-        if placement.device.startswith("cuda"):
-            gptqmodel.launch_on_stream(_cache_dir())  # before it is asked what is compiled already
-        return self.kernel(variant, packed, placement)
 
     # ------------------------------------------------------------ what is stored
 

@@ -12,6 +12,7 @@ from comparator.backends.base import AdapterKind, LoadedModel, Logical, Placemen
 from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels, Packed
 from comparator.backends.ready_made import FromCheckpoint
 from comparator.core.errors import UserError
+from comparator.core.settings import get_settings
 from comparator.core.variant import Variant
 from comparator.util.compat import gptqmodel
 
@@ -58,6 +59,10 @@ class PackedLayers(FromCheckpoint):
 
     def kernel(self, variant: Variant, packed: Packed, placement: Placement) -> Kernel:
         """The kernel that the variant is loaded with. Raises `UserError` where it cannot run."""
+        if placement.device.startswith("cuda"):
+            gptqmodel.launch_on_stream(
+                get_settings().cache_dir
+            )  # before it is asked what is compiled already
         spread = bool(placement.max_memory and "cpu" in placement.max_memory)
         spread = spread and placement.device.startswith("cuda")
         return self.kernels.choose(self.values(variant)["kernel"], packed, placement.device, spread)

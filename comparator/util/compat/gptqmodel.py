@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,19 @@ def with_stream(source: str) -> str:
 
 
 def launch_on_stream(cache: Path) -> bool:
-    """Have gptqmodel compile ExLlamaV2 from the changed copy. False where this release is built another way, which
-    leaves the library as it is. Call before the extension is looked for or compiled."""
+    """Have gptqmodel compile ExLlamaV2, for GPTQ and for AWQ, from the changed copy. False where this release is built another
+    way, which leaves the library as it is. Call before the extensions are looked for or compiled."""
     try:
-        from gptqmodel.utils import exllamav2
-
-        extension = exllamav2._EXLLAMAV2_GPTQ_TORCH_OPS_EXTENSION
-        root = exllamav2._exllamav2_root()
-        files = [Path(s) for s in _listed(extension.sources)]
+        extensions = _extensions()
+        root = _root()
+        files = {name: [Path(s) for s in _listed(e.sources)] for name, e in extensions.items()}
     except (ImportError, AttributeError):
         return False
     target = cache / "kernels" / "exllamav2-on-stream"
-    if any(target in s.parents for s in files):
+    every = [s for each in files.values() for s in each]
+    if all(target in s.parents for s in every):
         return True
-    if not root.is_dir() or not all(root in s.parents and s.is_file() for s in files):
+    if not root.is_dir() or not all(root in s.parents and s.is_file() for s in every):
         return False
     try:
         shutil.copytree(root, target, dirs_exist_ok=True)
@@ -54,9 +54,24 @@ def launch_on_stream(cache: Path) -> bool:
             file.write_text(with_stream(file.read_text(encoding="utf-8")), encoding="utf-8")
     except OSError:  # a read-only cache: the library stays as it is, and such a column decodes eagerly
         return False
-    sources = [str(target / s.relative_to(root)) for s in files]
-    extension.sources = lambda: sources
+    for name, extension in extensions.items():
+        sources = [str(target / s.relative_to(root)) for s in files[name]]
+        extension.sources = partial(list, sources)
     return True
+
+
+def _extensions() -> dict[str, Any]:
+    """ExLlamaV2's two extensions by the names of their variables."""
+    from gptqmodel.utils import exllamav2
+
+    names = ("_EXLLAMAV2_GPTQ_TORCH_OPS_EXTENSION", "_EXLLAMAV2_AWQ_TORCH_OPS_EXTENSION")
+    return {name: getattr(exllamav2, name) for name in names}
+
+
+def _root() -> Path:
+    from gptqmodel.utils import exllamav2
+
+    return exllamav2._exllamav2_root()
 
 
 def _listed(sources: Any) -> list[str]:
@@ -66,9 +81,7 @@ def _listed(sources: Any) -> list[str]:
 def follows_stream() -> bool:
     """Whether ExLlamaV2's launches follow torch's stream, so that a CUDA graph can hold them."""
     try:
-        from gptqmodel.utils import exllamav2
-
-        files = _listed(exllamav2._EXLLAMAV2_GPTQ_TORCH_OPS_EXTENSION.sources)
+        files = [s for extension in _extensions().values() for s in _listed(extension.sources)]
     except (ImportError, AttributeError):
         return False
     return all("exllamav2-on-stream" in s for s in files)

@@ -66,27 +66,29 @@ def test_launches_follow_the_stream():
 
 
 def test_the_librarys_source_is_still_what_is_changed(tmp_path):
-    exllamav2 = pytest.importorskip("gptqmodel.utils.exllamav2")
-    extension = exllamav2._EXLLAMAV2_GPTQ_TORCH_OPS_EXTENSION
-    before = extension.sources
+    pytest.importorskip("gptqmodel.utils.exllamav2")
+    extensions = compat._extensions()
+    before = {name: extension.sources for name, extension in extensions.items()}
     try:
         assert not compat.follows_stream()
         assert compat.launch_on_stream(tmp_path), (
             "gptqmodel builds ExLlamaV2 another way now: graphs of it are refused"
         )
         assert compat.follows_stream()
-        for source in extension.sources():
-            text = open(source).read()
-            assert "<<<gridDim, blockDim>>>" not in text
-            assert source.endswith(".cpp") or "getCurrentCUDAStream" in text
+        for name, extension in extensions.items():
+            for source in extension.sources():
+                text = open(source).read()
+                assert "<<<gridDim, blockDim>>>" not in text, name
+                assert source.endswith(".cpp") or "getCurrentCUDAStream" in text, name
     finally:
-        extension.sources = before
+        for name, extension in extensions.items():
+            extension.sources = before[name]
 
 
 def test_an_extension_can_be_looked_up():
     extension = pytest.importorskip("gptqmodel.extension")
     assert "machete" in extension._EXTENSION_SPECS_BY_NAME  # looking further would download CUTLASS
-    for name in ("exllamav2", "marlin_fp16", "marlin_bf16"):
+    for name in ("exllamav2", "exllamav2_awq", "marlin_fp16", "marlin_bf16"):
         jit = extension._EXTENSION_SPECS_BY_NAME[name].resolve()
         assert isinstance(jit._ops_available(), bool)
         assert jit._candidate_binary_paths(jit.build_root()), "change extension_built"
