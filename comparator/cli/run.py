@@ -44,6 +44,12 @@ def run(
             help="A prompt set in place of one prompt: .jsonl, .csv, a prompt per line, or a shipped set (everyday).",
         ),
     ] = None,
+    resume: Annotated[
+        bool,
+        _prompt_option(
+            "--resume/--fresh", help="Take up an interrupted run of the same prompt set, or begin again."
+        ),
+    ] = True,
     variant: Annotated[
         list[str] | None,
         _model_option(
@@ -192,6 +198,7 @@ def run(
         model,
         adapter or (),
         prompts=prompts,
+        resume=resume,
         system=system,
         chat=chat,
         template=template,

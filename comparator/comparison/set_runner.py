@@ -1,33 +1,35 @@
 """A prompt set through columns that have run: answers, checks, and the distance from the reference, prompt by prompt.
 
 Part of a comparison, after its rounds, so that it disturbs no latency. All columns answer one prompt before the next, so
-that Stop leaves whole rows.
+that Stop leaves whole rows; each answer is on the disk before the next one begins.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from comparator.comparison.journal import Journal, key_of, open_journal
 from comparator.comparison.prompts import checks
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import Scoring
-from comparator.core.messages import LoadRequest, Prompt
+from comparator.core.messages import Generation, LoadRequest, Prompt
 from comparator.core.prompt_set import SetAnswer, SetPrompt, SetResult
 from comparator.core.request import Request
 from comparator.core.result import PromptFidelity
 from comparator.core.settings import parse_max_memory
 from comparator.engine.explain import explain
-from comparator.fidelity.logits_store import scores_folder
+from comparator.fidelity.logits_store import StoredLogits, scores_folder
 from comparator.fidelity.tasks import ColumnRef, CompareTokens, KeepAnswer, ScoreAnswer
 from comparator.runtimes import runtime_for
 from comparator.util import formatting
 
 if TYPE_CHECKING:
     import threading
+    from pathlib import Path
 
     from comparator.core.events import Event
     from comparator.engine.column import Column
@@ -38,90 +40,108 @@ def run_set(
     request: Request,
     engine: Engine,
     cancel: threading.Event,
-    columns: list[Column],
+    columns: Sequence[Column],
     reference: Column,
-    encoded: list[Prompt],
+    encoded: Sequence[Prompt],
     emit: Callable[[Event], None],
 ) -> SetResult:
     """The set's result, also after Stop. `encoded`: the prompts' token ids, in the set's order."""
-    assert request.prompts is not None
-    prompts = request.prompts.prompts
-    answers: list[list[SetAnswer | None]] = [[None] * len(prompts) for _ in columns]
-    alive = [n for n, c in enumerate(columns) if c.alive and c.loaded]
-    order = sorted(alive, key=lambda n: columns[n] is not reference)
-    began, folder = time.monotonic(), scores_folder(engine.settings.cache_dir)
+    journal = Journal()
+    if (
+        not engine.settings.public
+    ):  # visitors' prompts lie nowhere but in the comparisons that they can delete
+        key = key_of(request, columns, reference, engine.environment())
+        journal = open_journal(engine.settings.data_dir / "prompt-sets", key, request.resume)
     try:
-        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-            row = _Row(request, engine, cancel, reference, prompt, ids, str(folder / f"set-{number}"))
-            for at in order:
-                if cancel.is_set():
-                    return _result(request, answers)
-                left = _left(number, len(prompts), time.monotonic() - began)
-                emit(
-                    Scoring(
-                        columns[at].cell,
-                        number / len(prompts),
-                        f"prompt {number + 1} of {len(prompts)}{left}",
-                    )
-                )
-                answers[at][number] = row.answer(columns[at])
-            engine.release_scores(folder)
-            folder = scores_folder(engine.settings.cache_dir)
-    except Stopped:
-        pass
-    finally:
-        engine.release_scores(folder)
-    return _result(request, answers)
+        result = _SetRun(request, engine, cancel, columns, reference, encoded, emit, journal).run()
+    except BaseException:
+        journal.close()
+        raise
+    journal.close(remove=not cancel.is_set())
+    return result
 
 
-def _result(request: Request, answers: list[list[SetAnswer | None]]) -> SetResult:
-    assert request.prompts is not None
-    return SetResult(request.prompts.name, request.prompts.prompts, tuple(map(tuple, answers)))
-
-
-def _left(done: int, total: int, took_s: float) -> str:
-    """ ", about 2 min left", once a few prompts are done."""
-    return f", about {formatting.seconds(took_s / done * (total - done))} left" if done >= 2 else ""
-
-
-class _Row:
-    """One prompt through the columns, the reference first."""
+class _SetRun:
+    """A set as it runs. Columns are named by their number, and so are prompts."""
 
     def __init__(
         self,
         request: Request,
         engine: Engine,
         cancel: threading.Event,
+        columns: Sequence[Column],
         reference: Column,
-        prompt: SetPrompt,
-        ids: Prompt,
-        path: str,
+        encoded: Sequence[Prompt],
+        emit: Callable[[Event], None],
+        journal: Journal,
     ):
-        self.request, self.engine, self.cancel, self.reference = request, engine, cancel, reference
-        self.prompt, self.ids, self.path = prompt, ids, path
-        self.theirs: tuple[int, ...] = ()
-        self.logits = None
+        assert request.prompts is not None
+        self.request, self.engine, self.cancel, self.emit, self.journal = (
+            request,
+            engine,
+            cancel,
+            emit,
+            journal,
+        )
+        self.columns, self.prompts, self.encoded = columns, request.prompts.prompts, encoded
+        self.reference = next(n for n, c in enumerate(columns) if c is reference)
+        alive = [n for n, c in enumerate(columns) if c.alive and c.loaded]
+        self.order = sorted(alive, key=lambda n: n != self.reference)
+        self.answers: dict[tuple[int, int], SetAnswer] = dict(journal.answers)
+        self.logits: dict[int, StoredLogits] = {}  # the reference's, of the prompt at hand
 
-    def answer(self, column: Column) -> SetAnswer:
-        """A failure is this answer's alone. Raises `Stopped`: an answer that was cut short is not kept."""
+    def run(self) -> SetResult:
+        resumed, began, done = len(self.answers), time.monotonic(), 0
+        for number in range(len(self.prompts)):
+            todo = [at for at in self.order if (at, number) not in self.answers]
+            folder = scores_folder(self.engine.settings.cache_dir) if todo else None
+            try:
+                for at in todo:
+                    if self.cancel.is_set():
+                        return self._result(resumed)
+                    left = _left(done, len(self.prompts) - number, time.monotonic() - began)
+                    message = f"prompt {number + 1} of {len(self.prompts)}{left}"
+                    self.emit(Scoring(self.columns[at].cell, number / len(self.prompts), message))
+                    self._answer(at, number, folder)
+            except Stopped:
+                break
+            finally:
+                self.logits.clear()
+                if folder is not None:
+                    self.engine.release_scores(folder)
+            done += bool(todo)
+        return self._result(resumed)
+
+    def _result(self, resumed: int) -> SetResult:
+        assert self.request.prompts is not None
+        numbers = range(len(self.prompts))
+        answers = tuple(tuple(self.answers.get((at, n)) for n in numbers) for at in range(len(self.columns)))
+        return SetResult(self.request.prompts.name, self.prompts, answers, resumed=resumed)
+
+    def _answer(self, at: int, number: int, folder: Path | None) -> None:
+        """A failure is this answer's alone, and is tried again when the set is resumed. Raises `Stopped`: an answer that
+        was cut short is not kept."""
+        column, prompt = self.columns[at], self.prompts[number]
         try:
             handle = self._load(column)
             run = self.engine.generate(
-                handle, self.ids, self.request.settings, self.cancel, adapter=column.exact.adapter
+                handle, self.encoded[number], self.request.settings, self.cancel, adapter=column.exact.adapter
             )
             if self.cancel.is_set():
                 raise Stopped
-            answer_text = run.text[run.thinking.characters :] if run.thinking else run.text
-            passed, why = checks.judge(answer_text, self.prompt)
-            answer = SetAnswer(run.text, len(run.token_ids), run.finish_reason, passed, why)
-            if self.request.fidelity == "none":
-                return answer
-            return _with_fidelity(answer, self._fidelity(column, handle, run.token_ids))
+            if at == self.reference:
+                self.journal.tokens[number] = run.token_ids
+            answer = judged(run, prompt)
+            if self.request.fidelity != "none":
+                answer = with_fidelity(answer, self._fidelity(at, number, run.token_ids, folder))
         except Stopped:
             raise
         except Exception as error:
-            problem = explain(error, f"answer prompt {self.prompt.id} with {column.cell.label}")
-            return SetAnswer(error=f"{problem.problem} {problem.advice}".strip())
+            problem = explain(error, f"answer prompt {prompt.id} with {column.cell.label}")
+            self.answers[at, number] = SetAnswer(error=f"{problem.problem} {problem.advice}".strip())
+            return
+        self.answers[at, number] = answer
+        self.journal.add(at, number, answer, run.token_ids if at == self.reference else None)
 
     def _load(self, column: Column) -> str:
         assert column.loaded is not None
@@ -135,25 +155,49 @@ class _Row:
             )  # fmt: skip
         return column.loaded.handle
 
-    def _fidelity(self, column: Column, handle: str, token_ids: tuple[int, ...]) -> PromptFidelity | None:
-        own = ColumnRef(handle, column.exact.adapter, column.result.label)
-        full = "full logits" not in runtime_for(self.reference.exact.variant).absent
-        if column is self.reference:
-            self.theirs = token_ids
-            if full:
-                task = KeepAnswer(own, self.ids.token_ids, token_ids, self.path)
-                self.logits = self.engine.score(task, self.cancel)
+    # ------------------------------------------------------------ distance from the reference
+
+    def _fidelity(
+        self, at: int, number: int, token_ids: tuple[int, ...], folder: Path | None
+    ) -> PromptFidelity | None:
+        reference = self.columns[self.reference]
+        theirs = self.journal.tokens.get(number, ())
+        full = "full logits" not in runtime_for(reference.exact.variant).absent
+        if at == self.reference:
+            if full and len(self.order) > 1:
+                self._keep_logits(number, folder)
             return None
-        if not self.theirs:
+        if not theirs:
             return None
-        if self.logits is None:
-            compared = CompareTokens(self.request.model, self.theirs, token_ids)
-            return None if full else self.engine.score(compared, self.cancel)
-        name = self.reference.result.label
-        return self.engine.score(ScoreAnswer(own, name, self.ids, self.theirs, self.logits), self.cancel)
+        if not full:
+            return self.engine.score(CompareTokens(self.request.model, theirs, token_ids), self.cancel)
+        if number not in self.logits:  # the reference answered in a run that was interrupted
+            self._keep_logits(number, folder)
+        own, name = self._ref(self.columns[at]), reference.result.label
+        task = ScoreAnswer(own, name, self.encoded[number], theirs, self.logits[number])
+        return self.engine.score(task, self.cancel)
+
+    def _keep_logits(self, number: int, folder: Path | None) -> None:
+        ids, answer = self.encoded[number].token_ids, self.journal.tokens[number]
+        task = KeepAnswer(self._ref(self.columns[self.reference]), ids, answer, f"{folder}/{number}")
+        self.logits[number] = self.engine.score(task, self.cancel)
+
+    def _ref(self, column: Column) -> ColumnRef:
+        return ColumnRef(self._load(column), column.exact.adapter, column.result.label)
 
 
-def _with_fidelity(answer: SetAnswer, measured: PromptFidelity | None) -> SetAnswer:
+def _left(done: int, rest: int, took_s: float) -> str:
+    """ ", about 2 min left", once a few prompts are done."""
+    return f", about {formatting.duration(took_s / done * rest)} left" if done >= 2 else ""
+
+
+def judged(run: Generation, prompt: SetPrompt) -> SetAnswer:
+    """The answer with what its check says of it, without the thinking."""
+    passed, why = checks.judge(run.text[run.thinking.characters :] if run.thinking else run.text, prompt)
+    return SetAnswer(run.text, len(run.token_ids), run.finish_reason, passed, why)
+
+
+def with_fidelity(answer: SetAnswer, measured: PromptFidelity | None) -> SetAnswer:
     if measured is None:
         return answer
     return replace(

@@ -81,10 +81,11 @@ class SetResult:
     """`answers[column][prompt]`, in the order of the document's cells and of `prompts`; None: not reached.
 
     `batch`: how many prompts were decoded at once at most. Latency figures are never from here: they come from rounds of
-    the first prompt alone.
+    the first prompt alone. `resumed`: how many answers are of an earlier run that was interrupted.
     """
 
     name: str
     prompts: tuple[SetPrompt, ...] = ()
     answers: tuple[tuple[SetAnswer | None, ...], ...] = ()
     batch: int = 1
+    resumed: int = 0

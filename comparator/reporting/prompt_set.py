@@ -111,7 +111,12 @@ def reference_index(comparison: Comparison) -> int | None:
 
 def title(comparison: Comparison) -> str:
     result = comparison.prompt_set
-    return f"Prompt set {result.name}: {formatting.plural(len(result.prompts), 'prompt')}" if result else ""
+    if result is None:
+        return ""
+    resumed = (
+        f" ({formatting.plural(result.resumed, 'answer')} of an interrupted run)" if result.resumed else ""
+    )
+    return f"Prompt set {result.name}: {formatting.plural(len(result.prompts), 'prompt')}{resumed}"
 
 
 def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:

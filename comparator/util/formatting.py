@@ -42,6 +42,14 @@ def seconds(value: float | None) -> str:
     return figure(value, "s") if value >= 0.9995 else figure(value * 1e3, "ms")
 
 
+def duration(value_s: float) -> str:
+    """A time that somebody waits: 40 s, 12 min, 2 h 5 min."""
+    minutes = round(value_s / 60)
+    if value_s < 90:
+        return f"{max(1, round(value_s))} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def count(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 
