@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
+from comparator.util import disk
 from comparator.util.atomic_dir import disk_problem
 
 Progress = Callable[[float | None, str], None]
@@ -90,14 +90,8 @@ def store(source: str | Path | Iterable[str], cache_dir: Path) -> str:
         return ""
     file = _path(name, cache_dir)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, tmp = tempfile.mkstemp(prefix=f".{name}.tmp-", dir=file.parent)
-        try:
-            with open(handle, "w", encoding="utf-8") as stream:
-                json.dump(documents, stream, ensure_ascii=False)
-            os.replace(tmp, file)
-        finally:
-            Path(tmp).unlink(missing_ok=True)
+        disk.make_folder(file.parent, 0o777)  # a cache may be shared; the text itself stays private
+        disk.write(file, json.dumps(documents, ensure_ascii=False).encode())
     except OSError as error:
         problem = disk_problem(error, file, "the calibration text")
         raise problem or UserError(

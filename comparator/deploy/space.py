@@ -74,7 +74,7 @@ def _install(folder: Path) -> bool:
                 "The built-in model's package could not be installed: %s", done.stderr.strip()[-1500:]
             )
             return False
-        os.rename(part / "site", folder)
+        (part / "site").rename(folder)
     except (OSError, subprocess.SubprocessError) as error:
         if not folder.is_dir():  # another process may have been faster
             log.warning("The built-in model's package could not be installed: %s", error)

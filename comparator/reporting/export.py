@@ -7,7 +7,6 @@ documents: in each format they are data, never markup and never a formula.
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from comparator.core import document
@@ -15,6 +14,7 @@ from comparator.core.errors import UserError
 from comparator.core.result import Comparison
 from comparator.reporting.csv_export import to_csv, to_layers_csv, to_prompts_csv
 from comparator.reporting.markdown import to_markdown
+from comparator.util import disk
 
 FORMATS = (".json", ".csv", ".layers.csv", ".prompts.csv", ".md", ".html")
 
@@ -28,19 +28,12 @@ def write(comparison: Comparison, path: Path | str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; what stood there before stays until then. Raises `UserError`."""
-    temporary = None
     try:
         if path.exists() and not path.is_file():  # /dev/stdout, a pipe
             path.write_text(text, encoding="utf-8")
             return
-        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with new.open("xb") as file:  # its mode follows the umask
-            temporary = new
-            file.write(text.encode("utf-8"))
-        temporary.replace(path)
+        disk.write(path, text.encode("utf-8"), mode=0o666)
     except OSError as error:
-        if temporary:
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}.",
             "Choose another place, or free some space there.",

@@ -21,7 +21,7 @@ from comparator.core.errors import Stopped, UserError
 from comparator.core.settings import get_settings
 from comparator.sources import hub_problems
 from comparator.sources.checkpoint import Progress
-from comparator.util import atomic_dir, streams
+from comparator.util import atomic_dir, disk, streams
 from comparator.util.compat.huggingface_hub import abort_xet_downloads, download_in_small_pieces
 
 ASK_S = 4.0  # what one question to the Hub may take
@@ -172,9 +172,7 @@ def remember_branch(path: Path, revision: str | None, commit: str) -> None:
         if file.is_file() and file.read_text() == commit:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        tmp = file.with_name(f".{file.name}.{os.getpid()}")
-        tmp.write_text(commit)
-        tmp.replace(file)
+        disk.write(file, commit.encode(), mode=0o666)
     except OSError:
         pass  # a cache that cannot be written serves all the same
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from comparator.core.errors import UserError
 from comparator.store.files import MAX_SIDECAR_BYTES
 from comparator.store.links import BadId, check_id
+from comparator.util import atomic_dir, disk
 
 if TYPE_CHECKING:
     from comparator.store.store import Store
@@ -85,16 +86,16 @@ def write(store: Store, kinds: Kinds, file: Path) -> Report:
                         _add_folder(archive, f"{kind}/{folder.name}", folder, names)
                         for folder in _folders(store.folder.root / kind)
                     )
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.rename(part, file)
+        disk.flush_file(part)
+        disk.rename(part, file)
     except OSError as error:
         raise UserError(
             f"The backup cannot be written to {file}: {error.strerror or error}.",
             "Choose a folder that you may write to, on a disk with room.",
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return report
 
 
@@ -337,8 +338,6 @@ class _Restoring:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             for data in stream.content(member):
                 file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
 
     def _put_in_place(self, kind: str, folder: Path) -> None:
         target = self.store.folder.root / kind / folder.name
@@ -352,8 +351,8 @@ class _Restoring:
         except UserError as problem:
             self.report.refused.append((name, problem.problem))
             return
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        os.rename(folder, target)
+        disk.make_folder(target.parent)
+        atomic_dir.commit(folder, target)
         self.report.folders[kind] += 1
 
 

@@ -22,6 +22,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from pydantic import StrictBool
 from comparator.core.errors import UserError
 from comparator.core.result import Comparison
 from comparator.store.links import check_id
+from comparator.util import disk
 from comparator.util.records import record
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class Folder:
         """Make the folders, and remove what killed processes left behind."""
         try:
             for folder in (self.root, self.documents, self.tmp):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                disk.make_folder(folder)
         except OSError as error:
             # A folder that is mounted read-only can still be read.
             if not self.documents.is_dir():
@@ -147,25 +149,45 @@ class Folder:
         except OSError:
             return 0
 
+    @contextmanager
+    def exclusive(self, timeout_s: float) -> Iterator[None]:
+        """Held by one thread of one process: for reading a sidecar, changing it and writing it back.
+
+        Two processes may have different indexes for a moment (one makes a new one), so a lock in the database alone would
+        let both in. Raises `UserError` where another process holds it for longer than `timeout_s`.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.root / ".lock", timeout=timeout_s, mode=0o600, poll_interval=0.01)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"Another process holds {self.root} for too long.", "Try again in a moment."
+            ) from None
+        except (OSError, NotImplementedError) as error:  # a file system without locks, or read-only
+            log.debug("%s cannot be locked: %s", self.root, error)
+        try:
+            yield
+        finally:
+            lock.release()
+
     # ---- removing for good
 
     def begin_purge(self, id: str) -> None:
         """Note on the disk that this comparison is being removed. From here on it is not brought back from anywhere."""
         try:
-            self._purging.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self._purging / check_id(id)).touch(mode=0o600)
+            disk.make_folder(self._purging)
+            disk.touch(self._purging / check_id(id))
             (self._purged / id).unlink(missing_ok=True)
-            _flush_folder(self._purging)
         except OSError as error:
             raise _refused(error, self._purging) from error
 
     def remove(self, id: str) -> None:
         """Remove a document and then its sidecar, as far as they are there."""
         try:
-            self.document_path(id).unlink(missing_ok=True)
-            _flush_folder(self.documents)
-            self.sidecar_path(id).unlink(missing_ok=True)
-            _flush_folder(self.documents)
+            disk.remove(self.document_path(id))
+            disk.remove(self.sidecar_path(id))
         except OSError as error:
             raise _refused(error, self.documents) from error
 
@@ -173,8 +195,8 @@ class Folder:
         """Nothing is left of it, on this disk and elsewhere. The mark stays for a day: another process may just be
         downloading a copy."""
         try:
-            self._purged.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.replace(self._purging / check_id(id), self._purged / id)
+            disk.make_folder(self._purged)
+            disk.rename(self._purging / check_id(id), self._purged / id)
             os.utime(self._purged / id)
         except FileNotFoundError:
             pass  # another process was faster
@@ -197,9 +219,11 @@ class Folder:
                 if ids or time.time() - mark.stat().st_mtime > _REMEMBERED_S:
                     if not ids:
                         self.remove(id)  # whatever a writer that had not noticed may have put there
-                    mark.unlink()
-            except OSError:
+                    disk.remove(mark)
+            except FileNotFoundError:
                 continue  # another process was faster
+            except OSError as error:
+                raise _refused(error, self._purged) from error
 
     # ---- the disk
 
@@ -228,16 +252,7 @@ class Folder:
     def _write(self, path: Path, data: bytes) -> None:
         part = self.tmp / f"{_this_machine()}~{os.getpid()}~{secrets.token_hex(8)}.part"
         try:
-            try:
-                with open(part, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-            _flush_folder(path.parent)
+            disk.write(path, data, part=part)
         except OSError as error:
             raise _refused(error, path.parent) from error
 
@@ -329,18 +344,6 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass  # some network file systems cannot; the rename stands all the same
-    finally:
-        os.close(handle)
 
 
 def _refused(error: OSError, path: Path) -> UserError:

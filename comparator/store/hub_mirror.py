@@ -28,6 +28,7 @@ from comparator.core.settings import Settings
 from comparator.store import hub_removal
 from comparator.store.files import MAX_SIDECAR_BYTES, Folder
 from comparator.store.links import BadId, check_id
+from comparator.util import disk
 
 BATCH = 100  # comparisons in one commit
 PAUSE_S = 30.0  # between two commits: the Hub takes some 128 an hour
@@ -127,8 +128,8 @@ class Remote:
     def mark(self, id: str) -> None:
         """Remember on the disk that this comparison has to be uploaded. Never raises: saving must not fail by it."""
         try:
-            self._pending.mkdir(parents=True, exist_ok=True)
-            (self._pending / check_id(id)).touch()
+            disk.make_folder(self._pending)
+            disk.touch(self._pending / check_id(id))
         except OSError as error:
             log.warning("%s will not be uploaded: %s", id, error)
 
@@ -261,7 +262,7 @@ class Remote:
         self._prepare()
         for id in ids:  # claimed before anything is read, so that a change meanwhile is marked anew
             try:
-                os.replace(self._pending / id, self._pending / (id + _SENDING))
+                (self._pending / id).replace(self._pending / (id + _SENDING))
             except FileNotFoundError:
                 continue  # claimed earlier, by an attempt that failed
         operations = []

@@ -38,6 +38,7 @@ MAX_PAGE = 500  # entries one search returns at most
 EXCERPT = 300  # characters of the prompt in a list
 _BUSY_S = 15.0
 _RECHECK_S = 30.0  # the folder is compared again at most this often
+_TICK_NS = 2 * 10**9  # the coarsest clock of a file system
 _COLUMNS = (
     "id, saved_at, created_at, deleted_at, name, model, variants, prompt, prompt_key, device, imported, owner"
 )
@@ -115,7 +116,7 @@ class Index:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Held by one thread of one process: for reading a sidecar, changing it and writing it back."""
-        with self._lock:
+        with self._lock, self.folder.exclusive(_BUSY_S):
             self._run(lambda db: db.execute("BEGIN IMMEDIATE"))
             db = self._db
             try:
@@ -265,7 +266,9 @@ class Index:
             with transaction(db):
                 db.executemany("DELETE FROM comparisons WHERE id = ?", [(id,) for id in gone])
                 db.executemany("DELETE FROM search WHERE id = ?", [(id,) for id in gone])
-        self._compared_s, self._compared_ns = time.monotonic(), changed_ns
+        # A change within the same tick of the clock would leave the folder's time as it is.
+        settled = time.time_ns() - changed_ns > _TICK_NS
+        self._compared_s, self._compared_ns = time.monotonic(), changed_ns if settled else -1
 
     def _read(self, id: str) -> tuple[Sidecar, str] | None:
         """The sidecar with a summary, and its stamp; None for a document that cannot be read."""

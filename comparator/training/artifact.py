@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from comparator.core.errors import UserError
 from comparator.sources import hub_upload, naming
 from comparator.training.tokenize import Encoded
 from comparator.training.types import SCHEMA, Evaluation, TrainingResult, TrainRequest
-from comparator.util import atomic_dir
+from comparator.util import atomic_dir, disk
 from comparator.util.records import record
 
 RECORD = "training.json"
@@ -72,12 +71,14 @@ def write(
     config.base_model_name_or_path = naming.public_name(str(checkpoint.source))
     config.inference_mode = True
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(target.parent)
         if target.is_dir() and not any(target.iterdir()):
             target.rmdir()
     except OSError as error:
         raise atomic_dir.disk_problem(error, target, "the adapter", _SETTING) or error from None
-    with atomic_dir.building(target, need_bytes=need, what="the adapter", setting=_SETTING) as tmp:
+    with atomic_dir.building(
+        target, need_bytes=need, what="the adapter", setting=_SETTING, mode=0o700
+    ) as tmp:
         if tmp is None:
             raise UserError(f"{target} already exists.", "Choose another name: nothing is overwritten.")
         save_file(weights, tmp / WEIGHTS, metadata={"format": "pt"})
@@ -143,7 +144,11 @@ def _readme(result: TrainingResult, about: About, config: Any) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    path.write_bytes(_json(content))
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n").encode()
 
 
 # ---------------------------------------------------------------- reading
@@ -175,14 +180,9 @@ def remember_evaluation(path: Path, evaluation: Evaluation) -> None:
     file = path / RECORD
     saved = json.loads(file.read_text(encoding="utf-8"))
     saved["result"]["evaluation"] = asdict(evaluation)
-    new = path / f".{RECORD}.new"
     try:
-        _write_json(new, saved)
-        with new.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(new, file)
+        disk.write(file, _json(saved))
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise atomic_dir.disk_problem(error, file, "the evaluation", _SETTING) or error from None
 
 
@@ -197,7 +197,7 @@ def zipped(path: Path, name: str, folder: Path) -> Path:
             for part in _PUBLIC:
                 if (path / part).is_file():
                     archive.write(path / part, f"{name}/{part}")
-        os.replace(new, file)
+        new.replace(file)  # a download, which need not outlive the power
     except OSError as error:
         new.unlink(missing_ok=True)
         raise atomic_dir.disk_problem(error, file, "the zip file", _SETTING) or error from None
@@ -231,14 +231,12 @@ def checkpointed(save: Callable[[], None], trainer: Any, watch: Any) -> None:
         save()
         _write_json(folder / "watch.json", watch.state_dict())
         sizes = {}
-        for file in sorted(p for p in folder.iterdir() if p.is_file()):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        for file in sorted(p for p in folder.iterdir() if p.is_file() and p.name != WHOLE):
+            disk.flush_file(file)
             sizes[file.name] = file.stat().st_size
-        with (folder / WHOLE).open("w", encoding="utf-8") as stream:
-            json.dump({"step": step, "files": sizes}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        for parent in (folder.parent, folder.parent.parent):
+            disk.flush_folder(parent)
+        disk.write(folder / WHOLE, json.dumps({"step": step, "files": sizes}).encode())
     except Exception as error:
         problem = atomic_dir.disk_problem(error, folder, "a checkpoint", _SETTING)
         if problem is None:

@@ -6,7 +6,6 @@ The process that trains a run has its lock, which the system releases if the pro
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from comparator.core.result import ErrorInfo
 from comparator.training import artifact
 from comparator.training.tokenize import Corpus, Encoded
 from comparator.training.types import TrainingState
-from comparator.util import atomic_dir
+from comparator.util import atomic_dir, disk
 from comparator.util.records import record
 
 _RUN, _SAMPLES = RECORDS = ("run.json", "samples.jsonl")  # all of a run but its checkpoints
@@ -42,14 +41,14 @@ class Run:
         self.lock.release()
 
     def discard(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
+        atomic_dir.discard(self.work)
         self.close()
 
 
 def names(work: Path) -> list[str]:
     """Names of the runs on disk, running or interrupted."""
     try:
-        return sorted(p.name for p in work.iterdir() if (p / _RUN).is_file())
+        return sorted(p.name for p in work.iterdir() if p.name[0] != "." and (p / _RUN).is_file())
     except OSError:
         return []
 
@@ -57,7 +56,7 @@ def names(work: Path) -> list[str]:
 def _lock(work: Path, name: str) -> Any:
     from filelock import FileLock, Timeout
 
-    (work / ".locks").mkdir(parents=True, exist_ok=True)
+    disk.make_folder(work / ".locks")
     lock = FileLock(work / ".locks" / f"{name}.lock", thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -81,11 +80,10 @@ def new(work: Path, about: artifact.About, target: Path, corpus: Corpus) -> Run:
                 f"An unfinished training is called {about.name}.",
                 "Resume it or discard it (`train --resume`, `train --forget`), or choose another name.",
             )
-        tmp = work / f".{about.name}.tmp-{os.getpid()}"
-        shutil.rmtree(tmp, ignore_errors=True)
+        tmp = None
         try:
-            tmp.mkdir(mode=0o700, parents=True)
-            with (tmp / _SAMPLES).open("w", encoding="utf-8") as lines:
+            tmp = atomic_dir.temporary(place, 0o700)
+            with (tmp / _SAMPLES).open("w", encoding="utf-8") as lines:  # `commit` flushes it
                 for heldout, part in ((False, corpus.train), (True, corpus.heldout)):
                     for e in part:
                         lines.write(json.dumps([heldout, e.row, e.full, e.ids, e.labels]) + "\n")
@@ -93,7 +91,8 @@ def new(work: Path, about: artifact.About, target: Path, corpus: Corpus) -> Run:
             (tmp / _RUN).write_text(json.dumps(run, ensure_ascii=False), encoding="utf-8")
             atomic_dir.commit(tmp, place)
         except OSError as error:
-            shutil.rmtree(tmp, ignore_errors=True)
+            if tmp is not None:
+                shutil.rmtree(tmp, ignore_errors=True)
             raise atomic_dir.disk_problem(error, place, "the training", _SETTING) or error from None
     except BaseException:
         lock.release()
@@ -175,9 +174,13 @@ def interrupted(work: Path, name: str, strict: bool = True) -> TrainingState | N
 
 
 def remove(work: Path, name: str) -> None:
-    """Discard a run. Raises `UserError` if another process trains it."""
+    """Discard a run. Raises `UserError` if another process trains it, or the disk refuses."""
     if name not in names(work):
         return
     lock = _lock(work, name)
-    shutil.rmtree(work / name, ignore_errors=True)
-    lock.release()
+    try:
+        atomic_dir.discard(work / name)
+    except OSError as error:
+        raise atomic_dir.disk_problem(error, work / name, "the training", _SETTING) or error from None
+    finally:
+        lock.release()

@@ -22,10 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from comparator.core.errors import UserError
+from comparator.util import disk
 
 Progress = Callable[[float | None, str], None]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FAILED = {errno.EIO, errno.ENODEV, errno.ESTALE}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _SETTING = "COMPARATOR_CACHE_DIR"  # the default of `setting`
 _SPARE_BYTES = 64 * 10**6  # left free on the disk beyond what is written
@@ -39,12 +41,14 @@ def building(
     need_bytes: int = 0,
     what: str = "the cache",
     setting: str = _SETTING,
+    mode: int = 0o777,
 ) -> Iterator[Path | None]:
     """A temporary folder that becomes `path` when the block succeeds; None if `path` exists already.
 
     `need_bytes` (roughly what will be written) is checked against the free space first. `progress` is called with
     (None, message) while another process builds the same folder, and may raise `Stopped`. `what` names the content in
-    messages, `setting` the variable that sets its location. Raises `UserError` when the disk is full or not writable.
+    messages, `setting` the variable that sets its location, `mode` (less the umask) who may enter. Raises `UserError`
+    when the disk is full or not writable.
     """
     path = Path(path)
     if path.exists():
@@ -54,9 +58,8 @@ def building(
         if path.exists():
             yield None
             return
-        _remove_leftovers(path)
         check_space(path, need_bytes, what, setting)
-        tmp = _temporary(path)
+        tmp = temporary(path, mode)
         try:
             yield tmp
             commit(tmp, path)
@@ -67,8 +70,7 @@ def building(
 def commit(tmp: Path, path: Path) -> None:
     """Rename a complete folder to its place; when this returns, a power cut does not undo it."""
     _finish(tmp)
-    os.rename(tmp, path)
-    _flush_folder(path.parent)
+    disk.rename(tmp, path)
 
 
 def remove(path: Path) -> None:
@@ -77,13 +79,18 @@ def remove(path: Path) -> None:
     if not path.exists():
         return
     with _disk_problems(path, path.name, _SETTING), _lock(path, None, _SETTING):
-        trash = _temporary(path)
-        try:
-            os.rename(path, trash / path.name)
-        except FileNotFoundError:
-            pass
-        finally:
-            shutil.rmtree(trash, ignore_errors=True)
+        discard(path)
+
+
+def discard(path: Path) -> None:
+    """Delete a folder atomically, if it exists; the caller has a lock, so that nobody else does."""
+    if not path.exists():
+        return
+    trash = temporary(path)
+    try:
+        disk.rename(path, trash / path.name)
+    finally:
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def disk_problem(error: BaseException, path: Path, what: str, setting: str = _SETTING) -> UserError | None:
@@ -106,6 +113,11 @@ def disk_problem(error: BaseException, path: Path, what: str, setting: str = _SE
         return UserError(
             f"{path.parent} cannot be written to, so {what} cannot be kept there.",
             f"Set {setting} to a folder that you may write to.",
+        )
+    if code in _FAILED and not elsewhere:
+        return UserError(
+            f"The disk failed while {what} was written to {path.parent}: {os.strerror(code)}.",
+            f"Look at the system's messages about it, or set {setting} to a folder on another disk.",
         )
     return None
 
@@ -135,7 +147,7 @@ def _lock(path: Path, progress: Progress | None, setting: str) -> Iterator[None]
 
     folder = path.parent / ".locks"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder, 0o777)
     except OSError as error:
         if disk_problem(error, path, "the cache"):
             raise
@@ -163,17 +175,16 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.tmp-"
 
 
-def _temporary(path: Path) -> Path:
-    """A new folder next to `path`, so that renaming it is atomic. Its mode follows the umask."""
-    tmp = path.parent / f"{_prefix(path)}{secrets.token_hex(6)}"
-    tmp.mkdir()
-    return tmp
+def temporary(path: Path, mode: int = 0o777) -> Path:
+    """A new folder next to `path`, so that renaming it is atomic. Its mode follows the umask.
 
-
-def _remove_leftovers(path: Path) -> None:
-    """Delete what killed processes have left of this folder. The caller has the lock, so nobody writes to it."""
+    What killed processes have left of such folders is removed. The caller has the lock, so nobody writes to it.
+    """
     for old in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
         shutil.rmtree(old, ignore_errors=True)
+    tmp = path.parent / f"{_prefix(path)}{secrets.token_hex(6)}"
+    tmp.mkdir(mode)
+    return tmp
 
 
 def check_space(path: Path, need_bytes: int, what: str, setting: str = _SETTING) -> None:
@@ -198,21 +209,6 @@ def _finish(folder: Path) -> None:
             if os.path.islink(file):
                 continue
             os.chmod(file, mode & 0o666)
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
+            disk.flush_file(Path(file))
         os.chmod(root, mode & 0o777)
-        _flush_folder(Path(root))
-
-
-def _flush_folder(folder: Path) -> None:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # a folder cannot be opened on Windows, and need not be flushed there
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot flush a folder
-            raise
-    finally:
-        os.close(handle)
+        disk.flush_folder(Path(root))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from html.parser import HTMLParser
 
 import pytest
 import sample
+from fault_layer import failing
 
 from comparator.core import document
 from comparator.core.errors import UserError
@@ -293,13 +295,10 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
         export.check_name(tmp_path / "folder.json")
 
 
-def test_what_stood_there_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_what_stood_there_stays_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
-    monkeypatch.setattr(
-        export.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
-    with pytest.raises(UserError, match="No space left"):
+    with failing(tmp_path, 3, errno.ENOSPC), pytest.raises(UserError, match="No space left"):
         export.write(sample.comparison(), path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -8,13 +8,12 @@ import shutil
 import signal
 import threading
 import time
-from pathlib import Path
+import traceback
 
 import pytest
 from store_helpers import asked, contents, index_files, run_python
 
-from comparator.core import document
-from comparator.store import links, open_store
+from comparator.store import NotFound, links, open_store
 from comparator.store.files import Folder, parse_sidecar
 
 # ---------------------------------------------------------------- many at once, and none of them polite
@@ -40,102 +39,103 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def documents_in(data_dir: Path) -> int:
-    return sum(not name.endswith(".meta.json") for name in os.listdir(data_dir / "comparisons"))
+def busy(settings, known: dict[str, str], seed: int, say) -> None:
+    """Save, name, delete and remove for good without end; `say` gets what is about to be done and what is done."""
+    random_ = random.Random(seed)
+    states = dict(known)
+    with open_store(settings) as saved:
+        while True:
+            number = random_.randrange(10**6)
+            what = random_.choice(["save", "save", "name", "delete", "purge"])
+            with_it = sorted(id for id, state in states.items() if (state == "deleted") == (what == "purge"))
+            if what == "save" or not with_it:
+                say("begin save - -")
+                id, state = saved.save(asked(f"prompt {number}")), "saved"
+            else:
+                id = random_.choice(with_it)
+                say(f"begin {what} {id} {number}")
+                if what == "name":
+                    saved.rename(id, f"{number}")
+                    state = f"{number}"
+                else:
+                    saved.delete(id) if what == "delete" else saved.purge(id)
+                    state = {"delete": "deleted", "purge": "purged"}[what]
+            states[id] = state
+            say(f"done {what} {id} {state}")
 
 
-def test_killed_at_any_moment_it_loses_nothing_and_leaves_nothing_broken(settings):
+def killed_while_busy(settings, known: dict[str, str], seed: int, after_s: float) -> list[str]:
+    """What a process said until it was killed, some time after its first word."""
+    ours, its = os.pipe()
+    child = os.fork()
+    if child == 0:  # no pytest in here
+        try:
+            busy(settings, known, seed, lambda text: os.write(its, (text + "\n").encode()))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(its)
+    with os.fdopen(ours, encoding="utf-8") as said:
+        first = said.readline()
+        time.sleep(after_s)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it failed by itself"
+        return [first, *said]
+
+
+def state_of(saved, id: str) -> str:
+    try:
+        entry = saved.entry(id)
+    except NotFound:
+        return "purged"
+    if entry.deleted_at:
+        return "deleted"
+    assert saved.load(id).id == id
+    return entry.name or "saved"
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_loses_nothing_and_leaves_nothing_broken(settings, times):
+    """kill -9, again and again, on one data folder: what a process had confirmed is there, and nothing is half there."""
     random_ = random.Random(11)
-    on_progress: dict[str, str] = {}
-    lines_seen = in_the_middle = 0
-    for attempt in range(6):
-        process = run_python(SAVING, settings.data_dir, "100000")
-        lines: list[str] = []
-        reader = threading.Thread(target=lambda p=process, to=lines: to.extend(p.stdout), daemon=True)
-        reader.start()
-        end_s = time.monotonic() + 30
-        enough = random_.randint(1, 12)
-        while len(lines) < enough and time.monotonic() < end_s and process.poll() is None:
-            time.sleep(0.005)
-        if attempt % 3 == 0:  # at any moment
-            time.sleep(random_.uniform(0, 0.06))
-        elif attempt % 3 == 1:  # while a file is being written
-            while not os.listdir(settings.data_dir / "tmp") and time.monotonic() < end_s:
-                pass
-        else:  # when a document has just appeared
-            there = documents_in(settings.data_dir)
-            while documents_in(settings.data_dir) == there and time.monotonic() < end_s:
-                pass
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        in_the_middle += any((settings.data_dir / "tmp").iterdir())
-        reader.join(timeout=10)
-        assert lines, process.stderr.read()
-        lines_seen += len(lines)
+    known: dict[str, str] = {}  # id → what was last confirmed
+    in_the_middle = 0
+    for seed in range(times):
+        lines = killed_while_busy(settings, known, seed, random_.uniform(0, 0.08))
+        open_ = None  # what had begun and was not confirmed
         for line in lines:
-            if line.endswith("\n"):
-                word, id, *rest = line.split()
-                on_progress[id] = word + " " + " ".join(rest) if rest else word
+            word, what, id, rest = line.split()
+            open_ = (what, id, rest) if word == "begin" else None
+            if word == "done":
+                known[id] = rest
+        in_the_middle += open_ is not None
         with open_store(settings) as saved:
             for path in (settings.data_dir / "comparisons").iterdir():
                 if path.name.endswith(".meta.json"):
                     parse_sidecar(path.read_bytes())
                 else:
                     assert path.name.endswith(".json"), f"{path.name} was left behind"
-                    document.loads(path.read_bytes())  # whole, whatever was killed
-            assert not list((settings.data_dir / "tmp").iterdir()), (
-                "the killed process's temporary file is still there"
-            )
-            listed = {e.id: e for e in contents(saved)}
-            for id, state in on_progress.items():
-                assert id in listed, f"{id} was saved ({state}) and is not in the history"
-                if state == "deleted":
-                    assert listed[id].deleted_at, "a deletion was lost"
-                elif not listed[id].deleted_at:  # killed after deleting it and before saying so
-                    assert saved.load(id).id == id
-                if state.startswith("named"):
-                    assert listed[id].name == state.removeprefix("named "), "a name was lost"
-    assert len(on_progress) >= 10 and lines_seen > 20, (
-        "the processes hardly got to save anything: the test shows nothing"
-    )
-    assert in_the_middle, "no process was killed while it wrote: the test shows nothing of that"
-
-
-@pytest.mark.parametrize("step", range(7))
-def test_killed_at_each_step_of_a_save(settings, step):
-    """A save is: sidecar to the disk, renamed, folder to the disk; document likewise; then the index."""
-    with open_store(settings) as saved:
-        first = saved.save(asked("First"))
-    code = """
-import os, signal, sys
-from comparator.core.settings import Settings
-from comparator.store import open_store
-from tests.sample import comparison
-store = open_store(Settings(data_dir=sys.argv[1], public=False))
-left = int(sys.argv[2])
-def dying(real):
-    def call(*args, **kwargs):
-        global left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        return real(*args, **kwargs)
-    return call
-os.fsync, os.replace, store._index.put = map(dying, (os.fsync, os.replace, store._index.put))
-store.save(comparison())
-print("survived")
-"""
-    process = run_python(code, settings.data_dir, str(step))
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, f"a save has fewer steps than it should: {out}{err}"
-    renamed = step >= 5  # the document's rename is the moment from which it is saved
-    assert bool(list((settings.data_dir / "tmp").iterdir())) == (step in (0, 1, 3, 4))
-    with open_store(settings) as saved:
-        assert saved.count() == 1 + renamed, "half a save is in the history, or a whole one is not"
-        assert saved.load(first).prompt.text == "First"
-        for entry in saved.search():
-            assert saved.load(entry.id).id == entry.id
-        assert not list((settings.data_dir / "tmp").iterdir())
+            assert not list((settings.data_dir / "tmp").glob("*")), "a temporary file is still there"
+            if open_ and open_[0] != "save":
+                what, id, rest = open_
+                outcome = state_of(saved, id)
+                possible = {"name": rest, "delete": "deleted", "purge": "purged"}[what]
+                assert outcome in (known[id], possible), f"cut off in {what}, it is {outcome}: {known[id]}"
+                known[id] = outcome
+            for id, state in known.items():
+                assert state_of(saved, id) == state, f"killed {seed + 1} times, {id} is no longer {state}"
+            extra = {e.id for e in contents(saved)} - known.keys()
+            assert len(extra) <= bool(open_ and open_[0] == "save"), "the history has what nobody saved"
+            known |= dict.fromkeys(extra, "saved")
+            listed = {e.id for e in contents(saved)}
+            assert listed == {id for id, state in known.items() if state != "purged"}
+            for id in [id for id, state in known.items() if state == "purged"]:
+                del known[id]
+            for id in sorted(known)[30:]:  # so that a thousand rounds do not make thousands of files
+                saved.purge(id, lambda sidecar: True)
+                del known[id]
+    assert in_the_middle > times / 4, "hardly any process was killed at work: the test shows nothing"
 
 
 def test_several_processes_share_one_folder(settings):
