@@ -358,7 +358,14 @@ def test_the_kernels_are_gptqmodel_s_and_transformers_takes_their_names():
 
     from transformers import AwqConfig
 
-    files = ("marlin_awq", "gemm_awq", "gemm_awq_triton", "torch_aten_kernel_awq", "torch_awq")
+    files = (
+        "marlin_awq",
+        "exllamav2_awq",
+        "gemm_awq",
+        "gemm_awq_triton",
+        "torch_aten_kernel_awq",
+        "torch_awq",
+    )
     modules = [importlib.import_module(f"gptqmodel.nn_modules.qlinear.{name}") for name in files]
 
     for kernel in KERNELS.kernels:
