@@ -197,8 +197,9 @@ class Shown:
     """The comparison that the page shows. Compared and hashed by identity, so that Gradio's change detection does not
     walk through thousands of layer rows ten times a second."""
 
-    def __init__(self, comparison: Comparison | None = None, recorded: bool = False):
+    def __init__(self, comparison: Comparison | None = None, recorded: bool = False, running: bool = False):
         self.comparison = comparison
+        self.running = running  # only the columns that have answered so far, without fidelity
         self.recorded = recorded  # a saved comparison was opened: nothing of it is in memory here
         self.unloaded: dict[str, int] = {}  # column label → bytes freed
 

@@ -14,13 +14,15 @@ from typing import Any
 
 import gradio as gr
 
+from comparator.comparison.pace import Pace
+from comparator.comparison.plan import Plan
 from comparator.comparison.validation import checked
 from comparator.core.errors import UserError
-from comparator.core.events import Event
+from comparator.core.events import Event, Generated, Scoring
 from comparator.core.request import Request
 from comparator.engine.explain import explain
 from comparator.engines import get_engine
-from comparator.ui import links
+from comparator.ui import estimate, links
 from comparator.ui.admission import owner_of
 from comparator.ui.form import Form, Shown
 from comparator.ui.page import DIRECT, PRIVATE, Page
@@ -116,6 +118,7 @@ def wire(page: Page, demo: gr.Blocks) -> None:
         trigger_mode="once",
         **PRIVATE,
     )
+    estimate.wire(page, demo, started)
     page.refresh_history(started.then(around, outputs=[page.status, page.residents], **DIRECT))
     page.stop.click(stop, outputs=[page.notice], **DIRECT)
     demo.unload(visitor_left)
@@ -175,20 +178,26 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
         except UserError as problem:
             yield RunOutputs.refused(len(page.cards), problem)
             return
-        live = Live(request.cells, request.reference, request.model)
+        plan = Plan(request, Pace(page.settings.cache_dir), page.settings.repeats)
+        live = Live(request.cells, request.reference, request.model, plan)
         view.draw(live, set(range(len(live.columns))))
         yield view.values(running=True)
         background = Background(lambda emit: page.admission.run(request, owner_of(owner), stop, emit, asker))
         began = sent_at = time.monotonic()
         while True:
             ended = background.ended  # checked before draining, so that no event is lost
-            moved = _take(live, [event for (event,) in background.drain()], view)
+            events = [event for (event,) in background.drain()]
+            moved = _take(live, events, view)
+            if _tabs_may_draw(live, events):
+                view.shown = Shown(live.so_far(request), running=True)
+            plan.tick(time.monotonic())
             line = notice.render(live, stop.is_set(), time.monotonic() - began)
             if ended:
                 break
             if moved or line != view.notice or time.monotonic() - sent_at > PULSE_S:
                 view.notice, sent_at = line, time.monotonic()
                 yield view.values()
+                view.shown = gr.skip()
             await asyncio.sleep(TICK_S)
         if background.error is not None:
             view.notice = _explain(background.error)
@@ -198,6 +207,8 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
             _settle(live, view)
         else:
             view.notice, view.shown = line, Shown(live.comparison)
+            if not stop.is_set():
+                plan.pace.remember(request.model, plan.measured(), request.fidelity)
             saved = page.admission.holds(live.comparison.id)
             view.share = share.render(page, live.comparison, asker, saved=saved)
         yield view.values(running=False)
@@ -219,9 +230,22 @@ def _take(live: Live, events: list[Event], view: RunOutputs) -> bool:
     """Apply events and redraw each changed card once; returns whether any changed."""
     changed: set[int] = set()
     for event in events:
+        live.plan.apply(event, time.monotonic())
         changed |= live.apply(event)
     view.draw(live, changed)
     return bool(changed)
+
+
+def _tabs_may_draw(live: Live, events: list[Event]) -> bool:
+    """Whether the tabs are drawn with what has been answered so far: while the next column loads or one is scored, when
+    nothing is timed that drawing could disturb."""
+    if live.comparison or not any(c.result and c.answered for c in live.columns):
+        return False
+    if any(not c.answered for c in live.columns):
+        return any(isinstance(event, Generated) for event in events)
+    first = not live.scoring
+    live.scoring = live.scoring or any(isinstance(event, Scoring) for event in events)
+    return first and live.scoring
 
 
 def _settle(live: Live, view: RunOutputs) -> None:

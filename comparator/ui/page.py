@@ -14,7 +14,7 @@ import gradio as gr
 
 from comparator.core.settings import Settings
 from comparator.ui.admission import Admission
-from comparator.ui.form import Runs
+from comparator.ui.form import Runs, Shown
 from comparator.ui.gradio_compat import unchecked
 
 # Every listener is private (API clients cannot call it), shows no spinner over its outputs, and is limited only by the
@@ -46,6 +46,7 @@ class Page:
     summary: gr.HTML | None = None
     notice: gr.HTML | None = None
     status: gr.HTML | None = None  # the header line
+    estimate: gr.HTML | None = None  # how long a run of the form would take
     facts: gr.HTML | None = None  # facts about the model
     examined: gr.HTML | None = None  # what examining its files found
     describe: Callable[..., str] | None = None  # a model's name, and `linked` → its facts as HTML
@@ -64,9 +65,18 @@ class Page:
     run: gr.Button | None = None
     stop: gr.Button | None = None
 
-    def on_comparison(self, render, outputs) -> None:
-        """Call `render(shown)` whenever another comparison is shown; its return values go to `outputs`."""
-        self.shown.change(render, inputs=[self.shown], outputs=outputs, **PRIVATE)
+    def on_comparison(self, render, outputs, *, running: bool = False) -> None:
+        """Call `render(shown)` whenever another comparison is shown; its return values go to `outputs`.
+
+        running: also while it runs, with the columns that have answered so far.
+        """
+
+        def ready(shown: Shown):
+            if shown.running and not running:
+                return tuple(gr.skip() for _ in outputs)
+            return render(shown)
+
+        self.shown.change(ready, inputs=[self.shown], outputs=outputs, **PRIVATE)
 
 
 Choice = unchecked("Choice", gr.Dropdown, lambda value: value if isinstance(value, str) else None)

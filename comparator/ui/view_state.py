@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from comparator.backends import most_precise
+from comparator.comparison.plan import Plan
 from comparator.core.events import (
     Done,
     Event,
@@ -16,16 +17,21 @@ from comparator.core.events import (
     Queued,
     Scoring,
 )
-from comparator.core.result import CellResult, Comparison
+from comparator.core.request import Request
+from comparator.core.result import CellResult, Comparison, Environment, PromptInfo
 from comparator.core.variant import Cell, CellName
 from comparator.reporting.plots.style import colours
 
-WORKING = ("queued", "loading", "generating", "scoring")
+WORKING = ("queued", "loading", "generating", "answered", "scoring")
+AT_WORK = ("loading", "generating", "scoring")
 
 
 @dataclass
 class Column:
-    """One column on the page. `state` is one of WORKING, or done, stopped or failed."""
+    """One column on the page. `state` is one of WORKING, or done, stopped or failed.
+
+    answered: the answer is whole; repeats and scoring follow. It is never loading or done before that again.
+    """
 
     label: str
     variant: str
@@ -33,6 +39,7 @@ class Column:
     state: str = "queued"
     message: str = ""
     fraction: float | None = None
+    left_s: float | None = None  # until what it does now is over
     text: str = ""
     tokens: int = 0
     times_s: list[float] = field(
@@ -57,8 +64,14 @@ class Column:
 class Live:
     """A comparison on the page: running (updated by `apply`), or finished (`Live.of`)."""
 
-    def __init__(self, cells: tuple[Cell, ...] = (), reference: Cell | None = None, model: str = ""):
-        self.model = model
+    def __init__(
+        self,
+        cells: tuple[Cell, ...] = (),
+        reference: Cell | None = None,
+        model: str = "",
+        plan: Plan | None = None,
+    ):
+        self.model, self.plan = model, plan
         self.columns = [
             Column(c.label, c.variant.notation, c.adapter.notation if c.adapter else None) for c in cells
         ]
@@ -67,6 +80,7 @@ class Live:
             0,
             "",
         )  # number of jobs ahead in the queue, and what the first of them is doing
+        self.scoring = False  # the last run is over, and fidelity is being measured
         self.recorded = False  # a saved comparison was opened: nothing of it is in memory here
         self.comparison: Comparison | None = None
         if reference is None and cells:
@@ -112,7 +126,15 @@ class Live:
     @property
     def current(self) -> Column | None:
         """The column that is being loaded, generated or scored."""
-        return next((c for c in self.columns if c.state in WORKING[1:]), None)
+        return next((c for c in self.columns if c.state in AT_WORK), None)
+
+    def so_far(self, request: Request) -> Comparison:
+        """The columns that have answered so far as a comparison, for tables and plots; nothing in it is final."""
+        return Comparison(
+            id="", created_at="", model=self.model, environment=Environment(), reference=self.reference,
+            prompt=PromptInfo(request.prompt, request.system), settings=request.settings,
+            cells=tuple(c.result for c in self.columns if c.answered and c.result),
+        )  # fmt: skip
 
     def apply(self, event: Event) -> set[int]:
         """Apply one event; returns the numbers of the columns it changed."""
@@ -127,11 +149,9 @@ class Live:
             return set()
         column = self.columns[number]
         if isinstance(event, Loading | Scoring):
-            if not column.settled:
-                column.state = "loading" if isinstance(event, Loading) else "scoring"
-                column.message, column.fraction = event.message, event.fraction
+            self._working(column, event)
         elif isinstance(event, Generating):
-            column.state, column.fraction = "generating", None
+            column.state, column.fraction, column.left_s = "generating", None, None
             column.message = f"run {event.round + 1} of {event.rounds}" if event.rounds > 1 else ""
             if event.round == 0:
                 column.text += event.chunk.text
@@ -140,9 +160,22 @@ class Live:
         elif isinstance(event, Generated | Finished | Failed):
             self._take(column, event.result)
             column.settled = not isinstance(event, Generated)
+            if not column.settled and column.state == "done":
+                column.state = "answered"
             if self._is_measure(column):
                 return set(range(len(self.columns)))  # the ratios of all other columns change
         return {number}
+
+    def _working(self, column: Column, event: Loading | Scoring) -> None:
+        """A column loads or is scored. One that has answered and loads again stays answered: no step is taken back."""
+        if column.settled:
+            return
+        if isinstance(event, Scoring):
+            column.state = "scoring"
+        elif not column.answered:
+            column.state = "loading"
+        column.message, column.fraction = event.message, event.fraction
+        column.left_s = self.plan.step_left_s(event.cell) if self.plan else None
 
     def _is_measure(self, column: Column) -> bool:
         return any(self.against(other) is column for other in self.columns)
@@ -157,7 +190,7 @@ class Live:
             )  # including options that depend on the model
         column.result = result
         column.variant, column.adapter, column.label = result.variant, result.adapter, result.label
-        column.message, column.fraction, column.answered = "", None, True
+        column.message, column.fraction, column.left_s, column.answered = "", None, None, True
         column.state = "done" if result.status == "ok" else result.status
         if result.text or result.status == "ok":
             column.text, column.tokens = result.text, len(result.token_ids)

@@ -42,12 +42,24 @@ def seconds(value: float | None) -> str:
     return figure(value, "s") if value >= 0.9995 else figure(value * 1e3, "ms")
 
 
-def duration(value_s: float) -> str:
-    """A time that somebody waits: 40 s, 12 min, 2 h 5 min."""
-    minutes = round(value_s / 60)
-    if value_s < 90:
-        return f"{max(1, round(value_s))} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def duration(seconds: float | None) -> str:
+    """A time that somebody waits: 42 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None:
+        return NONE
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def rounded_duration(seconds: float) -> float:
+    """As exact as an estimate is: to 1 s below 10 s, 5 s below a minute, else 10 s; at least that."""
+    step = 1 if seconds < 10 else 5 if seconds < 60 else 10
+    return max(step, step * round(seconds / step))
 
 
 def count(value: int | None) -> str:

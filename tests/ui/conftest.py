@@ -140,7 +140,7 @@ class Visitor:
         """Wait until Run can be pressed again and nothing is at work."""
         self.page.wait_for_function(
             "() => !document.querySelector('#run').disabled && document.querySelector('.card')"
-            " && !document.querySelector('.card.queued, .card.loading, .card.generating, .card.scoring')",
+            " && !document.querySelector('.card.queued, .card.loading, .card.generating, .card.answered, .card.scoring')",
             timeout=timeout_s * 1000,
         )
 

@@ -32,7 +32,7 @@ def test_a_column_from_waiting_to_done():
     live.apply(Generating(BF16, Chunk(" words", (2, 3), (10.25, 10.5))))
     assert live.columns[0].text == "two words" and live.columns[0].speed_so_far == 4.0
     assert live.apply(Generated(BF16, result(BF16))) == {0, 1}, "the reference's figures change every ratio"
-    assert live.columns[0].state == "done" and live.columns[1].state == "queued"
+    assert live.columns[0].state == "answered" and live.columns[1].state == "queued"
     live.apply(Scoring(BF16, 0.5, "scoring"))
     assert live.columns[0].state == "scoring" and live.columns[0].answered, (
         "the text stays whole while it is scored"

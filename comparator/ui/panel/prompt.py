@@ -36,6 +36,7 @@ def build(page: Page) -> None:
     with gr.Row(elem_id="actions"):
         page.run = gr.Button("Run", variant="primary", elem_id="run", scale=0)
         page.stop = gr.Button("Stop", elem_id="stop", interactive=False, scale=0)
+        page.estimate = html(elem_id="estimate")
         html(
             '<p class="keys"><kbd>Enter</kbd> run · <kbd>Shift</kbd>+<kbd>Enter</kbd> new line</p>',
             elem_id="keys",

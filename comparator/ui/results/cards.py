@@ -51,7 +51,7 @@ def render(live: Live, column: Column, number: int, unloaded: dict[str, int] | N
 
 def _head(live: Live, column: Column) -> str:
     tag = '<span class="tag">reference</span>' if live.is_reference(column) else ""
-    width = 100 if column.finished else round(100 * (column.fraction or 0))
+    width = 100 if column.finished or column.state == "answered" else round(100 * (column.fraction or 0))
     waiting = column.state in ("loading", "scoring") and column.fraction is None
     moving = " moving" if waiting or column.state == "generating" else ""
     return (
@@ -62,19 +62,29 @@ def _head(live: Live, column: Column) -> str:
 
 
 def state_words(column: Column) -> str:
-    """queued, loading 40 %, generating, done, stopped, failed."""
+    """queued, loading 40 %, generating, answered, scoring 40 %, done, stopped, failed."""
     if column.state in ("loading", "scoring") and column.fraction is not None:
         return f"{column.state} {column.fraction * 100:.0f} %"
+    if column.state == "generating" and column.answered:
+        return column.message  # "run 2 of 3"
     return column.state
+
+
+def step_words(column: Column) -> str:
+    """What a column does, how much of it is done and how long the rest takes: "loading weights · 62 % · 3 s left"."""
+    share = f"{column.fraction * 100:.0f} %" if column.fraction is not None else ""
+    left = f"{formatting.duration(column.left_s)} left" if column.left_s is not None else ""
+    return " · ".join(filter(None, (column.message.strip().rstrip(".…"), share, left)))
 
 
 def _answer(live: Live, column: Column) -> str:
     if not column.text:
         waiting = {
             "queued": "Queued",
-            "loading": _sentence(column.message) or "Loading weights …",
+            "loading": _sentence(step_words(column)) or "Loading weights …",
             "generating": "Processing the prompt …",
-            "scoring": _sentence(column.message) or "Scoring …",
+            "answered": "Empty answer: the model ended immediately.",
+            "scoring": _sentence(step_words(column)) or "Scoring …",
             "stopped": "Stopped before it started.",
             "done": "Empty answer: the model ended immediately.",
         }[column.state]
@@ -83,7 +93,7 @@ def _answer(live: Live, column: Column) -> str:
         inner = f'<div class="text" dir="auto">{_marked(live, column)}</div>'
     return (
         f'<div class="answer" tabindex="0" role="region" aria-label="Answer of {esc(column.label)}">{inner}</div>'
-        f'<p class="length">{esc(length_words(column))}</p>'
+        f'<p class="length" title="{esc(length_words(column))}">{esc(length_words(column))}</p>'
     )
 
 
@@ -102,9 +112,7 @@ def length_words(column: Column) -> str:
     )
     text = f"{formatting.plural(column.tokens, 'token')} {ended}"
     if column.state == "scoring" and column.message:
-        text += f" · {column.message}"
-    elif column.state == "generating" and column.message:
-        text += f" · {column.message}"
+        text += f" · {step_words(column)}"
     return text
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comparator.core.errors import UserError
 from comparator.ui.markup import code, esc
+from comparator.ui.markup import render as render_template
 from comparator.ui.page import Page, html
-from comparator.ui.results import error_details
+from comparator.ui.results import cards, error_details
 from comparator.ui.view_state import Live
 from comparator.util import error_log, formatting
 
@@ -45,14 +46,23 @@ def render(live: Live, stopping: bool, took_s: float) -> str:
         )
     column = live.current
     if column is None:
-        return say("Starting …")
-    verb = {"loading": "Loading", "generating": "Generating with", "scoring": "Scoring"}[column.state]
-    place = f" ({live.columns.index(column) + 1} of {len(live.columns)})" if len(live.columns) > 1 else ""
-    message = column.message if column.state == "loading" else ""
-    if message[:1].isupper() and message[1:2].islower():
-        message = message[0].lower() + message[1:]
-    share = f"{column.fraction * 100:.0f} %" if column.fraction is not None else ""
-    return say(f"{verb} {column.label}{place}" + (f": {message}" if message else ""), share)
+        return say("Starting …") + _plan(live)
+    what, _, detail = cards.step_words(column).partition(" · ")
+    if column.state == "generating":
+        what = " · ".join(filter(None, ("generating", column.message)))
+    return say(f"{column.label} · {what or column.state}", f"· {detail}" if detail else "") + _plan(live)
+
+
+def _plan(live: Live) -> str:
+    """The stages of the run, how far it is and how long the rest takes. Not announced: it changes all the time."""
+    plan = live.plan
+    if plan is None:
+        return ""
+    left = plan.left_s
+    return render_template(
+        "plan.html", stages=plan.stages, percent=100 * plan.fraction,
+        left=f"about {formatting.duration(formatting.rounded_duration(left))} left" if left is not None else "",
+    )  # fmt: skip
 
 
 def _over(live: Live, took_s: float) -> str:

@@ -107,6 +107,6 @@ def in_words(live: Live, column: Column) -> str:
     if (
         quality in ("–", "not measured") or column.result.variant == theirs.variant
     ):  # an adapter on the same base
-        quality = ""
+        quality = "" if column.settled else "quality pending"
     answer = ": ".join(filter(None, (quality, differing(live, column))))
     return ", ".join(filter(None, (formatting.amount(share, "memory"), speed, answer))) or column.state

@@ -19,7 +19,7 @@ def build(page: Page) -> None:
     with gr.Tab("Fidelity", id="fidelity"):
         intro = html(
             note(
-                "Once a comparison of two or more variants has finished, this tab shows how far their predictions are from the "
+                "Variants are scored after the last answer. This tab then shows how far their predictions are from the "
                 "reference's."
             )
         )

@@ -16,12 +16,14 @@ from comparator.util.stats import LEAST_RUNS
 
 def build(page: Page) -> None:
     with gr.Tab("Latency", id="latency"):
-        intro = html(note("Once a comparison has finished, this tab shows when each token was generated."))
+        intro = html(
+            note("Once a variant has answered, this tab shows when each of its tokens was generated.")
+        )
         with gr.Row(elem_classes="plots", visible=False) as pictures:
             timeline = picture("Tokens over time")
             boxes = picture("Time between two tokens")
         figures = html()
-        page.on_comparison(show, [intro, pictures, timeline, boxes, figures])
+        page.on_comparison(show, [intro, pictures, timeline, boxes, figures], running=True)
 
 
 def show(shown: Shown):

@@ -41,7 +41,7 @@ def build(page: Page) -> None:
         with gr.Row(elem_classes="controls", visible=False) as controls:
             column = Choice([], label="Variant", filterable=False, elem_id="layers-column")
             other = Choice([], label="Compare with", filterable=False, elem_id="layers-other")
-        summary = html(note("Once a comparison has finished, this tab shows how every tensor is stored."))
+        summary = html(note("Once a variant has answered, this tab shows how every tensor of it is stored."))
         with gr.Row(elem_classes="controls search", visible=False) as finder:
             search = gr.Textbox(
                 "", label="Search tensors", placeholder="layers.0 q_proj, uint8, norm …", elem_id="layers-search",
@@ -56,7 +56,7 @@ def build(page: Page) -> None:
             return view(shown, name, against, query or "", bool(only))
 
         inputs = [page.shown, column, other, search, changed]
-        page.on_comparison(offer, [controls, finder, column, other])
+        page.on_comparison(offer, [controls, finder, column, other], running=True)
         # The choices depend on the comparison, and the table on the choices.
         gr.on(
             [page.shown.change, column.change, other.change],

@@ -21,11 +21,11 @@ FIRST_USE_HEAD = ("Variant", "Weights, as loaded", "after first use", "Quant sta
 
 def build(page: Page) -> None:
     with gr.Tab("Memory", id="memory"):
-        intro = html(note("Once a comparison has finished, this tab shows where the bytes are."))
+        intro = html(note("Once a variant has answered, this tab shows where its bytes are."))
         with gr.Row(elem_classes="plots one", visible=False) as pictures:
             bars = picture("Where the bytes are")
         figures = html()
-        page.on_comparison(show, [intro, pictures, bars, figures])
+        page.on_comparison(show, [intro, pictures, bars, figures], running=True)
 
 
 def show(shown: Shown):

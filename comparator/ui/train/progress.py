@@ -25,32 +25,18 @@ STATES = {
 }
 
 
-def duration(seconds: float | None) -> str:
-    """A duration in words: 42 s, 3 min 20 s, 2 h 5 min."""
-    if seconds is None:
-        return formatting.NONE
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes < 10 and rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"
-
-
 def line(state: TrainingState) -> str:
     """The state of a job as a sentence."""
     if state.status == "waiting":
         why = state.message.removeprefix("waiting: ") or "the device is busy"
         return f"Queued: {why}. It starts automatically."
     if state.status == "training":
-        remaining = f", {duration(state.eta_s)} left" if state.eta_s is not None else ""
+        remaining = f", {formatting.duration(state.eta_s)} left" if state.eta_s is not None else ""
         return f"Step {state.step:,} of {state.of:,}{remaining}"
     if state.status in ("preparing", "saving"):
         return state.message or f"{STATES[state.status]} …"
     if state.status == "finished":
-        return f"Done: {formatting.plural(state.step, 'step')} in {duration(state.elapsed_s)}."
+        return f"Done: {formatting.plural(state.step, 'step')} in {formatting.duration(state.elapsed_s)}."
     done = f"after step {state.step:,}" + (f" of {state.of:,}" if state.of else "")
     if state.status == "stopped":
         return f"Stopped {done}. The adapter trained so far is kept."
@@ -116,8 +102,8 @@ def _figures(state: TrainingState) -> str:
         ("step", f"{state.step:,}" if state.of else formatting.NONE, f"of {state.of:,}" if state.of else ""),
         (
             "time left",
-            duration(0 if state.over and state.of else state.eta_s),
-            f"{duration(state.elapsed_s)} so far",
+            formatting.duration(0 if state.over and state.of else state.eta_s),
+            f"{formatting.duration(state.elapsed_s)} so far",
         ),
         ("loss", _loss(losses[-1:]), _from(losses)),
         ("evaluation loss", _loss(eval_losses[-1:]), _from(eval_losses)),

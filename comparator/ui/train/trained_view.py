@@ -5,7 +5,6 @@ from __future__ import annotations
 from comparator.training.types import EvalRow, Evaluation, TrainingResult
 from comparator.ui.markup import code, esc, note, sized, table
 from comparator.ui.results.saved_comparison import when
-from comparator.ui.train.progress import duration
 from comparator.util import formatting
 
 EMPTY = "No trained adapters yet. They will be listed here and under Adapters on the left."
@@ -27,7 +26,7 @@ def described(result: TrainingResult) -> str:
         (
             "steps",
             f"{result.steps:,}",
-            f"of {result.of:,}" if result.partial else f"in {duration(result.train_s)}",
+            f"of {result.of:,}" if result.partial else f"in {formatting.duration(result.train_s)}",
         ),
         ("speed", formatting.figure(result.tok_s, "tok/s"), ""),
         ("trained", formatting.parameters(result.trainable_parameters), "parameters"),
