@@ -125,6 +125,16 @@ def from_pretrained(checkpoint, placement: Placement, progress: Progress, *, dty
     return model.eval().requires_grad_(False)
 
 
+def refuse_main_memory(placement: Placement, title: str) -> None:
+    """Raises `UserError` where a part of the model would lie in main memory beside a GPU. title: of a method whose packed weights
+    accelerate cannot move to the GPU at each use."""
+    if placement.device.startswith("cuda") and "cpu" in (placement.max_memory or {}):
+        raise UserError(
+            f"The weights of {title} cannot lie in main memory beside a GPU: accelerate does not move them back for each layer.",
+            "Leave the CPU out of the memory limits, unload other variants, or use gptq or bf16.",
+        )
+
+
 def lent_notes(checkpoint) -> list[str]:
     """For the column, where `from_pretrained` made it from a resident variant's tensors."""
     return [checkpoint.lent.note] if checkpoint.lent is not None else []

@@ -23,6 +23,7 @@ from comparator.backends.base import (
 )
 from comparator.backends.ct import checks
 from comparator.backends.ready_made import left_over_note, tokenizer_note, with_quantization
+from comparator.backends.transformers_loader import refuse_main_memory
 from comparator.backends.unpacked import Unpacked, dtype_of
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
@@ -117,6 +118,7 @@ class CompressedTensors(Unpacked):
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         if not self._stays_packed(variant):
             return super().load(checkpoint, variant, placement, progress)
+        refuse_main_memory(placement, "packed compressed-tensors")
         if not dtypes.supports_bf16(placement.device):
             raise UserError("This GPU has no bf16.", f"Use gptq, or a model in fp16 beside {variant.source}.")
         from comparator.backends.ct.layer import Int4Linear

@@ -21,6 +21,7 @@ from comparator.backends.base import (
 )
 from comparator.backends.fp8 import checks, random_layer
 from comparator.backends.ready_made import FromCheckpoint, left_over_note, tokenizer_note, with_quantization
+from comparator.backends.transformers_loader import refuse_main_memory
 from comparator.backends.unpacked import Unpacked, dtype_of
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
@@ -83,6 +84,7 @@ class BlockFP8(Unpacked):
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         if not self._stays_packed(variant, placement.device):
             return super().load(checkpoint, variant, placement, progress)
+        refuse_main_memory(placement, "FP8")
         opened = self.opened(variant)
         dtype = dtype_of(opened)
         model = self.load_opened(

@@ -110,6 +110,7 @@ class Hqq(FromCheckpoint):
         from comparator.backends.hqq.quantizer import HqqLayers
         from comparator.backends.stored_layers.quantizer import StoredLayers
 
+        transformers_loader.refuse_main_memory(placement, "HQQ")
         values = self.values(variant)
         dtype = values["dtype"]
         if dtype == "bf16" and not dtypes.supports_bf16(placement.device):

@@ -137,6 +137,7 @@ class TorchAo(FromCheckpoint):
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         from transformers import TorchAoConfig
 
+        transformers_loader.refuse_main_memory(placement, "torchao")
         self.prepare(checkpoint, variant, placement, progress)
         scheme, group, dtype = self._made(variant, checkpoint)
         if variant.source:

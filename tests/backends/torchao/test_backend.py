@@ -13,7 +13,8 @@ import tiny_models
 from torchao_models import AO, CPU, NEW, ON_CPU, PROMPT, generated, plain, quantized
 
 from comparator import api
-from comparator.backends import resolve
+from comparator.backends import backend_for, resolve
+from comparator.backends.base import Placement
 from comparator.backends.torchao.schemes import SCHEMES, config
 from comparator.comparison import runner
 from comparator.core.errors import UserError
@@ -368,3 +369,12 @@ def test_shards_another_group_size_and_a_quantized_head(tmp_path):
     assert AO.needed_bytes(variant, opened) == held
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(loaded.model(ids).logits, model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("notation", ["torchao", "torchao:scheme=fp8", "hqq"])
+def test_a_part_in_main_memory_beside_a_gpu_is_refused(checkpoint, notation):
+    """accelerate moves weights to the GPU at each use, which packed tensors do not take part in."""
+    backend, variant = backend_for(resolve(notation)), resolve(notation)
+    spread = Placement("cuda:0", {0: 70_000_000, "cpu": 10**9})
+    with pytest.raises(UserError, match="main memory"):
+        backend.load(checkpoint, backend.complete(variant, checkpoint), spread, lambda *_: None)

@@ -11,10 +11,8 @@ from torchao_models import AO, NEW, ON_CPU, PROMPT, quantized
 
 from comparator import api
 from comparator.backends import resolve
-from comparator.backends.base import Placement
 from comparator.backends.torchao.schemes import BY_NAME, config
 from comparator.comparison import runner
-from comparator.metrics import layers
 from comparator.sources import open_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -134,21 +132,3 @@ def test_a_checkpoint_saved_on_cuda_loads_ready_made(gpu, two_layers, own_engine
     assert [c.status for c in made] == ["ok", "ok"], [c.error for c in made]
     assert made[0].token_ids == made[1].token_ids
     assert [r.bytes for r in made[0].layers] == [r.bytes for r in made[1].layers]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("notation", ["torchao", "torchao:scheme=fp8"])
-def test_spread_over_the_gpu_and_main_memory(gpu, two_layers, ids, notation):
-    """accelerate moves torchao's tensors to the GPU at each use; rows and bytes are those of one device."""
-    import torch
-
-    opened = open_checkpoint(str(two_layers))
-    variant = AO.complete(resolve(notation), opened)
-    whole = AO.load(opened, variant, Placement(gpu), lambda *_: None).model
-    spread = AO.load(opened, variant, Placement(gpu, {0: 70_000_000, "cpu": 10**9}), lambda *_: None).model
-    sizes = [{r.name: (r.bytes, r.quant_state_bytes) for r in layers.rows(m, AO)} for m in (whole, spread)]
-    assert sizes[0] == sizes[1]
-    given = torch.tensor([ids], device=gpu)
-    with torch.inference_mode():
-        one, two = (m(given).logits.float().cpu() for m in (whole, spread))
-    assert torch.allclose(one, two, atol=0.1)
