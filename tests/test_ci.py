@@ -128,6 +128,26 @@ def test_what_make_installs_is_what_the_requirements_allow():
     assert "-c constraints.txt" in (ROOT / "Makefile").read_text()
 
 
+def test_the_lock_has_what_make_run_installs():
+    """Each package of the requirements but torch, at the release of constraints.txt; else `make lock` was forgotten."""
+    from packaging.requirements import Requirement
+
+    def read(name):
+        lines = (
+            line.split("#")[0].split(" --hash")[0].strip() for line in (ROOT / name).read_text().splitlines()
+        )
+        found = [Requirement(line) for line in lines if line and not line.startswith("-r")]
+        return {r.name.lower().replace("_", "-"): r.specifier for r in found}
+
+    locked, pinned = read("requirements.lock"), read("constraints.txt")
+    for name, wanted in (read("requirements.txt") | read("requirements-llamacpp.txt")).items():
+        if name != "torch":
+            (only,) = locked[name]
+            assert only.version in wanted and str(pinned.get(name, only)) == str(only), f"{name}: make lock"
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[:1] != "#"]
+    assert all("==" in line and " --hash=sha256:" in line for line in lines), "a package without a hash"
+
+
 def test_the_pins_of_the_design():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = {line.split("=")[0].split(">")[0]: line for line in lines if line and not line.startswith("#")}

@@ -164,7 +164,7 @@ def _checked_type(config: dict[str, Any], source: str) -> str:
             f"{CONFIG} of {source} names no peft_type.", "Save the adapter again with a current peft."
         )
     task = config.get("task_type")
-    if task in _TASKS:
+    if isinstance(task, str) and task in _TASKS:
         raise UserError(
             f"{source} was trained for {_TASKS[task]} (task_type {task}), not for a causal language model.",
             "Choose an adapter whose task_type is CAUSAL_LM.",
@@ -226,8 +226,10 @@ def _scaling(config: dict[str, Any], ranks: tuple[int, ...]) -> tuple[float | No
     alpha = config.get("lora_alpha", config.get("alpha"))
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
         return None, None
-    if not math.isfinite(alpha):
-        raise UserError(f"{CONFIG} says lora_alpha = {alpha}.", "Save or download the adapter again.")
+    if not -1e30 < alpha < 1e30:  # infinite, no number, or an integer that no float holds
+        raise UserError(
+            f"{CONFIG} says lora_alpha = {str(alpha)[:40]}.", "Save or download the adapter again."
+        )
     if len(ranks) != 1 or not ranks[0] or config.get("alpha_pattern"):
         return float(alpha), None
     return float(alpha), alpha / (math.sqrt(ranks[0]) if config.get("use_rslora") else ranks[0])

@@ -61,6 +61,8 @@ def busy(settings, known: dict[str, str], seed: int, say) -> None:
                     saved.delete(id) if what == "delete" else saved.purge(id)
                     state = {"delete": "deleted", "purge": "purged"}[what]
             states[id] = state
+            if state == "purged":
+                del states[id]
             say(f"done {what} {id} {state}")
 
 

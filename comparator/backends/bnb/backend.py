@@ -262,7 +262,11 @@ class BitsAndBytes(sources.FromCheckpoint):
             blocks = next((math.prod(part.shape) for part in row.state if part.name == "absmax"), 0)
             return max(64, math.prod(row.shape) // blocks if blocks else 64)
 
-        four_bit = [row for row in layers if row.logical_dtype in ("nf4", "fp4") and row.device == "cpu"]
+        four_bit = [
+            row
+            for row in layers
+            if (row.logical_dtype in ("nf4", "fp4") and row.device == "cpu" and len(row.shape) == 2)
+        ]
         if not any(row.shape[0] % 32 or row.shape[1] % wide(row) for row in four_bit):
             return []
         multiple = max(map(wide, four_bit))
