@@ -2,6 +2,7 @@
 
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import (
+    Answering,
     Chunk,
     Done,
     Event,
@@ -78,6 +79,7 @@ __all__ = [
     "RunFigures",
     "SCHEMA",
     "Scoring",
+    "Answering",
     "StateTensor",
     "Stopped",
     "TopToken",

@@ -17,7 +17,17 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from comparator.cli.tables import printable
-from comparator.core.events import Event, Failed, Finished, Generated, Generating, Loading, Queued, Scoring
+from comparator.core.events import (
+    Answering,
+    Event,
+    Failed,
+    Finished,
+    Generated,
+    Generating,
+    Loading,
+    Queued,
+    Scoring,
+)
 from comparator.core.result import CellResult
 from comparator.core.variant import Cell
 from comparator.metrics.definitions import shown
@@ -54,6 +64,9 @@ class Progress:
                 self.status(f"queued, {formatting.plural(event.ahead, 'run')} ahead", detail=doing)
             case Loading() | Scoring():
                 self.status(f"{event.cell.label}: {event.message}", event.fraction)
+            case Answering():
+                words = formatting.prompt_of(event.number, event.total, event.left_s if self.live else None)
+                self.status(f"{words} ({event.cell.label})", (event.number - 1) / event.total)
             case Generating() | Generated() | Finished() if not self.answers:
                 pass
             case Generating(round=0):

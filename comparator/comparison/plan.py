@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from comparator.comparison.pace import Pace
 from comparator.core.events import (
+    Answering,
     Done,
     Event,
     Failed,
@@ -80,6 +81,8 @@ class Plan:
         self._rounds = request.settings.repeats or repeats  # 0: not known before the first round has ended
         self._scores = request.fidelity != "none" and (request.fidelity == "text" or len(request.cells) > 1)
         self._columns = {cell: _Steps(cell) for cell in request.cells}
+        self._prompts = len(request.prompts.prompts) if request.prompts else 0
+        self._answering: Answering | None = None  # the prompt of the set
         self._scoring = self._over = False
         self._began_s: float | None = None
         self._now_s = 0.0
@@ -95,6 +98,9 @@ class Plan:
             return
         if self._began_s is None:
             self._began_s = now_s
+        if isinstance(event, Answering):
+            self._answering = event
+            return
         column = self._columns.get(event.cell)
         if column is not None:
             self._step(column, event, now_s)
@@ -150,6 +156,8 @@ class Plan:
         parts = [self._load_left(c) for c in alive] + [self._runs_left(c) for c in alive]
         if self._scores:
             parts += [self._score_left(c) for c in alive]
+        if self._prompts:
+            parts.append(self._set_left(alive))
         known = [p for p in parts if p is not None]
         return sum(known) if len(known) == len(parts) else None
 
@@ -169,7 +177,10 @@ class Plan:
             listed.append(Stage("Repeats", min(repeated, rounds or 1), rounds, current))
         if self._scores:
             scored = sum(c.scored for c in columns)
-            listed.append(Stage("Scores", scored, len(columns), self._scoring and not self._over))
+            listed.append(Stage("Scores", scored, len(columns), self._scoring and not self._answering and not self._over))
+        if self._prompts:
+            done = self._prompts if self._over else self._answering.number - 1 if self._answering else 0
+            listed.append(Stage("Prompts", done, self._prompts, self._answering is not None and not self._over))
         return listed
 
     def step_left_s(self, cell: Cell) -> float | None:
@@ -211,6 +222,17 @@ class Plan:
         if per_token is None:
             return None
         return self._rest(column, SCORE, per_token * self._answer_tokens)
+
+    def _set_left(self, columns: list[_Steps]) -> float | None:
+        """Seconds for the prompts of the set: each is answered by each column, and scored as long as it was answered."""
+        if self._answering is not None and self._answering.left_s is not None:
+            return self._answering.left_s
+        costs = [self._cost(c, TOKEN) for c in columns]
+        if any(cost is None for cost in costs):
+            return None
+        rest = self._prompts - (self._answering.number - 1 if self._answering else 0)
+        passes = 2 if self._scores else 1
+        return rest * passes * self.request.settings.max_new_tokens * sum(cost or 0.0 for cost in costs)
 
     def _rest(self, column: _Steps, kind: str, expected_s: float | None) -> float | None:
         """What is left of a step that takes `expected_s` in all."""

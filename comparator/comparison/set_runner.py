@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from comparator.comparison.journal import Journal, key_of, open_journal
 from comparator.comparison.prompts import checks
 from comparator.core.errors import Stopped, UserError
-from comparator.core.events import Scoring
+from comparator.core.events import Answering
 from comparator.core.messages import Generation, LoadRequest, Prompt
 from comparator.core.prompt_set import SetAnswer, SetPrompt, SetResult
 from comparator.core.request import Request
@@ -25,7 +25,6 @@ from comparator.engine.explain import explain
 from comparator.fidelity.logits_store import StoredLogits, scores_folder
 from comparator.fidelity.tasks import ColumnRef, CompareTokens, KeepAnswer, ScoreAnswer
 from comparator.runtimes import runtime_for
-from comparator.util import formatting
 
 if TYPE_CHECKING:
     import threading
@@ -99,9 +98,12 @@ class _SetRun:
                 for at in todo:
                     if self.cancel.is_set():
                         return self._result(resumed)
-                    left = _left(done, len(self.prompts) - number, time.monotonic() - began)
-                    message = f"prompt {number + 1} of {len(self.prompts)}{left}"
-                    self.emit(Scoring(self.columns[at].cell, number / len(self.prompts), message))
+                    left_s = (
+                        (time.monotonic() - began) / done * (len(self.prompts) - number)
+                        if done >= 2
+                        else None
+                    )
+                    self.emit(Answering(self.columns[at].cell, number + 1, len(self.prompts), left_s))
                     self._answer(at, number, folder)
             except Stopped:
                 break
@@ -184,11 +186,6 @@ class _SetRun:
 
     def _ref(self, column: Column) -> ColumnRef:
         return ColumnRef(self._load(column), column.exact.adapter, column.result.label)
-
-
-def _left(done: int, rest: int, took_s: float) -> str:
-    """ ", about 2 min left", once a few prompts are done."""
-    return f", about {formatting.duration(took_s / done * rest)} left" if done >= 2 else ""
 
 
 def judged(run: Generation, prompt: SetPrompt) -> SetAnswer:

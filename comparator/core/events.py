@@ -51,6 +51,17 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Answering:
+    """A prompt set, after the columns have finished: the prompt `number` (from 1) of `total` is answered. `left_s`: about how
+    long the rest will take; None: not known yet."""
+
+    cell: Cell
+    number: int
+    total: int
+    left_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Generated:
     """A column's preliminary result: text and figures, before later rounds and fidelity."""
 
@@ -77,4 +88,4 @@ class Done:
     comparison: Comparison
 
 
-Event = Queued | Loading | Generating | Scoring | Generated | Finished | Failed | Done
+Event = Queued | Loading | Generating | Scoring | Answering | Generated | Finished | Failed | Done

@@ -95,6 +95,9 @@ class Limits:
             ("prompt tokens", prompt_tokens, self.max_prompt_tokens, "MAX_PROMPT_TOKENS", shorter),
             ("characters in the text that fidelity is measured on", None if text is None else len(text),
              self.max_evaluation_characters, "MAX_EVALUATION_CHARACTERS", part),
+            ("tokens (about) in the prompts of the set, columns included",
+             columns * sum(p.characters for p in prompts) // 4 if prompts else None,
+             self.max_evaluation_tokens, "MAX_EVALUATION_TOKENS", "Use fewer or shorter prompts."),
             ("tokens (about) to measure fidelity on, overlaps and columns included", _evaluation_tokens(request),
              self.max_evaluation_tokens, "MAX_EVALUATION_TOKENS", "Choose a larger stride or a shorter text."),
         )  # fmt: skip

@@ -287,13 +287,18 @@ def format_sidecar(sidecar: Sidecar) -> bytes:
 
 def summarize(comparison: Comparison) -> Summary:
     """What the history shows of a comparison."""
-    prompt = comparison.prompt
-    key = hashlib.sha256(json.dumps([prompt.text, prompt.system]).encode())
+    prompt, result = comparison.prompt, comparison.prompt_set
+    text = prompt.text
+    if result is not None:
+        text = "\n".join(
+            [f"Prompt set {result.name} ({len(result.prompts)})", *(p.prompt for p in result.prompts[:50])]
+        )
+    key = hashlib.sha256(json.dumps([text, prompt.system]).encode())
     return Summary(
         created_at=comparison.created_at[:40],
         model=comparison.model[:MAX_NAME],
         variants=tuple(c.label[:MAX_NAME] for c in comparison.cells[:32]),
-        prompt=prompt.text[:MAX_EXCERPT],
+        prompt=text[:MAX_EXCERPT],
         prompt_key=key.hexdigest()[:32],
         device=comparison.environment.device[:MAX_NAME] if comparison.environment.device else None,
     )

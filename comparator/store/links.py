@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 from comparator.backends import resolve
 from comparator.core.errors import UserError
+from comparator.core.prompt_set import PromptSet
 from comparator.core.request import (
     ChatTemplate,
     GenerationSettings,
@@ -99,6 +100,7 @@ class Recipe:
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     reference: Cell | None = None
     fidelity: str | None = None
+    prompts: PromptSet | None = None  # not in a link: it would be too long
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -116,7 +118,7 @@ def recipe_of(source: Request | Comparison) -> Recipe:
     if isinstance(source, Request):
         return Recipe(
             source.model, source.cells, source.prompt, source.system, source.chat, source.template, source.settings,
-            source.reference, source.fidelity,
+            source.reference, source.fidelity, source.prompts,
         )  # fmt: skip
     return Recipe(
         source.model,
@@ -127,6 +129,7 @@ def recipe_of(source: Request | Comparison) -> Recipe:
         ChatTemplate(source.prompt.template, source.prompt.template_vars),
         source.settings,
         _measured(source.reference) if source.reference else None,
+        prompts=PromptSet(source.prompt_set.name, source.prompt_set.prompts) if source.prompt_set else None,
     )
 
 

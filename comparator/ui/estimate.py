@@ -15,7 +15,7 @@ from comparator.ui.markup import esc
 from comparator.ui.page import DIRECT, Page
 from comparator.util import formatting
 
-FIELDS = ("model", "picked", "adapters", "columns", "known_columns", "max_new_tokens", "repeats", "fidelity")
+FIELDS = ("model", "picked", "adapters", "columns", "known_columns", "max_new_tokens", "repeats", "fidelity", "prompt_set", "set_text")
 WHY = "From how long loading, answering and scoring took on this machine before; with the longest answer that is allowed."
 UNKNOWN = "This model has not run on this machine yet, so there is no estimate."
 
@@ -53,6 +53,7 @@ def estimate(form: Form, pace: Pace, repeats: int) -> float | None:
             return None
         request = Request(
             model=str(form.model or "").strip(), cells=cells, prompt="", settings=form.generation(),
+            prompts=form.prompts(),
             fidelity=form.fidelity if form.fidelity in ("prompt", "text", "none") else "prompt",
         )  # fmt: skip
     except (UserError, TypeError):

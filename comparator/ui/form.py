@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from comparator.backends import backend_for, calibration, resolve
+from comparator.comparison.prompts import reader
 from comparator.core.errors import UserError
+from comparator.core.prompt_set import PromptSet
 from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
 from comparator.core.result import Comparison
 from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
@@ -17,6 +19,7 @@ from comparator.engine.protocol import ignore
 
 AUTO = "auto"
 NO_ADAPTER = "none"
+ONE_PROMPT, OWN_SET = "", "own"  # `prompt_set`; else the name of a shipped set
 MAX_ADAPTERS = 4  # besides “none”
 _MOST_NAMES = 1_000  # variants, adapters or columns that a browser may list; the page lists some dozens
 _MOST_CALIBRATION = 2_000_000  # characters of a pasted calibration; MOST_SAMPLES need some 150,000
@@ -32,6 +35,8 @@ class Form:
     columns: Any = ()  # labels of the selected columns among `known_columns`
     known_columns: Any = ()
     prompt: Any = ""
+    prompt_set: Any = ONE_PROMPT
+    set_text: Any = ""
     max_new_tokens: Any = 64
     temperature: Any = 0.0
     top_p: Any = 1.0
@@ -56,7 +61,9 @@ class Form:
 
         `admit` gets it before anything of it is kept on the disk, as a pasted calibration is.
         """
-        prompt = str(self.prompt or "")
+        prompts = self.prompts()
+        prompt = prompts.prompts[0].text if prompts else str(self.prompt or "")
+        system = prompts.prompts[0].system if prompts else str(self.system or "").strip() or None
         if not prompt.strip():
             raise UserError("The prompt is empty.", "Type a prompt, then press Run.")
         model = str(self.model or "").strip()
@@ -79,7 +86,8 @@ class Form:
             model=model,
             cells=cells,
             prompt=prompt,
-            system=str(self.system).strip() or None if self.system else None,
+            system=system,
+            prompts=prompts,
             chat=chat,
             template=ChatTemplate(
                 str(self.template or "").strip() or None,
@@ -103,6 +111,14 @@ class Form:
             cells=calibrated,
             reference=calibrated[cells.index(reference)] if reference else None,
         )
+
+    def prompts(self) -> PromptSet | None:
+        """The chosen set; None for one prompt. Raises `UserError`."""
+        if not isinstance(self.prompt_set, str) or self.prompt_set == ONE_PROMPT:
+            return None
+        if self.prompt_set in reader.shipped():
+            return reader.load(self.prompt_set)
+        return reader.parse(str(self.set_text or ""))
 
     def calibrated(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
         """The columns, with the calibration text added to every variant that takes one and names none."""

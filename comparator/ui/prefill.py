@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from comparator.comparison.prompts import reader
 from comparator.core.errors import UserError
 from comparator.core.request import written_variables
 from comparator.core.result import Comparison
 from comparator.store.links import Recipe, recipe_of
-from comparator.ui.form import AUTO, NO_ADAPTER, Form
+from comparator.ui.form import AUTO, NO_ADAPTER, ONE_PROMPT, OWN_SET, Form
 from comparator.ui.page import Page
 from comparator.ui.panel import adapters as adapter_list
 from comparator.ui.panel import variants
@@ -48,6 +49,7 @@ def values(page: Page, recipe: Recipe) -> list[Any]:
         new["model"] = recipe.model
     if recipe.prompt:
         new["prompt"] = recipe.prompt
+    new["prompt_set"], new["set_text"] = _prompt_set(recipe)
     if recipe.system is not None:
         new["system"] = recipe.system
     if recipe.chat is not None:
@@ -66,6 +68,16 @@ def values(page: Page, recipe: Recipe) -> list[Any]:
         new["adapters"] = gr.CheckboxGroup(choices=names, value=adapters)
         new["columns"], new["known_columns"], off = _columns(new["picked"], adapters, recipe)
     return [*(new.get(name, gr.skip()) for name in page.fields), names, off]
+
+
+def _prompt_set(recipe: Recipe) -> tuple[str, Any]:
+    """The fields of the set: a shipped one by its name, another as text. A recipe without one asks for one prompt."""
+    if recipe.prompts is None:
+        return ONE_PROMPT, gr.skip()
+    name = recipe.prompts.name
+    if name in reader.shipped() and reader.load(name) == recipe.prompts:
+        return name, gr.skip()
+    return OWN_SET, reader.dumps(recipe.prompts)
 
 
 def _picked(page: Page, recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from comparator.reporting.set_matrix import TEMPLATES
+
 _HERE = Path(__file__).parent
 PAPER, PAPER_DARK = "#f6f6f3", "#131417"
 
@@ -110,7 +112,11 @@ def appearance() -> dict:
     """
     script = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "recordings.js"))
     style = "\n".join(
-        (_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "recordings.css", "train.css")
+        path.read_text(encoding="utf-8")
+        for path in (
+            *(_HERE / name for name in ("page.css", "recordings.css", "train.css")),
+            TEMPLATES / "prompt_set.css",
+        )
     )
     icon = ICON.replace("#", "%23")
     return {

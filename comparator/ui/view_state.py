@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from comparator.backends import most_precise
 from comparator.comparison.plan import Plan
 from comparator.core.events import (
+    Answering,
     Done,
     Event,
     Failed,
@@ -81,6 +82,7 @@ class Live:
             "",
         )  # number of jobs ahead in the queue, and what the first of them is doing
         self.scoring = False  # the last run is over, and fidelity is being measured
+        self.answering: Answering | None = None  # the prompt of a set that is being answered
         self.recorded = False  # a saved comparison was opened: nothing of it is in memory here
         self.comparison: Comparison | None = None
         if reference is None and cells:
@@ -141,7 +143,9 @@ class Live:
         if isinstance(event, Queued):
             self.ahead, self.doing = event.ahead, event.doing
             return set()
-        self.ahead = 0
+        self.ahead, self.answering = 0, event if isinstance(event, Answering) else None
+        if isinstance(event, Answering):
+            return set()
         if isinstance(event, Done):
             return self._done(event.comparison)
         number = self._index.get(event.cell)

@@ -62,6 +62,12 @@ def rounded_duration(seconds: float) -> float:
     return max(step, step * round(seconds / step))
 
 
+def prompt_of(number: int, total: int, left_s: float | None) -> str:
+    """ "prompt 3 of 40, about 2 min left"."""
+    left = "" if left_s is None else f", about {duration(left_s)} left"
+    return f"prompt {number:,} of {total:,}{left}"
+
+
 def count(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 

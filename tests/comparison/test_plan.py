@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comparator.backends import resolve
 from comparator.comparison.pace import Pace
 from comparator.comparison.plan import Plan
-from comparator.core.events import Chunk, Finished, Generated, Generating, Loading, Scoring
+from comparator.core.events import Answering, Chunk, Finished, Generated, Generating, Loading, Scoring
+from comparator.core.prompt_set import PromptSet, SetPrompt
 from comparator.core.request import GenerationSettings, Request
 from comparator.core.result import CellResult
 from comparator.core.variant import Cell
@@ -37,6 +40,17 @@ def run(rounds: int):
         yield now, Scoring(cell, None, "loading")
         now += SCORE_S * TOKENS
         yield now, Finished(cell, CellResult(cell.variant.notation))
+
+
+def test_the_prompts_of_a_set_are_part_of_it():
+    prompts = PromptSet("two", (SetPrompt("a", "Hello"), SetPrompt("b", "Hi")))
+    plan, shares = Plan(replace(request(1), prompts=prompts)), []
+    events = [*run(1), (200.0, Answering(CELLS[0], 1, 2)), (210.0, Answering(CELLS[0], 2, 2, 10.0))]
+    for now, event in events:
+        plan.apply(event, now)
+        shares.append(plan.fraction)
+    assert shares == sorted(shares) and shares[-1] < 1 and plan.left_s == 10.0
+    assert [(s.name, s.done, s.of) for s in plan.stages if s.current] == [("Prompts", 1, 2)]
 
 
 def test_it_never_runs_backwards():

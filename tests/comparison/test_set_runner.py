@@ -11,7 +11,7 @@ from comparator.comparison import runner
 from comparator.comparison.prompts import reader
 from comparator.core import document
 from comparator.core.errors import UserError
-from comparator.core.events import Scoring
+from comparator.core.events import Answering
 from comparator.core.request import GenerationSettings, Request
 from comparator.core.settings import Settings
 from comparator.core.variant import Cell
@@ -59,7 +59,7 @@ def test_stop_keeps_the_prompts_that_are_done(engine, request_) -> None:
     cancel = threading.Event()
 
     def stop(event) -> None:
-        if isinstance(event, Scoring) and "prompt 2 of 3" in event.message:
+        if isinstance(event, Answering) and event.number == 2:
             cancel.set()
 
     result = runner.run(request_, engine=engine, emit=stop, cancel=cancel).prompt_set

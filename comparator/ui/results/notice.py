@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comparator.core.errors import UserError
+from comparator.core.settings import get_settings
 from comparator.ui.markup import code, esc
 from comparator.ui.markup import render as render_template
 from comparator.ui.page import Page, html
@@ -44,6 +45,8 @@ def render(live: Live, stopping: bool, took_s: float) -> str:
         return say(
             f"Queued: {formatting.plural(live.ahead, 'run')} ahead of yours.{now} It starts automatically."
         )
+    if at := live.answering:
+        return say("Answering the set:", f"prompt {at.number:,} of {at.total:,} ({at.cell.label})") + _plan(live)
     column = live.current
     if column is None:
         return say("Starting …") + _plan(live)
@@ -68,6 +71,9 @@ def _plan(live: Live) -> str:
 def _over(live: Live, took_s: float) -> str:
     counts = {state: [c for c in live.columns if c.state == state] for state in ("done", "failed", "stopped")}
     took = f" in {formatting.seconds(took_s)}" if took_s else ""
+    if (missing := _missing(live)) and not counts["failed"]:
+        resume = "" if get_settings().public else " Run resumes it."
+        return say(f"Stopped: {missing}. What was answered is kept.{resume}")
     noun = "column" if any(c.adapter for c in live.columns) else "variant"
     done = formatting.plural(len(counts["done"]), noun)
     if counts["stopped"]:
@@ -79,3 +85,15 @@ def _over(live: Live, took_s: float) -> str:
             f"{esc(done)} finished{esc(took)}.</span></p>"
         )
     return say(f"Done: {done}{took}.")
+
+
+def _missing(live: Live) -> str:
+    """ "23 of 40 prompts are not answered"; "" without a set, and where it is whole."""
+    result = live.comparison.prompt_set if live.comparison else None
+    if result is None:
+        return ""
+    reached = [column for column in result.answers if any(column)] or result.answers
+    missing = sum(None in row for row in zip(*reached, strict=True))
+    return (
+        f"{missing:,} of {formatting.plural(len(result.prompts), 'prompt')} not answered" if missing else ""
+    )

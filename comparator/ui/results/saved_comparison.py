@@ -13,6 +13,7 @@ import gradio as gr
 from comparator.core import devices
 from comparator.core.errors import UserError
 from comparator.core.result import Comparison
+from comparator.reporting import prompt_set
 from comparator.reporting.summary import template_words
 from comparator.ui.form import Shown
 from comparator.ui.markup import code, esc
@@ -111,9 +112,13 @@ def _prompt(comparison: Comparison) -> str:
     )
     tokens = f" ({formatting.plural(prompt.token_count, 'token')})" if prompt.token_count is not None else ""
     return (
-        f'{system}<p class="recording-label">Prompt{esc(tokens)}</p><blockquote dir="auto" tabindex="0" '
+        f'{system}<p class="recording-label">{esc(_which(comparison))}{esc(tokens)}</p><blockquote dir="auto" tabindex="0" '
         f'aria-label="Prompt of the saved comparison">{esc(prompt.text)}</blockquote>'
     )
+
+
+def _which(comparison: Comparison) -> str:
+    return f"{prompt_set.title(comparison)}; the first" if comparison.prompt_set else "Prompt"
 
 
 def settings_words(comparison: Comparison) -> str:

@@ -30,6 +30,7 @@ FILES = {
     ".json": ("JSON", "the full document; can be opened here again"),
     ".md": ("Markdown", "to paste into an issue"),
     ".csv": ("CSV", "one row per variant"),
+    ".prompts.csv": ("CSV of prompts", "one row per prompt and column"),
     ".layers.csv": ("CSV of layers", "one row per layer"),
 }
 MAX_AGE_S = 1800  # files made for a download are deleted after this
@@ -64,6 +65,8 @@ def render(page: Page, comparison: Comparison, asker: Any, *, saved: bool) -> st
             f'title="{esc(url)}">Share</button>'
         )
     try:
+        if comparison.prompt_set:
+            raise UserError("A prompt set does not fit into a link.")
         recipe = recipe_url(base_url(asker), comparison)
         buttons += (
             f'<button type="button" class="tool" data-copy-recipe="{esc(recipe)}" title="Copies a link that fills in '
@@ -74,6 +77,7 @@ def render(page: Page, comparison: Comparison, asker: Any, *, saved: bool) -> st
     files = "".join(
         f'<li><button type="button" data-save="{ending}"><b>{esc(title)}</b> <span>{esc(description)}</span></button></li>'
         for ending, (title, description) in FILES.items()
+        if ending != ".prompts.csv" or comparison.prompt_set
     )
     note = (
         ""

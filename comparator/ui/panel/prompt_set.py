@@ -1,0 +1,101 @@
+"""A set in place of one prompt: a shipped one, a file, or text that is edited here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from comparator.comparison.prompts import checks, reader
+from comparator.core.errors import UserError
+from comparator.ui.form import ONE_PROMPT, OWN_SET, Form
+from comparator.ui.markup import esc
+from comparator.ui.page import PRIVATE, Choice, Page, html
+from comparator.util import formatting
+
+HOW = (
+    'A prompt per line; or JSON objects, one per line: {"prompt": "What is 2 + 2?", "check": "number", "expected": 4}. '
+    f"Checks: {', '.join(sorted(checks.CHECKS))}."
+)
+
+
+def build(page: Page) -> None:
+    choices = [("one prompt, the one above", ONE_PROMPT), *((f"the set “{n}”", n) for n in reader.shipped()),
+               ("your own set", OWN_SET)]  # fmt: skip
+    with gr.Accordion("Many prompts", open=False, elem_classes="fold", elem_id="many-prompts"):
+        chosen = Choice(choices, value=ONE_PROMPT, label="Prompts", filterable=False, elem_id="prompt-set")
+        about = html(describe(ONE_PROMPT, ""), elem_id="prompt-set-about")
+        with gr.Column(visible=False) as editor:
+            text = gr.Textbox(
+                "",
+                label="Your set",
+                info=HOW,
+                lines=6,
+                max_lines=20,
+                elem_id="prompt-set-text",
+                max_length=reader.MAX_BYTES,
+            )
+        with gr.Row():
+            upload = gr.UploadButton(
+                "Load a file",
+                file_types=[".jsonl", ".json", ".csv", ".txt"],
+                size="sm",
+                scale=0,
+                elem_id="prompt-set-file",
+            )
+            edit = gr.Button("Edit as text", size="sm", scale=0, visible=False, elem_id="prompt-set-edit")
+    page.fields["prompt_set"], page.fields["set_text"] = chosen, text
+    shown: list[Any] = [about, editor, edit]
+
+    def show(name: str, written: str):
+        own = name == OWN_SET
+        return describe(name, written), gr.Column(visible=own), gr.Button(visible=name in reader.shipped())
+
+    def copy(name: str):
+        return OWN_SET, reader.shipped()[name].read_text(
+            encoding="utf-8"
+        ) if name in reader.shipped() else gr.skip()
+
+    gr.on(
+        [chosen.change, text.change],
+        show,
+        inputs=[chosen, text],
+        outputs=shown,
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+    edit.click(copy, inputs=[chosen], outputs=[chosen, text], **PRIVATE)
+    upload.upload(read, inputs=[upload], outputs=[chosen, text], **PRIVATE)
+
+
+def describe(name: str, text: str) -> str:
+    """What Run will do, or what is wrong with the set, as HTML."""
+    if name == ONE_PROMPT:
+        return '<p class="facts">A set shows how often answers become wrong: each prompt goes through every column.</p>'
+    try:
+        prompts = Form(prompt_set=name, set_text=text).prompts()
+    except UserError as problem:
+        return f'<p class="facts bad" role="alert"><b>{esc(problem.problem)}</b> {esc(problem.advice)}</p>'
+    assert prompts is not None
+    kinds = list(dict.fromkeys(p.kind for p in prompts.prompts if p.kind))
+    parts = [
+        formatting.plural(len(prompts.prompts), "prompt"),
+        f"{sum(p.check is not None for p in prompts.prompts):,} with a check",
+        ", ".join(kinds[:12]),
+    ]
+    return f'<p class="facts">{esc(" · ".join(filter(None, parts)))}. The prompt above is not used.</p>'
+
+
+def read(path: str | None):
+    """A file → the fields: JSONL as it is, others converted where they are no plain lines."""
+    if not path:
+        return gr.skip(), gr.skip()
+    try:
+        prompts = reader.load(Path(path))
+        return OWN_SET, reader.dumps(prompts)
+    except UserError as problem:
+        gr.Warning(f"{problem.problem} {problem.advice}")
+        return gr.skip(), gr.skip()
+    finally:
+        Path(path).unlink(missing_ok=True)
