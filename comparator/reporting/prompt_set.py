@@ -116,7 +116,7 @@ def title(comparison: Comparison) -> str:
     resumed = (
         f" ({formatting.plural(result.resumed, 'answer')} of an interrupted run)" if result.resumed else ""
     )
-    return f"Prompt set {result.name}: {formatting.plural(len(result.prompts), 'prompt')}{resumed}"
+    return f"Prompt set “{result.name}”: {formatting.plural(len(result.prompts), 'prompt')}{resumed}"
 
 
 def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:

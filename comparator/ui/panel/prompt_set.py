@@ -23,9 +23,26 @@ HOW = (
 def build(page: Page) -> None:
     choices = [("one prompt, the one above", ONE_PROMPT), *((f"the set “{n}”", n) for n in reader.shipped()),
                ("your own set", OWN_SET)]  # fmt: skip
-    with gr.Accordion("Many prompts", open=False, elem_classes="fold", elem_id="many-prompts"):
-        chosen = Choice(choices, value=ONE_PROMPT, label="Prompts", filterable=False, elem_id="prompt-set")
-        about = html(describe(ONE_PROMPT, ""), elem_id="prompt-set-about")
+    with gr.Column(elem_id="many-prompts"):
+        with gr.Row(elem_id="prompt-set-row"):
+            chosen = Choice(
+                choices,
+                value=ONE_PROMPT,
+                label="Prompts",
+                show_label=False,
+                filterable=False,
+                scale=0,
+                elem_id="prompt-set",
+            )
+            edit = gr.Button("Edit as text", size="sm", scale=0, visible=False, elem_id="prompt-set-edit")
+            upload = gr.UploadButton(
+                "Load a set …",
+                file_types=[".jsonl", ".json", ".csv", ".txt"],
+                size="sm",
+                scale=0,
+                elem_id="prompt-set-file",
+            )
+            about = html(describe(ONE_PROMPT, ""), elem_id="prompt-set-about")
         with gr.Column(visible=False) as editor:
             text = gr.Textbox(
                 "",
@@ -36,15 +53,6 @@ def build(page: Page) -> None:
                 elem_id="prompt-set-text",
                 max_length=reader.MAX_BYTES,
             )
-        with gr.Row():
-            upload = gr.UploadButton(
-                "Load a file",
-                file_types=[".jsonl", ".json", ".csv", ".txt"],
-                size="sm",
-                scale=0,
-                elem_id="prompt-set-file",
-            )
-            edit = gr.Button("Edit as text", size="sm", scale=0, visible=False, elem_id="prompt-set-edit")
     page.fields["prompt_set"], page.fields["set_text"] = chosen, text
     shown: list[Any] = [about, editor, edit]
 

@@ -58,7 +58,7 @@ def build(page: Page) -> None:
         return lambda shown, a, b, c, d, at: draw(shown, a, b, c, d, at + by * PAGE_SIZE)
 
     gr.on(
-        [only.input, kind.input, order.input, search.input], lambda *values: draw(*values, 0),
+        [only.input, kind.input, order.input, search.change], lambda *values: draw(*values, 0),
         inputs=inputs, outputs=drawn, trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
     back.click(turned(-1), inputs=[*inputs, start], outputs=drawn, **PRIVATE)
