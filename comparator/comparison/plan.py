@@ -177,10 +177,16 @@ class Plan:
             listed.append(Stage("Repeats", min(repeated, rounds or 1), rounds, current))
         if self._scores:
             scored = sum(c.scored for c in columns)
-            listed.append(Stage("Scores", scored, len(columns), self._scoring and not self._answering and not self._over))
+            listed.append(
+                Stage(
+                    "Scores", scored, len(columns), self._scoring and not self._answering and not self._over
+                )
+            )
         if self._prompts:
             done = self._prompts if self._over else self._answering.number - 1 if self._answering else 0
-            listed.append(Stage("Prompts", done, self._prompts, self._answering is not None and not self._over))
+            listed.append(
+                Stage("Prompts", done, self._prompts, self._answering is not None and not self._over)
+            )
         return listed
 
     def step_left_s(self, cell: Cell) -> float | None:

@@ -15,7 +15,18 @@ from comparator.ui.markup import esc
 from comparator.ui.page import DIRECT, Page
 from comparator.util import formatting
 
-FIELDS = ("model", "picked", "adapters", "columns", "known_columns", "max_new_tokens", "repeats", "fidelity", "prompt_set", "set_text")
+FIELDS = (
+    "model",
+    "picked",
+    "adapters",
+    "columns",
+    "known_columns",
+    "max_new_tokens",
+    "repeats",
+    "fidelity",
+    "prompt_set",
+    "set_text",
+)
 WHY = "From how long loading, answering and scoring took on this machine before; with the longest answer that is allowed."
 UNKNOWN = "This model has not run on this machine yet, so there is no estimate."
 

@@ -46,7 +46,9 @@ def render(live: Live, stopping: bool, took_s: float) -> str:
             f"Queued: {formatting.plural(live.ahead, 'run')} ahead of yours.{now} It starts automatically."
         )
     if at := live.answering:
-        return say("Answering the set:", f"prompt {at.number:,} of {at.total:,} ({at.cell.label})") + _plan(live)
+        return say("Answering the set:", f"prompt {at.number:,} of {at.total:,} ({at.cell.label})") + _plan(
+            live
+        )
     column = live.current
     if column is None:
         return say("Starting …") + _plan(live)
