@@ -1,9 +1,8 @@
 """Run as a process: a GGUF file → a safetensors folder that transformers loads like any other checkpoint.
 
-    python -m comparator.sources.convert_gguf FILE TARGET DTYPE
+    python -m comparator.sources.convert_gguf
 
-Prints one JSON object a line: {"fraction", "message"} while it works, {"problem", "advice"} when it cannot. Ends
-when its stdin does. What GGUF conversion in transformers loses (how digits are split, stop tokens, Llama 3's
+The other end is `util.processes.run_reporting`, with the request {"file", "target", "dtype"}. What GGUF conversion in transformers loses (how digits are split, stop tokens, Llama 3's
 rope factors) is put back, and what cannot be is written down in about.json for the reader.
 """
 
@@ -11,14 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import UserError
+from comparator.sources.checkpoint import Progress
 from comparator.sources.gguf_header import GgufHeader, read_gguf
+from comparator.util import processes
 from comparator.util.compat.gguf import read_once
 from comparator.util.compat.transformers import gguf_text_splits
 
@@ -39,7 +37,8 @@ _LIKE_GPT2 = {
 _SAMPLE = "The year 2024: 3.14 × 2 = 6.28!\n\tdef f(x):  return x  # ñ 안녕 日本\n"
 
 
-def main(file: Path, target: Path, dtype: str) -> None:
+def main(request: dict[str, str], say: Progress) -> None:
+    file, target, dtype = Path(request["file"]), Path(request["target"]), request["dtype"]
     say(0.02, "starting torch and transformers")
     import torch
     import transformers
@@ -71,14 +70,6 @@ def main(file: Path, target: Path, dtype: str) -> None:
     _check_tokenizer(target, tokenizer)
     (target / "about.json").write_text(json.dumps({"notes": notes}, ensure_ascii=False), encoding="utf-8")
     say(0.98, "finishing")
-
-
-def say(fraction: float, message: str) -> None:
-    _tell({"fraction": fraction, "message": message})
-
-
-def _tell(line: dict) -> None:
-    os.write(_OUT, (json.dumps(line) + "\n").encode())
 
 
 def _load(file: Path, dtype: Any) -> Any:
@@ -228,23 +219,5 @@ def _check_tokenizer(target: Path, tokenizer: Any) -> None:
         )
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    _OUT = os.dup(1)
-    os.dup2(2, 1)  # what libraries print goes to stderr
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    except UserError as problem:
-        _tell({"problem": problem.problem, "advice": problem.advice})
-        os._exit(1)
-    except Exception as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
-        advice = "Use the model's safetensors checkpoint instead."
-        _tell({"problem": text, "advice": advice, "errno": getattr(error, "errno", None)})
-        os._exit(1)
-    os._exit(0)  # torch's own exit takes seconds, and everything is written
+    processes.report(main, "Use the model's safetensors checkpoint instead.")

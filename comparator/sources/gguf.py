@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -115,79 +111,32 @@ def _make(file: Path, path: Path, progress: Progress) -> None:
 
 def convert(file: Path, target: Path, dtype: str, progress: Progress) -> None:
     """Run `convert_gguf.py` on the file. Raises `UserError` with its reason, `Stopped` when progress does."""
-    command = [
-        sys.executable,
-        "-m",
-        "comparator.sources.convert_gguf",
-        str(file.resolve()),
-        str(target),
-        dtype,
-    ]
-    hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    environment = {k: v for k, v in os.environ.items() if k not in hidden}
-    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
-    environment["PYTHONPATH"] = processes.python_path()
-    # The child ends when its stdin does, so nothing goes on converting after we have been killed.
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-        text=True, encoding="utf-8", errors="replace",
-    )  # fmt: skip
-    lines: list[dict] = []
-    errors: list[str] = []
-    readers = [
-        threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True, name="gguf-out"),
-        threading.Thread(target=lambda: errors.append(child.stderr.read()), daemon=True, name="gguf-err"),
-    ]
-    for reader in readers:
-        reader.start()
     started_s = time.monotonic()
-    try:
-        while child.poll() is None:
-            last = lines[-1] if lines else {"fraction": 0.0, "message": "starting"}
-            seconds = time.monotonic() - started_s
-            progress(
-                last.get("fraction"),
-                f"converting {file.name} once: {last.get('message', '')} ({seconds:.0f} s)",
-            )
-            try:
-                child.wait(0.25)
-            except subprocess.TimeoutExpired:
-                pass
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-        for reader in readers:
-            reader.join(5)
-        for stream in (child.stdin, child.stdout, child.stderr):
-            stream.close()
-    if child.returncode:
-        raise _failure(file, target, child.returncode, lines, "".join(errors))
+
+    def report(fraction: float | None, message: str) -> None:
+        progress(fraction, f"converting {file.name} once: {message} ({time.monotonic() - started_s:.0f} s)")
+
+    request = {"file": str(file.resolve()), "target": str(target), "dtype": dtype}
+    environment = processes.offline_environment(CUDA_VISIBLE_DEVICES="")
+    ended = processes.run_reporting("comparator.sources.convert_gguf", request, environment, report)
+    if ended.code:
+        raise _failure(file, target, ended)
 
 
-def _read_lines(stream, into: list[dict]) -> None:
-    for line in stream:
-        try:
-            into.append(json.loads(line))
-        except ValueError:
-            continue  # a library wrote to stdout
-
-
-def _failure(file: Path, target: Path, code: int, lines: list[dict], errors: str) -> Exception:
-    said = next((line for line in reversed(lines) if "problem" in line), None)
-    if said:
+def _failure(file: Path, target: Path, ended: processes.Ended) -> Exception:
+    if said := ended.problem:
         number = said.get("errno")
         error = OSError(number, said["problem"]) if number else Exception(said["problem"])
         if full := atomic_dir.disk_problem(error, target, file.name):
             return full
         return UserError(f"{file.name} cannot be converted: {said['problem']}", said.get("advice", ""))
-    if code < 0:
+    if ended.code < 0:
         return UserError(
-            f"The conversion of {file.name} was ended by the system (signal {-code}).",
+            f"The conversion of {file.name} was ended by the system (signal {-ended.code}).",
             "Most often memory ran out: it takes about twice the size of the model in bf16. "
             "Unload variants or close other programs.",
         )
-    last = errors.strip().splitlines()[-1][:300] if errors.strip() else f"exit code {code}"
     return UserError(
-        f"{file.name} cannot be converted: {last}", "Use the model's safetensors checkpoint instead."
+        f"{file.name} cannot be converted: {ended.last_error}",
+        "Use the model's safetensors checkpoint instead.",
     )

@@ -22,6 +22,7 @@ from comparator.core.settings import Settings
 from comparator.sources import builtin as builtin_source
 from comparator.sources import gguf, open_checkpoint
 from comparator.sources.gguf_header import read_gguf
+from comparator.util import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -245,7 +246,7 @@ def test_stop_ends_the_conversion_at_once_and_leaves_nothing(own_dirs: Path) -> 
         open_checkpoint(str(file), progress=progress)
     assert time.monotonic() - stopped_s < 5
     assert cache_contents(own_dirs) == []
-    assert not [t for t in threading.enumerate() if t.name.startswith("gguf-")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("child-")]
     children = subprocess.run(
         ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
@@ -294,7 +295,7 @@ def test_a_full_disk_while_converting(own_dirs: Path, monkeypatch) -> None:
 
         return real(*args, **kwargs, preexec_fn=limit)
 
-    monkeypatch.setattr(gguf.subprocess, "Popen", limited)
+    monkeypatch.setattr(processes.subprocess, "Popen", limited)
     with pytest.raises(UserError, match="disk filled up") as caught:
         open_checkpoint(str(file))
     assert "COMPARATOR_CACHE_DIR" in caught.value.advice
