@@ -94,7 +94,7 @@ def libraries() -> tuple[str, ...]:
 
 def packages() -> tuple[str, ...]:
     """What the backends need installed, each package once."""
-    return tuple(dict.fromkeys(name for backend in all_backends() for name in backend.requires))
+    return tuple(dict.fromkeys(name for b in all_backends() for name in (*b.requires, *b.making)))
 
 
 def require_full_precision(checkpoint: Checkpoint) -> None:

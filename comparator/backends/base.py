@@ -7,7 +7,7 @@ method has a default that is right for a method without that particularity:
 
 - In lists: `describe`, `bits`, `needs_cuda`, `offers`
 - Options: `check`, `complete`, `with_calibration`
-- Loading: `requires`, `loggers`, `silence`, `prepare`, `load`
+- Loading: `requires`, `making`, `loggers`, `silence`, `prepare`, `load`
 - Quantized checkpoints: `reads`, `readers`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
 - Written to a folder: `loaded_by`, `save`
 - What is stored: `quantizes_experts`, `libraries`, `owns`, `weight_name`, `stored_values`, `quant_state`, `logical`, `dequantize`, `types`
@@ -135,6 +135,10 @@ class Backend(Notation):
     document's environment records."""
     install: ClassVar[str] = ""
     """What follows `pip install` where that is not the missing packages of `requires`: a file with their releases."""
+    making: ClassVar[tuple[str, ...]] = ()
+    """Packages that only making a checkpoint here takes, as in `requires`: METHOD@SOURCE works without."""
+    install_making: ClassVar[str] = ""
+    """As `install`, for `making`."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Python packages or modules whose classes this backend's layers, weights and quant states are. Objects of these
     classes are searched for tensors when memory is counted; layer rows name the library before the class."""
@@ -158,11 +162,15 @@ class Backend(Notation):
     random_config: ClassVar[dict[str, Any]] = {}
     """For a benchmark on random weights: what config.json of a checkpoint made of `random_layer` says."""
 
-    def unavailable(self) -> str | None:
-        """Why this backend cannot be used here, or None. Imports nothing heavy."""
-        missing = [name for name in self.requires if importlib.util.find_spec(name) is None]
-        wanted = self.install or " ".join(missing)
-        return f"{', '.join(missing)} is not installed: pip install {wanted}" if missing else None
+    def unavailable(self, variant: Variant | None = None) -> str | None:
+        """Why this backend cannot be used here, or why this variant of it cannot be made; or None. Imports nothing heavy."""
+        groups = [(self.requires, self.install)]
+        if variant is not None and not variant.source:
+            groups.append((self.making, self.install_making))
+        for names, install in groups:
+            if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+                return f"{', '.join(missing)} is not installed: pip install {install or ' '.join(missing)}"
+        return None
 
     def needs_cuda(self, variant: Variant) -> bool:
         """Whether the variant runs on an NVIDIA GPU only; a page without one shows it as unavailable."""

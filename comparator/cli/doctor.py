@@ -113,7 +113,7 @@ def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits
         else:
             require_full_precision(checkpoint)
         backend = backend_for(variant)
-        if reason := backend.unavailable():
+        if reason := backend.unavailable(variant):
             raise UserError(f"{variant.method} cannot be used here: {reason}.")
         variant = backend.complete(variant, checkpoint, report)
         needed = backend.needed_bytes(variant, checkpoint)

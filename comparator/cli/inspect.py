@@ -11,6 +11,7 @@ import typer
 
 from comparator.cli.options import Address, Model, Verbose, use
 from comparator.core.errors import UserError
+from comparator.core.variant import Variant
 
 LAYERS_EXAMPLES = """Examples:
 
@@ -91,6 +92,8 @@ def variants(
 
     for method in listed:
         reason = [f"Not possible here: {method['unavailable']}"] if method["unavailable"] else []
+        if method["not_made_here"]:
+            reason = [f"Ready-made only here: {method['not_made_here']}"]
         options = [
             (option["written"], f"{option['help']} {_details(option)}") for option in method["options"]
         ]
@@ -127,7 +130,8 @@ def described() -> list[dict]:
             "title": method.title,
             "summary": method.summary,
             "backend": backend.name,
-            "unavailable": backend.unavailable(),
+            "unavailable": (missing := backend.unavailable()),
+            "not_made_here": None if missing else backend.unavailable(Variant(method.name)),
             "here": backend.here(),
             "presets": list(method.ready_notations),
             "takes_source": method.takes_source,

@@ -114,7 +114,7 @@ def carry_out(
     check_source(model)
     checkpoint = open_checkpoint(model, progress=on_progress)
     backend = backend_for(requested)
-    if reason := backend.unavailable():
+    if reason := backend.unavailable(requested):
         raise UserError(f"{requested.method} cannot be used here: {reason}.", "Install it.")
     exact = backend.complete(requested, checkpoint, on_progress)
     line(f"{checkpoint.source} ({checkpoint.parameters / 1e6:,.0f} M parameters) → {exact.notation}")

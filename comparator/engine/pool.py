@@ -91,7 +91,7 @@ class Pool:
             self._note_shared(slot)
             return slot, False
         backend, runtime = backend_for(variant), runtime_for(variant)
-        if reason := backend.unavailable():
+        if reason := backend.unavailable(variant):
             raise UserError(
                 f"{variant.method} cannot be used here: {reason}.", "Install it, or remove this variant."
             )

@@ -106,7 +106,7 @@ def _loading(variant: Variant, base: str) -> list[str]:
     )
     lines = ["## Load it", ""]
     if "transformers" in backend.loaded_by:
-        packages = " ".join(name for name in backend.requires if name != "torch")
+        packages = " ".join(name for name in (*backend.requires, *backend.making) if name != "torch")
         lines += [
             "```python", f"# pip install torch {packages}", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
             'model = AutoModelForCausalLM.from_pretrained("FOLDER", device_map="auto")',

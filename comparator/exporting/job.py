@@ -87,7 +87,7 @@ def check(engine: Engine, request: ExportRequest) -> None:
     if request.comparison is not None:
         card.column(request.comparison, request.cell)
     backend = backend_for(request.variant)
-    if reason := backend.unavailable():
+    if reason := backend.unavailable(request.variant):
         raise UserError(
             f"{request.variant.method} cannot be used here: {reason}.",
             "Install it, or export another variant.",

@@ -67,7 +67,10 @@ def _heading(
     variant: Variant, adapter: Adapter | None, backend: Backend, comparison: Comparison
 ) -> list[str]:
     packages = comparison.environment.packages
-    requirements = ["torch", "transformers", "accelerate", *backend.requires, *(["peft"] if adapter else [])]
+    making = () if variant.source else backend.making
+    requirements = [
+        "torch", "transformers", "accelerate", *backend.requires, *making, *(["peft"] if adapter else []),
+    ]  # fmt: skip
     pins = []
     for name in dict.fromkeys(requirements):
         version = _VERSION.match(packages.get(name, ""))  # 2.13.0+cpu is asked for as 2.13.0

@@ -34,7 +34,7 @@ def device() -> str:
 def load(checkpoint: Any, variant: Variant, device: str, checkpointing: bool, progress: Progress) -> Base:
     """Load the base and prepare it for training. Raises `UserError`, and what `progress` raises."""
     backend = backend_for(variant)
-    if reason := backend.unavailable():
+    if reason := backend.unavailable(variant):
         raise UserError(
             f"{variant.method} cannot be used here: {reason}.", "Install it, or train on another base."
         )

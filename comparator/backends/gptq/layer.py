@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from comparator.backends.gptqmodel_layers import shapes
-from comparator.backends.gptqmodel_layers.on_the_spot import Progress
+from comparator.backends.gptqmodel_layers.on_the_spot import LoadedHere, Progress
 from comparator.backends.gptqmodel_layers.walk import Linear
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(LoadedHere):
     """What decides the quantized weights, beside the model and the calibration text."""
 
     bits: int = 4

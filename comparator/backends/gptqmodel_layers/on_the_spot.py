@@ -1,6 +1,6 @@
 """Checkpoints that are quantized on this machine: taken from the cache, or made once, whole or not at all.
 
-The cache's key holds the model's content, the recipe, the calibration text and gptqmodel's version.
+The cache's key holds the model's content, the recipe, the calibration text and the version of the library that rounds.
 """
 
 from __future__ import annotations
@@ -28,11 +28,34 @@ class Recipe(Protocol):
     """What decides the quantized weights, beside the model and the calibration text. Its repr is in the cache's key."""
 
     method: ClassVar[str]
+    library: ClassVar[str]  # whose version decides too, by its name for pip
 
     @property
     def bits(self) -> int: ...
     @property
     def group_size(self) -> int: ...  # -1: one group a row
+
+    def make(
+        self,
+        checkpoint: Checkpoint,
+        samples: list[list[int]],
+        tokenizer: Any,
+        device: str,
+        target: Path,
+        progress: Progress,
+    ) -> None:
+        """Write the quantized checkpoint to the folder `target`, calibrated with token ids, one list a sample. The model's
+        blocks run on `device`, one at a time. `progress` is called all along and may raise to stop."""
+
+    def bytes(self, checkpoint: Checkpoint) -> int:
+        """About what the quantized model holds."""
+
+
+class LoadedHere:
+    """Base of a recipe that quantizes a model in this process, as gptqmodel's methods do."""
+
+    method: ClassVar[str]
+    library: ClassVar[str] = "gptqmodel"
 
     def quantize(
         self,
@@ -43,11 +66,30 @@ class Recipe(Protocol):
         progress: Progress,
         device: str,
     ) -> None:
-        """Quantize the model (on the CPU) in place with token ids, one list a sample, its blocks on `device` one at a
-        time, and write it to the folder `target`. `progress` is called before every layer and may raise to stop."""
+        """Quantize the model (on the CPU) in place, its blocks on `device` one at a time, and write it to `target`."""
+        raise NotImplementedError
 
-    def bytes(self, checkpoint: Checkpoint) -> int:
-        """About what the quantized model holds."""
+    def make(
+        self,
+        checkpoint: Checkpoint,
+        samples: list[list[int]],
+        tokenizer: Any,
+        device: str,
+        target: Path,
+        progress: Progress,
+    ) -> None:
+        from comparator.backends.base import Placement
+        from comparator.backends.transformers_loader import from_pretrained
+
+        progress(0.0, "loading the full-precision model")
+        # On the CPU whatever the device is: one block at a time goes there, so a model larger than the GPU works.
+        model = from_pretrained(
+            checkpoint,
+            Placement("cpu"),
+            lambda _, message: progress(0.0, message),
+            dtype=dtype_for(checkpoint),
+        )
+        self.quantize(model, samples, target, tokenizer, progress, device)
 
 
 _VERSION = 1  # raise it when the same recipe gives other weights
@@ -55,7 +97,7 @@ _VERSION = 1  # raise it when the same recipe gives other weights
 
 def folder(checkpoint: Checkpoint, recipe: Recipe, cal: str, cache_dir: Path) -> Path:
     """The cache folder of this recipe's checkpoint, which may not exist yet."""
-    identity = [_VERSION, importlib.metadata.version("gptqmodel"), recipe, _calibration_key(cal, cache_dir), _content(checkpoint, cache_dir)]  # fmt: skip
+    identity = [_VERSION, importlib.metadata.version(recipe.library), recipe, _calibration_key(cal, cache_dir), _content(checkpoint, cache_dir)]  # fmt: skip
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", checkpoint.source)[-50:].strip("-.")
     group = f"g{recipe.group_size}" if recipe.group_size > 0 else "row"
@@ -79,26 +121,23 @@ def make(
 def _make(checkpoint, recipe: Recipe, cal: str, cache_dir: Path, device: str, target: Path, progress) -> None:
     from transformers import AutoTokenizer
 
-    from comparator.backends.base import Placement
     from comparator.backends.gptqmodel_layers import quiet
-    from comparator.backends.transformers_loader import from_pretrained
 
     quiet.silence()
     documents = calibration.texts(cal, cache_dir, progress)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     samples = calibration.samples(tokenizer, documents, checkpoint.context_length)
-    dtype = "bf16" if checkpoint.dtype == "bf16" else "fp32"
-    _check_memory(checkpoint, dtype, recipe.method)
-    progress(0.0, "loading the full-precision model")
-    # On the CPU whatever the device is: one block at a time goes there, so a model larger than the GPU works.
-    model = from_pretrained(
-        checkpoint, Placement("cpu"), lambda _, message: progress(0.0, message), dtype=dtype
-    )
-    recipe.quantize(model, samples, target, tokenizer, progress, device)
+    _check_memory(checkpoint, recipe.method)
+    recipe.make(checkpoint, samples, tokenizer, device, target, progress)
 
 
-def _check_memory(checkpoint: Checkpoint, dtype: str, method: str) -> None:
-    need = checkpoint.parameters * (2 if dtype == "bf16" else 4)
+def dtype_for(checkpoint: Checkpoint) -> str:
+    """The dtype in which the model is loaded before it is quantized."""
+    return "bf16" if checkpoint.dtype == "bf16" else "fp32"
+
+
+def _check_memory(checkpoint: Checkpoint, method: str) -> None:
+    need = checkpoint.parameters * (2 if dtype_for(checkpoint) == "bf16" else 4)
     free = psutil.virtual_memory().available
     if need * 1.1 > free:
         raise UserError(

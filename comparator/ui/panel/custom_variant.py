@@ -147,7 +147,7 @@ def described(text: str, added: bool = False) -> str:
     except UserError as problem:
         return _refused(problem)
     backend, method = methods()[variant.method]
-    if missing := backend.unavailable():
+    if missing := backend.unavailable(variant):
         return _refused(UserError(f"{method.name} cannot be used here.", missing))
     lead = "Added: " if added else ""
     return f'<p class="verdict-line" role="status">{lead}{code(variant.notation)} {esc(backend.describe(variant))}</p>'

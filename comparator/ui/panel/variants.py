@@ -87,7 +87,7 @@ def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
         "notation": variant.notation,
         "title": backend.describe(variant),
         "precision": method.precision,
-        "why": backend.unavailable() or _no_gpu(backend.needs_cuda(variant)),
+        "why": backend.unavailable(variant) or _no_gpu(backend.needs_cuda(variant)),
         "custom": custom,
         "group": "added" if custom else group,
     }

@@ -188,7 +188,7 @@ def _trains(variant: Variant) -> bool:
         backend.training(variant, "cpu")
     except UserError:
         return False
-    return not backend.unavailable()
+    return not backend.unavailable(variant)
 
 
 def _settings() -> tuple[dict[str, gr.components.Component], gr.Textbox]:
