@@ -85,7 +85,7 @@ def answer(comparison: Comparison) -> str:
     from comparator.fidelity.verdict import reference_cell
     from comparator.reporting.recommendation import recommend
 
-    recommended = recommend(comparison.cells, reference_cell(comparison))
+    recommended = recommend(comparison.cells, reference_cell(comparison), prompt_set.summaries(comparison))
     if recommended is None:
         return ""
     sentence = Text(printable(f"\n{recommended.sentence}"), style="bold")

@@ -17,6 +17,7 @@ from comparator.fidelity import verdict
 from comparator.metrics.definitions import METRICS
 from comparator.reporting import recommendation
 from comparator.reporting.plots.style import colours
+from comparator.reporting.prompt_set import ColumnSummary
 from comparator.util import formatting
 from comparator.util.templates import environment
 
@@ -54,9 +55,11 @@ class Bubble:
         return (self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius)
 
 
-def render(cells: Sequence[CellResult], reference: CellResult | None) -> str:
-    """HTML; "" where there is nothing to choose from."""
-    recommended = recommendation.recommend(cells, reference)
+def render(
+    cells: Sequence[CellResult], reference: CellResult | None, summaries: Sequence[ColumnSummary] = ()
+) -> str:
+    """HTML; "" where there is nothing to choose from. Arguments as of `recommendation.recommend`."""
+    recommended = recommendation.recommend(cells, reference, summaries)
     if recommended is None:
         return ""
     drawn = chart([c for c in cells if c.status == "ok"], reference)

@@ -39,7 +39,7 @@ def page(comparison: Comparison) -> str:
         title=f"{comparison.model}: {', '.join(cell.label for cell in comparison.cells)}",
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; script-src {allowed}",
         legend=LEGEND,
-        answer=Markup(answer.render(comparison.cells, verdict.reference_cell(comparison))),
+        answer=Markup(answer.render(comparison.cells, verdict.reference_cell(comparison), prompt_set.summaries(comparison))),
         headline=[fact for fact in reporting_summary.headline(comparison) if fact[1] != formatting.NONE],
         sections={name: _section(comparison, places) for name, places in reporting_summary.SECTIONS.items()},
         prompt_set=_prompt_set(comparison),

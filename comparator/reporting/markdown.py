@@ -28,7 +28,9 @@ def to_markdown(comparison: Comparison) -> str:
     parts += [
         f"- **{name}**: {inline(value)}" for name, value in headline(comparison) if value != formatting.NONE
     ]
-    if recommended := recommend(comparison.cells, verdict.reference_cell(comparison)):
+    if recommended := recommend(
+        comparison.cells, verdict.reference_cell(comparison), prompt_set.summaries(comparison)
+    ):
         parts += ["", f"**{inline(recommended.sentence)}**", ""]
         parts += [f"- {inline(line)}" for line in recommended.lines]
     if comparison.prompt.system:

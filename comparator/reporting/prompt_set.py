@@ -32,7 +32,8 @@ class ColumnSummary:
     interval: tuple[float, float] | None
     kl: stats.Mean | None
     at_least: bool
-    agreement: stats.Mean | None  # over all tokens that were compared
+    agreement: stats.Mean | None  # over all tokens that were compared, `compared`
+    compared: int
     worse: int | None = None
     better: int | None = None
     p: float | None = None
@@ -72,6 +73,7 @@ def summaries(comparison: Comparison) -> list[ColumnSummary]:
                 stats.clustered([a.kl for a in answers if a.kl is not None]),
                 any(a.at_least for a in answers),
                 stats.clustered([a.agreement or 0.0 for a in compared], [a.compared for a in compared]),
+                sum(a.compared for a in compared),
                 *((worse, better, stats.mcnemar(worse, better)) if judged else ()),
             )
         )  # fmt: skip

@@ -7,20 +7,25 @@ the reference and only where they carry the same adapter as it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from comparator.core.result import CellResult
 from comparator.fidelity import verdict
 from comparator.fidelity.verdict import Estimate
 from comparator.metrics.definitions import METRICS, run_values
+from comparator.reporting.prompt_set import ColumnSummary
 from comparator.util import formatting, stats
+
+Sets = Mapping[str, ColumnSummary]  # by column
 
 ALIKE = 0.05  # sizes within this share of each other count as equal
 FEW = 200  # positions: a single answer; the standard error of an agreement of 90 % is then 2 points or more
+SIGNIFICANT = 0.05  # p of the flips below which a column is not recommended for balance
 RULE = (
     f"Balanced is the smallest column whose most likely token is the reference's at {verdict.CLOSE_ENOUGH * 100:.0f} % of the "
-    f"positions or more; of several within {ALIKE * 100:.0f} % of its size, the most faithful. The fastest is named where at least "
+    f"positions or more; of several within {ALIKE * 100:.0f} % of its size, the most faithful; never one whose "
+    f"checks of a prompt set flipped to wrong more often than chance explains (p < {SIGNIFICANT:g}). The fastest is named where at least "
     f"{stats.LEAST_RUNS} undisturbed runs carry the difference, the most faithful by KL divergence."
 )
 
@@ -54,10 +59,13 @@ class Recommendation:
         return [*chosen, *self.next_steps]
 
 
-def recommend(cells: Sequence[CellResult], reference: CellResult | None) -> Recommendation | None:
+def recommend(
+    cells: Sequence[CellResult], reference: CellResult | None, summaries: Sequence[ColumnSummary] = ()
+) -> Recommendation | None:
     """None where there is nothing to choose from: less than two columns that answered.
 
-    cells: the columns of a comparison that has ended. reference: what they are measured against.
+    cells: the columns of a comparison that has ended. reference: what they are measured against. summaries: what a prompt
+    set says of them, where one was run.
     """
     if reference is None or reference.status != "ok":
         return None
@@ -66,11 +74,13 @@ def recommend(cells: Sequence[CellResult], reference: CellResult | None) -> Reco
     usable = [c for c in others if c not in broken]
     if not usable:
         return None
-    choices = (_smallest(usable, reference), _fastest(usable, reference), _most_faithful(usable, reference))
-    sentence = _balanced(usable, reference)
+    sets = {s.label: s for s in summaries}
+    choices = [_smallest(usable, reference), _fastest(usable, reference), _most_faithful(usable, reference)]
+    choices += _most_right(usable, reference, sets)
+    sentence = _balanced(usable, reference, sets)
     if broken:
         sentence += f" {formatting.join([c.label for c in broken])} cannot be used: see the verdict."
-    return Recommendation(sentence, choices, tuple(_next_steps(usable, reference)))
+    return Recommendation(sentence, tuple(choices), tuple(_next_steps(usable, reference, sets)))
 
 
 def _is_broken(cell: CellResult, reference: CellResult) -> bool:
@@ -97,9 +107,9 @@ def _any_disturbed(*cells: CellResult) -> bool:
     return any(map(verdict.disturbed, cells))
 
 
-def _agrees(cell: CellResult, reference: CellResult) -> str:
+def _agrees(cell: CellResult, reference: CellResult, sets: Sets) -> str:
     """ "the same most likely token as bf16 at 91.3 ± 0.6 % of 2,048 positions"."""
-    agreed, positions = verdict.agreement(cell), positions_of(cell)
+    agreed, positions = _agreement(cell, sets)
     if agreed is None:
         return ""
     error = "" if agreed.se is None else f" ± {agreed.se * 100:.1f}"
@@ -107,6 +117,32 @@ def _agrees(cell: CellResult, reference: CellResult) -> str:
         f"the same most likely token as {reference.label} at {agreed.mean * 100:.1f}{error} % of "
         f"{formatting.plural(positions, 'position')}"
     )
+
+
+def _agreement(cell: CellResult, sets: Sets) -> tuple[Estimate | None, int]:
+    """(how often the column's most likely token is the reference's, at how many positions): on a text, else over a prompt
+    set, else in one answer."""
+    summary = sets.get(cell.label)
+    on_text = verdict.figure(cell, "tokens") is not None
+    if on_text or summary is None or summary.agreement is None:
+        return verdict.agreement(cell), positions_of(cell)
+    return Estimate(summary.agreement.mean, summary.agreement.se), summary.compared
+
+
+def _flips(cell: CellResult, sets: Sets) -> str:
+    """ "3 of 40 checks flipped (2 to wrong, 1 to right; p = 1)"; "" where no check can flip."""
+    s = sets.get(cell.label)
+    if s is None or s.worse is None or s.better is None or s.p is None:
+        return ""
+    count = s.worse + s.better
+    how = f" ({s.worse} to wrong, {s.better} to right; p = {s.p:.2g})" if count else ""
+    return f"{count} of {formatting.plural(s.checked, 'check')} flipped{how}"
+
+
+def _is_harmed(cell: CellResult, sets: Sets) -> bool:
+    """Whether its answers became wrong more often than chance explains."""
+    s = sets.get(cell.label)
+    return s is not None and s.p is not None and s.p < SIGNIFICANT and (s.worse or 0) > (s.better or 0)
 
 
 def positions_of(cell: CellResult) -> int:
@@ -169,7 +205,23 @@ def _further(one: Estimate, other: Estimate) -> bool:
     return one.mean - other.mean > verdict.SURE * math.hypot(one.se, other.se)
 
 
-def _balanced(usable: list[CellResult], reference: CellResult) -> str:
+def _most_right(usable: list[CellResult], reference: CellResult, sets: Sets) -> list[Choice]:
+    """The column that passed the most checks of a prompt set; none without checks."""
+    known = [c for c in (*usable, reference) if c.label in sets and sets[c.label].checked]
+    if len(known) < 2:
+        return []
+    cell = max(known, key=lambda c: sets[c.label].passed / sets[c.label].checked)
+    best = sets[cell.label]
+    alike = [c.label for c in known if c is not cell and not _apart(best, sets[c.label])]
+    also = f" (the intervals of {formatting.join(alike)} overlap)" if alike else ""
+    return [Choice("most checks passed", cell, f"{best.passed} of {best.checked}{also}")]
+
+
+def _apart(one: ColumnSummary, other: ColumnSummary) -> bool:
+    return one.interval is not None and other.interval is not None and one.interval[0] > other.interval[1]
+
+
+def _balanced(usable: list[CellResult], reference: CellResult, sets: Sets) -> str:
     """The answer in one or two sentences."""
     smaller = [
         c for c in usable
@@ -177,34 +229,34 @@ def _balanced(usable: list[CellResult], reference: CellResult) -> str:
     ]  # fmt: skip
     if not smaller:
         return f"No column takes less memory than {reference.label}."
-    judged = [c for c in smaller if verdict.agreement(c) is not None]
+    shares = {c.label: agreed.mean for c in smaller if (agreed := _agreement(c, sets)[0]) is not None}
+    judged = [c for c in smaller if c.label in shares]
     if not judged:
         cell = min(smaller, key=lambda c: _size(c) or math.inf)
         return f"{cell.label} is the smallest: {_gains(cell, reference)}. Quality was not measured."
-    near = [c for c in judged if _share(c) >= verdict.CLOSE_ENOUGH]
+    near = [c for c in judged if shares[c.label] >= verdict.CLOSE_ENOUGH and not _is_harmed(c, sets)]
     if not near:
-        cell = max(judged, key=_share)
+        cell = max(judged, key=lambda c: shares[c.label])
         return (
             f"Stay with {reference.label} unless memory decides: {cell.label} comes nearest, with "
-            f"{_agrees(cell, reference)}, and {_gains(cell, reference)}."
+            f"{_costs(cell, reference, sets)}, and {_gains(cell, reference)}."
         )
     least = min(_size(c) or math.inf for c in near)
     alike = [c for c in near if (_size(c) or math.inf) <= least * (1 + ALIKE)]
-    cell = max(alike, key=_share)
-    agreed = verdict.agreement(cell)
+    cell = max(alike, key=lambda c: shares[c.label])
+    agreed, positions = _agreement(cell, sets)
     sure = (
         agreed is not None
         and agreed.se is not None
         and agreed.mean - verdict.SURE * agreed.se >= verdict.CLOSE_ENOUGH
-        and positions_of(cell) >= FEW
+        and positions >= FEW
     )
     start = f"Take {cell.label}" if sure else f"Probably {cell.label}"
-    return f"{start}: {_gains(cell, reference)}, {_agrees(cell, reference)}."
+    return f"{start}: {_gains(cell, reference)}, {_costs(cell, reference, sets)}."
 
 
-def _share(cell: CellResult) -> float:
-    agreed = verdict.agreement(cell)
-    return agreed.mean if agreed else 0.0
+def _costs(cell: CellResult, reference: CellResult, sets: Sets) -> str:
+    return ", ".join(filter(None, (_agrees(cell, reference, sets), _flips(cell, sets))))
 
 
 def _gains(cell: CellResult, reference: CellResult) -> str:
@@ -213,14 +265,14 @@ def _gains(cell: CellResult, reference: CellResult) -> str:
     )
 
 
-def _next_steps(usable: list[CellResult], reference: CellResult) -> list[str]:
+def _next_steps(usable: list[CellResult], reference: CellResult, sets: Sets) -> list[str]:
     steps = []
     counts = {len(run_values(c, "decode_tok_s")) for c in (*usable, reference)}
     if counts and min(counts) < stats.LEAST_RUNS:
         steps.append(f"Speed: repeat the run at least {stats.LEAST_RUNS} times (repeats).")
     elif _any_disturbed(*usable, reference):
         steps.append("Speed: run again while nothing else uses the machine.")
-    positions = max(map(positions_of, usable))
+    positions = max(_agreement(c, sets)[1] for c in usable)
     if not positions:
         steps.append("Quality: measure fidelity.")
     elif positions < FEW:

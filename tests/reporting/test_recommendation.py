@@ -9,7 +9,9 @@ import sample
 
 from comparator.core.result import CellResult, Fidelity, Latency, Memory, RunFigures
 from comparator.metrics.interference import Interference
+from comparator.reporting.prompt_set import ColumnSummary
 from comparator.reporting.recommendation import recommend
+from comparator.util import stats
 
 
 def column(
@@ -117,3 +119,36 @@ def test_a_saved_comparison_with_a_failed_column():
     assert "nf4" in found.sentence and "int8" not in found.sentence, (
         "a column that failed cannot be recommended"
     )
+
+
+def summary(
+    label: str, passed: int, worse: int | None, better: int | None, agreement: float = 0.95
+) -> ColumnSummary:
+    p = None if worse is None or better is None else stats.mcnemar(worse, better)
+    return ColumnSummary(
+        label,
+        40,
+        passed,
+        40,
+        stats.wilson(passed, 40),
+        None,
+        False,
+        stats.Mean(agreement, 0.005),
+        1200,
+        worse,
+        better,
+        p,
+    )
+
+
+def test_a_prompt_set_decides_where_no_text_was_scored():
+    plain = [replace(c, fidelity=None) for c in (BF16, INT8, NF4)]
+    sets = [summary("bf16", 30, None, None), summary("int8", 29, 2, 1), summary("nf4", 15, 16, 1)]
+    found = recommend(plain, plain[0], sets)
+    assert found.sentence.startswith("Take int8:"), "agreement over a set did not count, or its harm did not"
+    assert found.sentence.endswith("3 of 40 checks flipped (2 to wrong, 1 to right; p = 1).")
+    assert choices(found)["most checks passed"] == "bf16" and not any(
+        "Quality" in step for step in found.next_steps
+    )
+    words = next(c.words for c in found.choices if c.goal == "most checks passed")
+    assert words == "30 of 40 (the intervals of int8 overlap)"

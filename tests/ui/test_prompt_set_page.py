@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SET = '{"id": "sum", "prompt": "What is 2 + 2?", "check": "number", "expected": 4, "kind": "arithmetic"}\n{"id": "hi", "prompt": "Hello"}'
 

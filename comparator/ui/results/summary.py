@@ -6,7 +6,7 @@ from comparator.core import devices
 from comparator.core.result import CellResult
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, METRICS, Metric, shown
-from comparator.reporting import answer
+from comparator.reporting import answer, prompt_set
 from comparator.ui.markup import render as render_template
 from comparator.ui.metric_table import heading
 from comparator.ui.page import Page, html
@@ -51,7 +51,8 @@ def answer_to(live: Live) -> str:
         return ""
     reference = live.reference_column
     measured = [column.result for column in live.columns if column.result]
-    return answer.render(measured, reference.result if reference else None)
+    summaries = prompt_set.summaries(live.comparison) if live.comparison else ()
+    return answer.render(measured, reference.result if reference else None, summaries)
 
 
 def footnote(live: Live) -> str:
