@@ -254,7 +254,7 @@ def compared(browser, server) -> Iterator[Visitor]:
         tokens=12, prompt="Explain in two sentences why the sky is blue.", variants=("bf16", "int8", "nf4")
     )
     visitor.finished()
-    visitor.page.wait_for_selector("#layers-table, #tabs .picture", state="attached")
+    visitor.page.wait_for_selector("#differences-view section", state="attached")
     yield visitor
     visitor.leave()
 

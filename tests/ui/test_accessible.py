@@ -14,7 +14,7 @@ LOOKS = [
     pytest.param("desk", True, id="desk-dark", marks=pytest.mark.slow),
     pytest.param("phone", False, id="phone-light", marks=pytest.mark.slow),
 ]
-TABS = ("Latency", "Memory", "Layers")
+TABS = ("Differences", "Latency", "Memory", "Layers")
 
 
 def violations(page) -> list[str]:

@@ -69,11 +69,12 @@ def test_a_shared_link_shows_the_same_in_another_browser(visit):
     )
     second.page.click("#recording summary")
     assert "torch" in second.text("#recording") and "greedy" in second.text("#recording")
+    second.tab("Latency")
     second.page.wait_for_selector("#tabs .picture svg.main-svg", timeout=60_000)
     for tab in ("Memory", "Layers", "Fidelity"):
         second.tab(tab)
         second.page.wait_for_function(
-            "() => !/Once a comparison has finished/.test(document.querySelector('#tabs').innerText)"
+            "() => !/this tab (then )?shows/.test(document.querySelector('#tabs').innerText)"
         )
     second.tab("Layers")
     second.page.wait_for_function(

@@ -79,7 +79,7 @@ def hover(prompt: PromptFidelity, number: int) -> str:
         + (", first difference" if number == prompt.first_difference else "")
     ]
     lines.append(
-        f"p {_percent(p)} (rank {formatting.NONE if rank is None else rank}), reference {_percent(reference_p)}"
+        f"p {percent(p)} (rank {formatting.NONE if rank is None else rank}), reference {percent(reference_p)}"
     )
     for title, tops in (("most likely", prompt.top), ("in the reference", prompt.reference_top)):
         lines.append(f"{title}: {choices(_at(tops, number))}")
@@ -87,14 +87,16 @@ def hover(prompt: PromptFidelity, number: int) -> str:
 
 
 def choices(tokens: tuple[TopToken, ...] | None) -> str:
-    return ", ".join(f"{_visible(t.token)} {_percent(t.p)}" for t in tokens or ()) or formatting.NONE
+    return ", ".join(f"{visible(t.token)} {percent(t.p)}" for t in tokens or ()) or formatting.NONE
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
+    """A token in quotation marks, its white space visible."""
     return "“" + token.replace("\n", "⏎").replace("\t", "⇥") + "”"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A probability: 31.2 %, <0.1 %."""
     if value is None:
         return formatting.NONE
     return f"{value * 100:.1f} %" if value >= 0.0005 else "<0.1 %"
@@ -109,10 +111,10 @@ def token_table(prompt: PromptFidelity) -> str:
     rows = [
         [
             sized(str(number + 1), number),
-            f"<code>{esc(_visible(token))}</code>",
+            f"<code>{esc(visible(token))}</code>",
             sized(small(_at(prompt.kl, number)), _at(prompt.kl, number)),
-            sized(_percent(_at(prompt.p, number)), _at(prompt.p, number)),
-            sized(_percent(_at(prompt.reference_p, number)), _at(prompt.reference_p, number)),
+            sized(percent(_at(prompt.p, number)), _at(prompt.p, number)),
+            sized(percent(_at(prompt.reference_p, number)), _at(prompt.reference_p, number)),
             esc(_at(prompt.rank, number) if _at(prompt.rank, number) is not None else formatting.NONE),
             esc(choices(_at(prompt.top, number))),
             esc(choices(_at(prompt.reference_top, number))),
