@@ -73,7 +73,10 @@ def main() -> None:
 
     head = {"num_cpus": given.threads, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     ray = Cluster(initialize_head=True, head_node_args=head)
-    here, there = LocalEngine(Settings()), ClusterEngine(Settings(ray_address=ray.address))
+    here, there = (
+        LocalEngine(Settings()),
+        ClusterEngine(Settings(ray_address=ray.address, ray_without_token=True)),
+    )
     try:
         import torch
 

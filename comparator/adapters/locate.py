@@ -174,7 +174,7 @@ def _from_hub(repo: str, revision: str | None, progress: Progress) -> AdapterFil
 
 
 def _unknown(text: str, settings: Settings | None = None) -> UserError:
-    trained = trained_names(settings) if settings else []
+    trained = trained_names(settings) if settings and not settings.public else []
     near = difflib.get_close_matches(text.lower(), [*builtin_names(), *trained], n=1)
     meant = f"Did you mean {near[0]}? " if near else ""
     here = f" ({', '.join(trained[:8])})" if trained else ""

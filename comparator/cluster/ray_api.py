@@ -7,6 +7,7 @@ through Ray Client (`ray://…`), which has no generators, so batches are pulled
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import pickle
 import threading
@@ -25,8 +26,18 @@ from comparator.util.compat.ray import available_resources
 SURVEY_S = 30.0  # how long nodes have to say what they have; a first answer imports libraries
 
 
-def connect(address: str) -> None:
-    """Connect this process. Raises `UserError` if there is no cluster, or one with other versions."""
+def connect(address: str, without_token: bool = False) -> None:
+    """Connect this process. Raises `UserError` if there is no cluster, one with other versions, or no token for it.
+
+    `without_token`: COMPARATOR_RAY_WITHOUT_TOKEN, where the network itself keeps strangers away.
+    """
+    if not (without_token or _is_loopback(address) or has_token(os.environ)):
+        raise UserError(
+            f"There is no token for the Ray cluster at {address}. Whoever reaches a cluster without one can run anything "
+            "on all of its machines, so it is not used.",
+            "Make one with `ray get-auth-token --generate`, copy it to every machine and start Ray there again "
+            "(docs/cluster.md); or set COMPARATOR_RAY_WITHOUT_TOKEN=1 where nobody else reaches that network.",
+        )
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # After so long without the head Ray ends this process, which the app takes for the cluster's end.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
@@ -44,6 +55,15 @@ def connect(address: str) -> None:
         ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="quant-comparator")
     except Exception as error:  # ConnectionError, RuntimeError, ValueError: Ray has no type of its own for it
         raise errors.unreachable(address, str(error)) from None
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine can be meant. `auto` may be a node that listens on the network."""
+    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]") or address
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def has_token(environ: Mapping[str, str]) -> bool:

@@ -51,7 +51,7 @@ class ClusterScheduler:
     # ------------------------------------------------------------ state
 
     def start(self) -> None:
-        ray_api.connect(self.settings.ray_address)
+        ray_api.connect(self.settings.ray_address, self.settings.ray_without_token)
         self.refresh()
 
     def refresh(self) -> None:

@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     public: bool = Field(default_factory=_on_space)
     endpoints: str = Field("", description="NAME=ADDRESS of servers with OpenAI's API: docs/engines.md")
     ray_address: str | None = Field(None, description="auto, HOST:PORT or ray://HOST:PORT: docs/cluster.md")
+    ray_without_token: bool = Field(False, description="Use a Ray cluster off this machine without a token")
     parallel: bool = Field(False, description="Columns on different devices of a cluster at the same time")
 
     training: bool | None = Field(
@@ -75,6 +76,10 @@ class Settings(BaseSettings):
     max_evaluation_characters: int | None = Field(None, ge=1)
     max_evaluation_tokens: int | None = Field(None, ge=1)
     max_comparison_s: int | None = Field(None, ge=1)
+    max_training_s: int | None = Field(None, ge=1)
+    max_training_characters: int | None = Field(None, ge=1)
+    max_adapters: int | None = Field(None, ge=0)
+    max_adapters_total: int | None = Field(None, ge=0)
     max_model_parameters: str | None = Field(None, description="135M, 8B, or a number")
     allowed_models: str = Field("", description="Names with commas between; user/* takes all of a user's")
     queue_size: int = Field(20, ge=1)

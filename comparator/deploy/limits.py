@@ -40,6 +40,10 @@ PUBLIC = {
     "max_model_parameters": "9B",
     "max_evaluation_tokens": 200_000,
     "max_comparison_s": 600,
+    "max_training_s": 600,
+    "max_training_characters": 1_000_000,
+    "max_adapters": 5,
+    "max_adapters_total": 100,
 }
 _CHARACTERS_PER_TOKEN = (
     20  # a prompt with more characters per allowed token is refused before it is tokenized
@@ -61,6 +65,10 @@ class Limits:
     max_evaluation_characters: int | None = None
     max_evaluation_tokens: int | None = None  # columns × windows × context
     max_comparison_s: int | None = None  # on the device
+    max_training_s: int | None = None  # a visitor's, on the device
+    max_training_characters: int | None = None  # of a visitor's data
+    max_adapters: int | None = None  # of one visitor, unfinished trainings included
+    max_adapters_total: int | None = None  # of all visitors
     max_model_parameters: int | None = None
     allowed_models: tuple[str, ...] = ()  # patterns, see `allows`; empty: every model
     endpoints: tuple[str, ...] = ()  # names of the servers that the operator listed
@@ -108,6 +116,15 @@ class Limits:
                 )
         if facts is not None:
             self.check_size(facts)
+
+    def check_characters(self, count: int) -> None:
+        """Raises `UserError` if a prompt of so many characters has more than the limit of tokens in any case."""
+        most = self.max_prompt_tokens * _CHARACTERS_PER_TOKEN
+        if count > most:
+            raise UserError(
+                f"{count:,} characters in the prompt: the limit here is {most:,} (COMPARATOR_MAX_PROMPT_TOKENS).",
+                "Shorten the prompt.",
+            )
 
     def check_size(self, facts: ModelFacts) -> None:
         """Raises `UserError` if the model has more parameters than are allowed here."""
@@ -215,6 +232,10 @@ def limits_of(settings: Settings) -> Limits:
         max_evaluation_characters=value("max_evaluation_characters"),
         max_evaluation_tokens=value("max_evaluation_tokens"),
         max_comparison_s=value("max_comparison_s"),
+        max_training_s=value("max_training_s"),
+        max_training_characters=value("max_training_characters"),
+        max_adapters=value("max_adapters"),
+        max_adapters_total=value("max_adapters_total"),
         max_model_parameters=None if parameters is None else parse_count(parameters),
         allowed_models=tuple(filter(None, (m.strip() for m in settings.allowed_models.split(",")))),
         endpoints=tuple(parse_endpoints(settings.endpoints)),

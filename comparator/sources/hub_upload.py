@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from comparator.core.errors import UserError
+from comparator.core.settings import get_settings
 from comparator.sources import hub_problems
 
 
@@ -45,5 +46,6 @@ def push(
         api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=only, commit_message=message)
     except Exception as error:
         problem = hub_problems.explain(error, repo, None)
-        raise UserError(f"{problem.problem} {what} is in {folder}.", problem.advice) from None
+        where = "" if get_settings().public else f" {what} is in {folder}."  # a path of the server
+        raise UserError(f"{problem.problem}{where}", problem.advice) from None
     return f"https://huggingface.co/{repo}"

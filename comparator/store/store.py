@@ -12,7 +12,6 @@ own (not in public mode) everything belongs to whoever is there, and `owner` may
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import OrderedDict
@@ -28,6 +27,7 @@ from comparator.core.settings import Settings, get_settings
 from comparator.store.files import MAX_NAME, Folder, Sidecar, Summary, parse_sidecar, summarize
 from comparator.store.index import Entry, Index
 from comparator.store.links import BadId, check_id, new_id
+from comparator.store.owner import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,7 +280,7 @@ class Store:
                 data, max_bytes=OWN_DOCUMENT_BYTES
             )  # better told now than by the link
         name = " ".join(name.split())[:MAX_NAME]
-        sidecar = Sidecar(_digest(owner), _now(), name, imported=imported, summary=summarize(comparison))
+        sidecar = Sidecar(digest(owner), _now(), name, imported=imported, summary=summarize(comparison))
         if self.remote is not None:
             self.remote.mark(comparison.id)  # first: a document without its mark would never be uploaded
         self.folder.write(comparison.id, data, sidecar)
@@ -302,7 +302,7 @@ class Store:
             sidecar = self._sidecar(id)
             if self.folder.is_removed(id):
                 raise _not_found()
-            if self.public and (owner is None or sidecar.owner != _digest(owner)):
+            if self.public and (owner is None or sidecar.owner != digest(owner)):
                 raise NotYours("This comparison is somebody else's.", "Run it here, and the result is yours.")
             if sidecar.summary is None:
                 sidecar = replace(sidecar, summary=summarize(self._parse(id)))
@@ -375,16 +375,7 @@ class Store:
         return sidecar
 
     def _listed(self, owner: str | None) -> str | None:
-        return _digest(owner) if self.public else None
-
-
-def _digest(owner: str | None) -> str | None:
-    """What is kept of an owner: enough to know them again, not enough to pose as them."""
-    if owner is None:
-        return None
-    return hashlib.sha256(b"quant-comparator owner\0" + owner.encode("utf-8", "surrogatepass")).hexdigest()[
-        :32
-    ]
+        return digest(owner) if self.public else None
 
 
 def _not_found() -> NotFound:

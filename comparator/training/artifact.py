@@ -28,7 +28,8 @@ HELDOUT = "held_back.jsonl"
 WHOLE = "whole.json"  # written last into a checkpoint: what it should hold
 _SETTING = "COMPARATOR_DATA_DIR"
 _PUBLIC = (WEIGHTS, CONFIG, RECORD, "README.md")
-FILES = (*_PUBLIC, HELDOUT)  # all of an adapter's
+OWNER = "owner"  # on a public server: a digest of the key of whoever trained it; goes into no download
+FILES = (*_PUBLIC, HELDOUT, OWNER)  # all of an adapter's
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class About:
     train_rows: int
     eval_rows: int
     notes: tuple[str, ...] = ()
+    owner: str | None = None  # a digest; None: the operator
 
 
 # ---------------------------------------------------------------- writing
@@ -98,6 +100,8 @@ def write(
             "environment": asdict(read_environment(_device_of(model))),
         }
         _write_json(tmp / RECORD, written)
+        if about.owner:
+            (tmp / OWNER).write_text(about.owner, encoding="ascii")
         (tmp / "README.md").write_text(_readme(result, about, config), encoding="utf-8")
     return result
 
@@ -164,6 +168,14 @@ def read(path: Path, name: str | None = None, adapter: str | None = None) -> Tra
         raise UserError(
             f"{path.name} was not trained here: its {RECORD} is missing or damaged.", ""
         ) from None
+
+
+def owner(path: Path) -> str | None:
+    """The digest of the visitor who trained the adapter in this folder; None: the operator's."""
+    try:
+        return (path / OWNER).read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None
 
 
 def read_heldout(path: Path) -> tuple[Encoded, ...]:

@@ -11,13 +11,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import UserError
 from comparator.core.settings import Settings, get_settings
+from comparator.training import strangers_data
 from comparator.training.columns import Columns, recognize, sample_of
 from comparator.training.types import FORMS, DataSource, Form
 
@@ -75,11 +76,15 @@ def read(data: DataSource, settings: Settings | None = None, progress: Progress 
             "No data is selected.", f"Name a file, {' or '.join(builtin_names())}, or a data set of the Hub."
         )
     if text.lower() in builtin_names():
-        rows = _rows(builtin_path(text.lower()), data.title)
+        rows = rows_of(builtin_path(text.lower()), data.title)
     elif data.uploaded or _is_file(text, settings.public):
-        rows = _local(text, data, settings)
+        file = _local(text, data, settings)
+        rows = (
+            strangers_data.file(file, data.title, settings) if settings.public else rows_of(file, data.title)
+        )
     elif match := _HUB.fullmatch(text):
-        rows = _from_hub(match["repo"], match["revision"], match["split"], progress)
+        named = match["repo"], match["revision"], match["split"]
+        rows = strangers_data.hub(*named, settings) if settings.public else list(from_hub(*named, progress))
     else:
         raise UserError(
             f"There is no data “{text[:200]}”.",
@@ -129,7 +134,7 @@ def _is_file(text: str, public: bool) -> bool:
     return not public and Path(text).is_file()
 
 
-def _local(text: str, data: DataSource, settings: Settings) -> list[dict[str, Any]]:
+def _local(text: str, data: DataSource, settings: Settings) -> Path:
     if settings.public and not data.uploaded:
         raise UserError(
             "Files of the server cannot be opened here, because this is a public installation.",
@@ -141,10 +146,11 @@ def _local(text: str, data: DataSource, settings: Settings) -> list[dict[str, An
             f"{data.title} is a folder." if path.is_dir() else f"There is no file {data.title}.",
             "Check the path.",
         )
-    return _rows(path, data.title)
+    return path
 
 
-def _rows(path: Path, title: str) -> list[dict[str, Any]]:
+def rows_of(path: Path, title: str) -> list[dict[str, Any]]:
+    """The rows of a file, told apart by its ending. Raises `UserError`."""
     ending = (Path(title).suffix or path.suffix).lower()
     if ending not in ENDINGS and path.suffix.lower() in ENDINGS:
         ending = path.suffix.lower()
@@ -244,6 +250,8 @@ def _parquet(path: Path, title: str) -> list[dict[str, Any]]:
         raise UserError(
             "Reading parquet needs pyarrow.", "pip install pyarrow, or save it as JSONL."
         ) from None
+    except MemoryError:
+        raise
     except Exception as error:
         raise UserError(
             f"{title} cannot be read as parquet: {str(error)[:160]}", "Save it as JSONL."
@@ -253,16 +261,16 @@ def _parquet(path: Path, title: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- the Hub
 
 
-def _from_hub(
-    repo: str, revision: str | None, split: str | None, progress: Progress | None
-) -> list[dict[str, Any]]:
+def from_hub(
+    repo: str,
+    revision: str | None,
+    split: str | None,
+    progress: Progress | None = None,
+    streaming: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a data set of the Hub; `streaming`: as they come, with nothing kept. Raises `UserError`."""
     from comparator.sources import hub_problems
     from comparator.sources.hub_files import login
-
-    if get_settings().public and (Path(repo).exists() or ".." in repo):  # `datasets` would open the folder
-        raise UserError(
-            f"“{repo}” is not taken: on a public server data comes from the Hub.", "Upload a file."
-        )
 
     if progress:
         progress(None, f"fetching {repo} from the Hub")
@@ -270,7 +278,10 @@ def _from_hub(
         import datasets
 
         datasets.disable_progress_bars()
-        dataset = datasets.load_dataset(repo, revision=revision, split=split or "train", token=login())
+        dataset = datasets.load_dataset(
+            repo, revision=revision, split=split or "train", token=login(), streaming=streaming
+        )
+        yield from (dict(row) for row in dataset)
     except ImportError as error:
         raise UserError(
             f"Data sets of the Hub need the package datasets: {error}.", "pip install datasets"
@@ -285,4 +296,3 @@ def _from_hub(
         raise type(problem)(
             problem.problem, f"{problem.advice} A file works without the Hub ({', '.join(ENDINGS)})."
         ) from None
-    return [dict(row) for row in dataset]

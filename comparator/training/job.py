@@ -12,6 +12,7 @@ from comparator.core.errors import Stopped, UserError
 from comparator.core.result import ErrorInfo
 from comparator.engine.explain import explain
 from comparator.engine.protocol import Engine
+from comparator.engine.queue import asked_by
 from comparator.training import artifact
 from comparator.training.run_store import Run
 from comparator.training.trainer import Train
@@ -29,13 +30,15 @@ from comparator.training.types import (
     Waiting,
 )
 from comparator.util import error_log
+from comparator.util.streams import stopped_after
 
 
 class Job:
     """A training run in a thread of its own. Thread-safe."""
 
-    def __init__(self, engine: Engine, run: Run):
-        self.engine, self.run = engine, run
+    def __init__(self, engine: Engine, run: Run, visitor: str = "", most_s: float | None = None):
+        """`visitor`: whose turn it takes in the queue. After `most_s` on the device it ends as at Stop; None: never."""
+        self.engine, self.run, self.visitor, self.most_s = engine, run, visitor, most_s
         self.cancel = threading.Event()
         self._events: list[TrainEvent] = []
         self._changed = threading.Condition()
@@ -75,8 +78,9 @@ class Job:
     def describe(self) -> str:
         """What the job is doing, shown to those who are queued behind it."""
         state = self.state()
+        of = "" if self.run.about.owner else f" of {state.job}"  # a visitor's is not named to others
         if state.status != "training":
-            return f"the training of {state.job} is {'being saved' if state.status == 'saving' else 'being prepared'}"
+            return f"the training{of} is {'being saved' if state.status == 'saving' else 'being prepared'}"
         left = f", about {_seconds(state.eta_s)} left" if state.eta_s is not None else ""
         return f"a training is running, step {state.step:,} of {state.of:,}{left}"
 
@@ -87,8 +91,9 @@ class Job:
             self._add(Waiting(self.run.name, ahead, doing))
 
         try:
-            with self.engine.queue.turn(self.cancel, on_wait, self.describe):
-                result = self.engine.work(self._task(), self.cancel, self._add)
+            with asked_by(self.visitor), self.engine.queue.turn(self.cancel, on_wait, self.describe):
+                with stopped_after(self.most_s, self.cancel):
+                    result = self.engine.work(self._task(), self.cancel, self._add)
             end: TrainEvent = Trained(self.run.name, replace(result, adapter=self.run.about.adapter))
         except Stopped:
             resumable = self.run.checkpoint is not None  # resumed and stopped at once: it stays resumable

@@ -31,6 +31,7 @@ from comparator.training import (
     data,
     memory_estimate,
     run_store,
+    strangers_data,
     targets,
     tokenize,
     validation,
@@ -49,6 +50,11 @@ from comparator.training.types import (
     TrainingState,
     TrainRequest,
 )
+from comparator.training.visitors import VisitorTrainings
+from comparator.util.recent import Recent
+
+_MODELS_KEPT = 4  # headers and tokenizers
+_JOBS_KEPT = 50  # that are over, with their events
 
 
 class Trainings:
@@ -59,8 +65,8 @@ class Trainings:
         self.settings = settings or self.engine.settings
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
-        self._tokenizers: dict[str, Any] = {}
-        self._checkpoints: dict[str, Any] = {}
+        self._tokenizers: Recent[str, Any] = Recent(_MODELS_KEPT)
+        self._checkpoints: Recent[str, Any] = Recent(_MODELS_KEPT)
 
     @property
     def _work(self) -> Path:
@@ -105,6 +111,7 @@ class Trainings:
         """The data as the model will see it, with `samples` samples. Not queued; loads a tokenizer, no weights."""
         validation.settings(settings)
         read = data.read(source, self.settings)
+        strangers_data.check_system(read.samples, system, self.settings)
         tokenizer = self._tokenizer(model)
         corpus = tokenize.encode(read, tokenizer, settings, system)
         return tokenize.preview(read, corpus, tokenizer, settings, samples)
@@ -144,33 +151,59 @@ class Trainings:
         )
 
     def _checkpoint(self, model: str) -> Any:
-        from comparator.sources import open_checkpoint
+        from comparator.sources import look_up, open_checkpoint
 
-        limits_of(self.settings).check_source(model)
+        limits = limits_of(self.settings)
+        limits.check_source(model)
         checkpoint = self._checkpoints.get(model)
         if checkpoint is None:  # opened without the lock: it may be a long download
+            if limits.max_model_parameters is not None:
+                limits.check_size(look_up(model, settings=self.settings))
             checkpoint = self._checkpoints.setdefault(model, open_checkpoint(model, settings=self.settings))
         return checkpoint
 
     def _tokenizer(self, model: str) -> Any:
         checkpoint = self._checkpoint(model)
         key = str(checkpoint.path)
-        if key not in self._tokenizers:
+        tokenizer = self._tokenizers.get(key)
+        if tokenizer is None:
             self.engine.start().result()  # torch must not be imported by two threads at once
-            self._tokenizers[key] = tokenize.load_tokenizer(checkpoint)
-        return self._tokenizers[key]
+            tokenizer = self._tokenizers.setdefault(key, tokenize.load_tokenizer(checkpoint))
+        return tokenizer
 
     # ------------------------------------------------------------ a job
 
-    def start(self, request: TrainRequest) -> str:
+    def seen_by(self, key: str | None) -> Trainings | VisitorTrainings:
+        """What the visitor with this key may see and do: on a public server what is theirs, else everything."""
+        return VisitorTrainings(self, key) if self.settings.public else self
+
+    def owner(self, name: str) -> str | None:
+        """The digest of the visitor whose job, run or adapter this is; None: the operator's, or there is none."""
+        with self._lock:
+            job = self._jobs.get(name)
+        if job is not None:
+            return job.run.about.owner
+        return artifact.owner(trained_folder(self.settings) / name) or run_store.owner(self._work, name)
+
+    def owns_adapter(self, name: str) -> bool:
+        """Everything is of whoever uses a private installation; see `VisitorTrainings`."""
+        return True
+
+    def running_of(self, visitor: str) -> bool:
+        """Whether a job that was started for this visitor's turn is not over."""
+        with self._lock:
+            return any(j.visitor == visitor and not j.state().over for j in self._jobs.values())
+
+    def start(self, request: TrainRequest, owner: str | None = None, visitor: str = "") -> str:
         """Start in the background; returns the job's id, which is the adapter's name. Raises `UserError` for wrong data,
-        settings or targets, and for too little memory."""
+        settings or targets, and for too little memory. `owner`: a digest; `visitor`: whose turn it takes in the queue."""
         self.require_allowed()
         from comparator.training.trainer import exact
 
         request = exact(request)
         validation.settings(request.settings)
         read = data.read(request.data, self.settings)
+        strangers_data.check_system(read.samples, request.system, self.settings)
         corpus = tokenize.encode(read, self._tokenizer(request.model), request.settings, request.system)
         self.engine.start().result()
         longest = max(e.full for e in corpus.all)
@@ -187,17 +220,19 @@ class Trainings:
             train_rows=len(corpus.train),
             eval_rows=len(corpus.heldout),
             notes=_notes(corpus, request),
+            owner=owner,
         )
-        return self._begin(run_store.new(self._work, about, target, corpus))
+        return self._begin(run_store.new(self._work, about, target, corpus), visitor)
 
-    def resume(self, job: str) -> str:
+    def resume(self, job: str, visitor: str = "") -> str:
         """Resume a failed or interrupted run from its last checkpoint."""
         self.require_allowed()
-        return self._begin(run_store.reopen(self._work, job))
+        return self._begin(run_store.reopen(self._work, job), visitor)
 
-    def _begin(self, run: run_store.Run) -> str:
-        limits_of(self.settings).check_source(run.about.request.model)
-        job = Job(self.engine, run)
+    def _begin(self, run: run_store.Run, visitor: str) -> str:
+        limits = limits_of(self.settings)
+        limits.check_source(run.about.request.model)
+        job = Job(self.engine, run, visitor, limits.max_training_s if run.about.owner else None)
         with self._lock:
             running = self._jobs.get(run.name)
             if running is not None and not running.state().over:
@@ -206,6 +241,9 @@ class Trainings:
                     f"{run.name} is already being trained.", "Wait for it, or choose another name."
                 )
             self._jobs[run.name] = job
+            over = [n for n, j in self._jobs.items() if j.state().over]
+            for name in over[:-_JOBS_KEPT]:
+                del self._jobs[name]
         job.begin()
         return run.name
 
@@ -332,6 +370,7 @@ class Trainings:
         """Upload to the Hub with `token`, or this machine's own login, which is not lent to visitors of a public
         installation; returns the URL."""
         _require(self.installation_refusal())
+        token = (token or "").strip() or None
         if self.settings.public and not token:
             raise UserError(
                 "Uploading needs a token of yours here.", "Enter one with write access; it is used once."

@@ -144,6 +144,14 @@ def _read(place: Path) -> tuple[Path, artifact.About]:
         raise UserError(f"What is left of {place.name} cannot be read.", "Start it again.") from None
 
 
+def owner(work: Path, name: str) -> str | None:
+    """The digest of the visitor whose run this is; None: the operator's, or there is none."""
+    try:
+        return _read(work / name)[1].owner
+    except UserError:
+        return None
+
+
 def interrupted(work: Path, name: str, strict: bool = True) -> TrainingState | None:
     """The state of a run that no process trains any more. If there is none: raises `UserError`, or with `strict` False
     returns None."""

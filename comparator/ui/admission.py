@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comparator.backends import source_kind
 from comparator.core.errors import UserError
@@ -22,9 +22,13 @@ from comparator.core.settings import Settings
 from comparator.deploy import zerogpu_runner
 from comparator.deploy.limits import RateLimiter, limits_of, visitor
 from comparator.engine.queue import asked_by
-from comparator.engines import get_engine
+from comparator.engines import get_engine, get_trainings
 from comparator.store import Store, open_store
 from comparator.store.links import check_id, comparison_url
+
+if TYPE_CHECKING:
+    from comparator.training.registry import Trainings
+    from comparator.training.visitors import VisitorTrainings
 
 _OWNER = re.compile(r"[A-Za-z0-9_-]{22,64}")
 
@@ -62,9 +66,12 @@ class Admission:
 
     # ---- before a run
 
-    def admit(self, request: Request, asker: Any) -> None:
-        """Count a comparison, or raise `UserError` naming the limit it exceeds. `asker` is a gr.Request or None."""
+    def admit(self, request: Request, asker: Any, owner: Any = None) -> None:
+        """Count a comparison, or raise `UserError` naming the limit it exceeds. `asker` is a gr.Request or None;
+        `owner` is the visitor's key as the browser sent it."""
         self.limits.check(request)
+        for adapter in {cell.adapter.source for cell in request.cells if cell.adapter is not None}:
+            self.check_owner(adapter, owner)
         queue, waiting, most = get_engine().queue, get_engine().state().waiting, self.settings.queue_size
         own, own_most = queue.of(self.visitor(asker)), max(2, most // 5)
         if self.settings.public and own >= own_most:
@@ -78,6 +85,18 @@ class Admission:
                 "Try again in a minute, or run Quant Comparator on your own machine.",
             )
         self.count(asker)
+
+    def trainings(self, owner: Any) -> Trainings | VisitorTrainings:
+        """Training jobs and adapters as the visitor with this key may see them. `owner`: as the browser sent it."""
+        return get_trainings().seen_by(owner_of(owner))
+
+    def check_owner(self, adapter: str, owner: Any) -> None:
+        """Raises `UserError` for an adapter that another visitor trained, in the words for one that does not exist."""
+        if not self.trainings(owner).owns_adapter(adapter.strip()):
+            raise UserError(
+                f"There is no adapter “{adapter[:200]}”.",
+                "Adapters that were trained here can be used in the browser that trained them.",
+            )
 
     def count(self, asker: Any) -> None:
         """Count one request of this visitor; raises `UserError` above the rate limit."""

@@ -51,6 +51,8 @@ def build_ui(settings_override: Settings | None = None, admission: Admission | N
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, FILES_MAX_AGE_S)
     ) as demo:
         page.shown = gr.State(Shown())
+        # Hidden: the visitor's key, filled in by their browser; it separates what is theirs from what is others'.
+        page.owner = gr.Textbox("", visible="hidden", elem_id="visitor", label="Visitor", container=False)
         header.build(page)
         html(TOGGLE, elem_id="toggle")
         with gr.Row(elem_id="body"):

@@ -174,7 +174,7 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
     stop = page.runs.begin(session)
     try:
         try:
-            request = await asyncio.to_thread(_judged, page, form, asker)
+            request = await asyncio.to_thread(_judged, page, form, asker, owner)
         except UserError as problem:
             yield RunOutputs.refused(len(page.cards), problem)
             return
@@ -220,9 +220,11 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
         page.runs.end(session, stop)
 
 
-def _judged(page: Page, form: Form, asker: gr.Request) -> Request:
+def _judged(page: Page, form: Form, asker: gr.Request, owner: str) -> Request:
     """The request of a form, admitted. Beside the event loop: a form is as large as its sender likes."""
-    request = form.request(page.settings.max_columns, lambda request: page.admission.admit(request, asker))
+    request = form.request(
+        page.settings.max_columns, lambda request: page.admission.admit(request, asker, owner)
+    )
     return checked(request, page.settings)
 
 

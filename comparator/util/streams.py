@@ -6,6 +6,7 @@ has ended, so that the device is free for the next task.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import queue
 import threading
@@ -32,6 +33,21 @@ def in_thread(work: Callable[[], Any], name: str = "work") -> Future:
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
     return future
+
+
+@contextlib.contextmanager
+def stopped_after(seconds: float | None, cancel: threading.Event) -> Iterator[None]:
+    """Sets `cancel` where the block takes longer than this; None: never."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, cancel.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Background:

@@ -8,6 +8,7 @@ from comparator.core.errors import UserError
 from comparator.core.request import BUILTIN_MODEL
 from comparator.core.settings import Settings
 from comparator.core.variant import Adapter
+from comparator.ui.admission import Admission
 from comparator.ui.form import Form
 from comparator.ui.panel import adapters
 
@@ -76,16 +77,16 @@ def test_the_grid_remembers_what_was_switched_off():
 
 
 def test_what_an_adapter_is_and_why_it_is_not_one_are_told_as_text():
-    on_progress = adapters.described("pirate", "", Settings())
+    on_progress = adapters.described("pirate", "", Admission(Settings()))
     for words in ("LoRA, rank 4", "alpha 8", "scaling 2", "q_proj", "1.47 MB", "SmolLM2-135M-Instruct"):
         assert words in on_progress
-    refused = adapters.described("./<img src=x>", "", Settings())
+    refused = adapters.described("./<img src=x>", "", Admission(Settings()))
     assert "<img" not in refused and "no folder" in refused
-    assert "public" in adapters.described("./x", "", Settings(public=True))
+    assert "public" in adapters.described("./x", "", Admission(Settings(public=True)))
 
 
 def test_strange_notations_make_no_markup():
-    assert "<b>x" not in adapters.described(Adapter("./<b>x</b>").notation, "", Settings())
+    assert "<b>x" not in adapters.described(Adapter("./<b>x</b>").notation, "", Admission(Settings()))
 
 
 @pytest.mark.browser

@@ -182,3 +182,37 @@ def test_a_comparison_that_cannot_be_saved_is_shown_without_a_link(tmp_path, mon
 def test_whose_page_asks(headers, behind_proxy, foreign):
     scope = {"type": "http", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
     assert OwnOrigin(None, behind_proxy)._foreign(scope) is foreign
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_each_visitor_trains_for_themselves(serve, open_at, tmp_path):
+    server = serve(COMPARATOR_PUBLIC="1", COMPARATOR_TRAINING="1", COMPARATOR_MAX_TRAINING_S="600")
+    first, second = open_at(server.url), open_at(server.url)
+    page = first.page
+    first.tab("Train")
+    page.wait_for_selector(".train-sample", timeout=120_000)
+    page.click("#train-more > button")
+    for name, value in {
+        "max-steps": 1,
+        "batch-size": 1,
+        "accumulation": 1,
+        "max-length": 128,
+        "sample-tokens": 1,
+    }.items():
+        page.locator(f"#train-set-{name} input").fill(str(value))
+    page.locator("#train-name textarea, #train-name input").fill("mine")
+    page.click("#train-run")
+    page.wait_for_function(
+        "() => /mine-[0-9a-f]{8}/.test(document.querySelector('#trained-about')?.innerText || '')",
+        timeout=240_000,
+    )
+    name = next(p.name for p in (tmp_path / "data" / "adapters").iterdir() if p.name.startswith("mine-"))
+    assert page.locator("#adapters").get_by_label(name, exact=True).count() == 1
+    second.tab("Train")
+    second.page.wait_for_selector(".train-sample", timeout=120_000)
+    assert name not in second.page.content(), "another visitor sees what was trained"
+    page.reload()
+    page.wait_for_function(
+        "(name) => document.querySelector('#adapters').innerText.includes(name)", arg=name, timeout=60_000
+    )

@@ -13,8 +13,8 @@ import gradio as gr
 from comparator.adapters import AdapterFacts, builtin_names, describe, open_adapter
 from comparator.core.errors import UserError
 from comparator.core.variant import parse_adapter
-from comparator.deploy.limits import Limits
 from comparator.engines import get_trainings
+from comparator.ui.admission import Admission
 from comparator.ui.form import NO_ADAPTER, Form
 from comparator.ui.markup import code, esc
 from comparator.ui.page import PRIVATE, Page, Ticks, html
@@ -58,10 +58,11 @@ def build(page: Page) -> None:
     # The columns that the visitor deselected: the boxes themselves may lag behind while the list changes.
     off = page.columns_off = gr.State([])
 
-    def put(names: list[str], on: list[str], text: str, model: Any):
+    def put(names: list[str], on: list[str], text: str, model: Any, owner: str):
         try:
             adapter = parse_adapter(text or "")
             page.admission.limits.check_adapter(adapter)
+            page.admission.check_owner(adapter.source, owner)
             facts = describe(open_adapter(adapter, settings=page.settings))
             if adapter.notation in names:
                 raise UserError(f"{adapter.notation} is already in the list.", "Select it there.")
@@ -76,24 +77,24 @@ def build(page: Page) -> None:
     gr.on(
         [add.click, source.submit],
         put,
-        inputs=[listed, chosen, source, page.fields["model"]],
+        inputs=[listed, chosen, source, page.fields["model"], page.owner],
         outputs=[listed, chosen, verdict],
         **PRIVATE,
     )
 
-    def describe_selected(on: list[str], model: Any, linked: tuple[str, ...]) -> str:
+    def describe_selected(on: list[str], model: Any, linked: tuple[str, ...], owner: str = "") -> str:
         ticked = [name for name in on if name != NO_ADAPTER]
         base = "" if model in linked else str(model or "")
         return "".join(
             f'<p class="facts">{code(name)} {LINKED}</p>'
             if name in linked
-            else described(name, base, page.settings, page.admission.limits)
+            else described(name, base, page.admission, owner)
             for name in ticked
         )
 
     chosen.change(
         describe_selected,
-        inputs=[chosen, page.fields["model"], page.linked],
+        inputs=[chosen, page.fields["model"], page.linked, page.owner],
         outputs=[facts],
         trigger_mode="always_last",
         **PRIVATE,
@@ -116,9 +117,9 @@ def build(page: Page) -> None:
     )
 
 
-def all_here() -> list[str]:
-    """“none”, the built-in adapters, and those trained here unless training is disabled."""
-    trainings = get_trainings()
+def all_here(trainings: Any = None) -> list[str]:
+    """“none”, the built-in adapters, and those trained here unless training is disabled. `trainings`: the visitor's."""
+    trainings = trainings or get_trainings().seen_by(None)
     trained = [] if trainings.installation_refusal() else [r.adapter for r in trainings.finished()]
     return [NO_ADAPTER, *builtin_names(), *trained]
 
@@ -134,13 +135,13 @@ def grid(picked: Any, on: list[str], off: list[str]):
     return gr.CheckboxGroup(choices=labels, value=value, visible=useful), labels
 
 
-def described(notation: str, model: str, settings: Any, limits: Limits | None = None) -> str:
+def described(notation: str, model: str, admission: Admission, owner: Any = None) -> str:
     """Facts about an adapter as HTML, or why it cannot be used."""
     try:
         adapter = parse_adapter(notation)
-        if limits is not None:
-            limits.check_adapter(adapter)
-        facts = describe(open_adapter(adapter, settings=settings))
+        admission.limits.check_adapter(adapter)
+        admission.check_owner(adapter.source, owner)
+        facts = describe(open_adapter(adapter, settings=admission.settings))
     except UserError as problem:
         return refused(problem)
     parts = [

@@ -26,8 +26,6 @@ BUSY = UserError("A comparison is running on this page.", "Press Stop first, or 
 
 
 def build(page: Page) -> None:
-    # Hidden: the visitor's key, filled in by their browser; it separates their history from others'.
-    page.owner = gr.Textbox("", visible="hidden", elem_id="visitor", label="Visitor", container=False)
     page.recording = html(elem_id="recording", js_on_load="qc.recording(element, trigger)")
 
 

@@ -13,7 +13,6 @@ import gradio as gr
 
 from comparator.backends import most_precise, resolve
 from comparator.core.errors import Stopped, UserError
-from comparator.engines import get_trainings
 from comparator.reporting.plots import training
 from comparator.reporting.plots.style import colours
 from comparator.training.types import EvalRow, Evaluation, TrainingResult
@@ -65,9 +64,9 @@ def wire(page: Page, panel: EvaluationPanel, adapter: gr.components.Component) -
     """Connect Evaluate and Stop; `adapter` is the field with the name of the trained adapter."""
 
     async def evaluate(
-        request: gr.Request, name: str, on: list[str], picked: Any
+        request: gr.Request, name: str, on: list[str], picked: Any, owner: str
     ) -> AsyncIterator[list[Any]]:
-        async for values in stream(page, name, on, request, picked):
+        async for values in stream(page, name, on, request, picked, owner):
             yield values
 
     async def halt(request: gr.Request) -> None:
@@ -75,7 +74,7 @@ def wire(page: Page, panel: EvaluationPanel, adapter: gr.components.Component) -
 
     panel.start.click(
         evaluate,
-        inputs=[adapter, panel.variants, page.fields["picked"]],
+        inputs=[adapter, panel.variants, page.fields["picked"], page.owner],
         outputs=[panel.status, panel.start, panel.stop, panel.plots, panel.bars, panel.table],
         trigger_mode="once",
         **PRIVATE,
@@ -97,13 +96,13 @@ def pictured(evaluation: Evaluation | None, picked: Any) -> list[Any]:
     return [trained_view.evaluation_table(evaluation), gr.Row(visible=True), bars]
 
 
-def boxes_of(name: str | None, picked: Any, before: Any) -> list[Any]:
+def boxes_of(mine: Any, name: str | None, picked: Any, before: Any) -> list[Any]:
     """(check boxes, their state): all variants of the list, with the base and those selected there checked.
 
-    If the state is that of `before`, the boxes stay as the visitor has set them since.
+    `mine`: the visitor's trainings. If the state is that of `before`, the boxes stay as the visitor has set them since.
     """
     listed, on = listed_variants(picked)
-    base = _base(name)
+    base = _base(mine, name)
     names = list(dict.fromkeys([*listed, *([base] if base else [])]))
     box_state = [names, [n for n in names if n in on or n == base]]
     return [
@@ -120,15 +119,15 @@ def listed_variants(picked: Any) -> tuple[list[str], list[str]]:
     return names, [n for n in value.get("on") or [] if isinstance(n, str)]
 
 
-def _base(name: str | None) -> str | None:
+def _base(mine: Any, name: str | None) -> str | None:
     try:
-        return get_trainings().result(name).base if name else None
+        return mine.result(name).base if name else None
     except UserError:
         return None
 
 
 async def stream(
-    page: Page, name: str, on: list[str], asker: Any, picked: Any = None
+    page: Page, name: str, on: list[str], asker: Any, picked: Any = None, owner: Any = None
 ) -> AsyncIterator[list[Any]]:
     """Yields values of (status, Evaluate, Stop, row of the plot, plot, table). Ends early when the visitor leaves."""
     session = getattr(asker, "session_hash", None) or ""
@@ -136,7 +135,8 @@ async def stream(
         page.admission.count(asker)
         if not on:
             raise UserError("No variant is selected.", "Select at least one under Variants.")
-        result = get_trainings().result(name or "")
+        mine = page.admission.trainings(owner)
+        result = mine.result(name or "")
     except UserError as error:
         yield [problem(error), *_evaluating(False), *[gr.skip()] * 3]
         return
@@ -146,7 +146,7 @@ async def stream(
         yield [line, *_evaluating(True), *[gr.skip()] * 3]
         rows: list[EvalRow] = []  # appended to by the background thread
         background = Background(
-            lambda emit: get_trainings().evaluate(result.name, on, stop, on_progress=emit, on_row=rows.append)
+            lambda emit: mine.evaluate(result.name, on, stop, on_progress=emit, on_row=rows.append)
         )
         had = 0
         while True:

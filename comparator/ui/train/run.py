@@ -6,14 +6,13 @@ changed. So closing the tab does not stop it, and every page that is opened show
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from comparator.core.errors import UserError
-from comparator.engines import get_trainings
 from comparator.reporting.plots import training
 from comparator.store.links import parse_query_string
 from comparator.training.types import TrainingState
@@ -90,84 +89,97 @@ def wire(
     own, results = watch.outputs(page), panel.outputs(page)
     inputs_now = [watch.watched, *panel.inputs(page)]
 
-    def start(watched: Watched, *values: Any) -> Iterator[list[Any]]:
-        def work() -> str:
-            return get_trainings().start(setup_fields.read(values).request())
+    def start(request: gr.Request, owner: str, *values: Any) -> Iterator[list[Any]]:
+        def work(mine: Any, visitor: str) -> str:
+            page.admission.count(request)
+            return mine.start(setup_fields.read(values).request(), visitor=visitor)
 
-        yield from began(work)
+        yield from began(page, owner, request, work)
 
-    def again(watched: Watched) -> Iterator[list[Any]]:
-        yield from began(lambda: get_trainings().resume(watched.job))
+    def again(request: gr.Request, watched: Watched, owner: str) -> Iterator[list[Any]]:
+        yield from began(page, owner, request, lambda mine, visitor: mine.resume(watched.job, visitor))
 
     def tick(watched: Watched, *inputs: Any) -> list[Any]:
-        return followed(watched, inputs)
+        return followed(page, watched, inputs)
 
     def arrive(request: gr.Request, *inputs: Any) -> list[Any]:
-        return arrived(request, inputs[1:])
+        return arrived(page, request, inputs[1:])
 
     def opened(watched: Watched, *inputs: Any) -> list[Any]:
-        return followed(replace(watched, version=-1), inputs, latest=True)
+        return followed(page, replace(watched, version=-1), inputs, latest=True)
 
     def away(watched: Watched, *inputs: Any) -> list[Any]:
-        return forgotten(watched, inputs)
+        return forgotten(page, watched, inputs)
+
+    def halt(watched: Watched, owner: str) -> str:
+        return stopped(page.admission.trainings(owner), watched)
 
     gr.on(
-        [watch.train.click], start, inputs=[watch.watched, *setup_fields.inputs(page)],
+        [watch.train.click], start, inputs=[page.owner, *setup_fields.inputs(page)],
         outputs=[watch.status, *own], trigger_mode="once", **PRIVATE,
     )  # fmt: skip
     watch.resume.click(
-        again, inputs=[watch.watched], outputs=[watch.status, *own], trigger_mode="once", **PRIVATE
+        again,
+        inputs=[watch.watched, page.owner],
+        outputs=[watch.status, *own],
+        trigger_mode="once",
+        **PRIVATE,
     )
-    watch.stop.click(stopped, inputs=[watch.watched], outputs=[watch.status], **DIRECT)
+    watch.stop.click(halt, inputs=[watch.watched, page.owner], outputs=[watch.status], **DIRECT)
     watch.forget.click(away, inputs=inputs_now, outputs=[watch.status, *own, *results], **PRIVATE)
     # One at a time: a late response must not overwrite the next.
     page.training_clock.tick(tick, inputs=inputs_now, outputs=[*own, *results], trigger_mode="once", **DIRECT)
     tab.select(opened, inputs=inputs_now, outputs=[*own, *results], **DIRECT)
-    demo.load(arrive, inputs=inputs_now, outputs=[*own, *results], **DIRECT)
+    # On a public server what is shown is the visitor's, whose key the browser sends once the page is there.
+    came = page.owner.change if page.settings.public else demo.load
+    came(arrive, inputs=inputs_now, outputs=[*own, *results], **DIRECT)
 
 
 # ---------------------------------------------------------------- what is sent
 
 
-def began(work) -> Iterator[list[Any]]:
-    """Start or resume; yields values of (status, *watch). Nothing else changes if that fails."""
+def began(page: Page, owner: Any, asker: Any, work: Callable[[Any, str], str]) -> Iterator[list[Any]]:
+    """Start or resume with `work(the visitor's trainings, whose turn it is)`; yields values of (status, *watch). Nothing
+    else changes if that fails."""
     nothing = [gr.skip()] * SKIPPED
     yield [say("Starting …"), *nothing]
     try:
-        state = get_trainings().snapshot(work())
+        mine = page.admission.trainings(owner)
+        state = mine.snapshot(work(mine, page.admission.visitor(asker)))
     except UserError as error:
         yield [problem(error), *nothing]
         return
     yield [say(""), *values(state, Watched())]
 
 
-def stopped(watched: Watched) -> str:
+def stopped(mine: Any, watched: Watched) -> str:
     try:
-        get_trainings().stop(watched.job)
+        mine.stop(watched.job)
     except UserError as error:
         return problem(error)
     return say("Stopping …")
 
 
-def forgotten(watched: Watched, inputs: tuple[Any, ...]) -> list[Any]:
+def forgotten(page: Page, watched: Watched, inputs: tuple[Any, ...]) -> list[Any]:
     """Values of (line, *watch, *trained)."""
     try:
-        get_trainings().forget(watched.job)
+        page.admission.trainings(inputs[-1]).forget(watched.job)
     except UserError as error:
         return [problem(error), *([gr.skip()] * (SKIPPED + trained.OUTPUTS))]
-    return [say("Discarded."), *followed(Watched(), inputs, latest=True)]
+    return [say("Discarded."), *followed(page, Watched(), inputs, latest=True)]
 
 
-def followed(watched: Watched, inputs: tuple[Any, ...], latest: bool = False) -> list[Any]:
+def followed(page: Page, watched: Watched, inputs: tuple[Any, ...], latest: bool = False) -> list[Any]:
     """What changed in the job that this page shows, and the list of results if it has just ended.
 
     Returns values of (*watch, *trained); `inputs` are those of `TrainedPanel.inputs`. `latest`: show the running or newest
     job, and the results in any case.
     """
+    mine = page.admission.trainings(inputs[-1])
     try:
-        state = newest() if latest or not watched.job else get_trainings().snapshot(watched.job)
+        state = newest(mine) if latest or not watched.job else mine.snapshot(watched.job)
     except UserError:
-        state = newest()  # it was discarded on another page
+        state = newest(mine)  # it was discarded on another page
     if state is None:
         discarded = [
             "",
@@ -177,22 +189,21 @@ def followed(watched: Watched, inputs: tuple[Any, ...], latest: bool = False) ->
             "",
             train_progress.samples(None),
         ]
-        return [*discarded, *_buttons(None), Watched(), *trained.values(inputs)]
+        return [*discarded, *_buttons(None), Watched(), *trained.values(page, inputs)]
     ended = state.over and not (watched.over and watched.job == state.job)
     new_adapter = state.result.name if state.result and ended and not latest else ""
-    results = trained.values(inputs, new_adapter) if ended or latest else [gr.skip()] * trained.OUTPUTS
+    results = trained.values(page, inputs, new_adapter) if ended or latest else [gr.skip()] * trained.OUTPUTS
     return [*values(state, watched), *results]
 
 
-def newest() -> TrainingState | None:
+def newest(mine: Any) -> TrainingState | None:
     """The running job, else the newest one, else None."""
-    trainings = get_trainings()
-    return trainings.running() or next(iter(trainings.jobs()), None)
+    return mine.running() or next(iter(mine.jobs()), None)
 
 
-def arrived(asker: Any, inputs: tuple[Any, ...]) -> list[Any]:
+def arrived(page: Page, asker: Any, inputs: tuple[Any, ...]) -> list[Any]:
     """A page was opened: the current job, and the adapters trained here."""
-    values_now = followed(Watched(), inputs, latest=True)
+    values_now = followed(page, Watched(), inputs, latest=True)
     if _filled(asker):  # the link fills in the list of adapters, these included
         values_now[-2:] = [gr.skip(), gr.skip()]
     return values_now

@@ -242,7 +242,7 @@ def look(form: TrainForm) -> Iterator[list[Any]]:
     try:
         source, model, settings = form.source(), form.chosen_model(), form.train_settings()
         system = str(form.system or "").strip() or None
-        preview = get_trainings().preview(source, model, settings, system)
+        preview = get_trainings().seen_by(None).preview(source, model, settings, system)
     except UserError as error:
         yield [
             problem(error),
@@ -294,6 +294,6 @@ def planned(form: TrainForm, preview: DataPreview | None) -> str:
         return ""
     try:
         request = form.request()
-        return train_preview.estimate(get_trainings().estimate(request, preview), request.base)
+        return train_preview.estimate(get_trainings().seen_by(None).estimate(request, preview), request.base)
     except UserError as error:
         return problem(error)

@@ -11,7 +11,6 @@ from typing import Any
 import gradio as gr
 
 from comparator.core.errors import UserError
-from comparator.engines import get_trainings
 from comparator.training.types import TrainingResult
 from comparator.ui.form import NO_ADAPTER
 from comparator.ui.markup import note
@@ -39,7 +38,7 @@ class TrainedPanel:
     evaluation: EvaluationPanel
 
     def inputs(self, page: Page) -> list[gr.components.Component]:
-        return [page.adapter_names, page.fields["adapters"], self.chosen, page.fields["picked"]]
+        return [page.adapter_names, page.fields["adapters"], self.chosen, page.fields["picked"], page.owner]
 
     def outputs(self, page: Page) -> list[gr.components.Component]:
         """What changes when an adapter is added or deleted; the list of adapters last."""
@@ -59,30 +58,31 @@ def build(page: Page) -> TrainedPanel:
             delete = gr.Button("Delete", elem_id="trained-delete", scale=0)
             status = html(say(""), elem_id="trained-said")
         evaluating = evaluation.build()
-        publish.build_push(chosen)
-    publish.build_zip(chosen, download, status)
+        publish.build_push(page, chosen)
+    publish.build_zip(page, chosen, download, status)
     panel = TrainedPanel(empty, content, chosen, about, evaluating)
 
-    def show(name: str, picked: Any, before: Any):
-        return *shown(name, picked), *evaluation.boxes_of(name, picked, before)
+    def show(name: str, picked: Any, before: Any, owner: str):
+        mine = page.admission.trainings(owner)
+        return *shown(mine, name, picked), *evaluation.boxes_of(mine, name, picked, before)
 
     def remove(name: str, *inputs: Any):
-        return removed(name, inputs)
+        return removed(page, name, inputs)
 
-    def compare_now(name: str, picked: Any, listed: list[str], request: gr.Request):
-        return filled(page, name, picked, listed, getattr(request, "session_hash", None))
+    def compare_now(name: str, picked: Any, listed: list[str], owner: str, request: gr.Request):
+        return filled(page, name, picked, listed, owner, getattr(request, "session_hash", None))
 
     picked = page.fields["picked"]
     gr.on(
         [chosen.change, picked.change],
         show,
-        inputs=[chosen, picked, evaluating.boxes],
+        inputs=[chosen, picked, evaluating.boxes, page.owner],
         outputs=[about, *evaluating.outputs(), evaluating.variants, evaluating.boxes],
         trigger_mode="always_last",
         **PRIVATE,
     )
     compare.click(
-        compare_now, inputs=[chosen, picked, page.adapter_names], outputs=_form(page), **PRIVATE
+        compare_now, inputs=[chosen, picked, page.adapter_names, page.owner], outputs=_form(page), **PRIVATE
     ).then(None, js=RUN, api_visibility="private")
     delete.click(
         remove,
@@ -98,19 +98,20 @@ def build(page: Page) -> TrainedPanel:
 # ---------------------------------------------------------------- the list
 
 
-def values(inputs: tuple[Any, ...], name: str = "") -> list[Any]:
+def values(page: Page, inputs: tuple[Any, ...], name: str = "") -> list[Any]:
     """The values of `TrainedPanel.outputs`; `inputs` are those of `TrainedPanel.inputs`.
 
     Selects the adapter `name` if it exists, else the one selected before; check boxes stay checked.
     """
-    listed, ticked, before, picked = inputs
-    results = get_trainings().finished()
+    listed, ticked, before, picked, owner = inputs
+    mine = page.admission.trainings(owner)
+    results = mine.finished()
     names = [r.name for r in results]
     chosen = next((n for n in (name, before, *names) if n in names), None)
-    now = adapters.all_here()
+    now = adapters.all_here(mine)
     listed = [*(a for a in listed if a in now or not _ours(a)), *(a for a in now if a not in listed)]
     boxes = gr.CheckboxGroup(choices=listed, value=[a for a in ticked if a in listed] or [NO_ADAPTER])
-    about, measured, pictures, bars = shown(chosen, picked)
+    about, measured, pictures, bars = shown(mine, chosen, picked)
     dropdown = gr.Dropdown(choices=trained_view.choices(results), value=chosen)
     some = [gr.HTML(visible=not results), gr.Column(visible=bool(results))]
     return [*some, dropdown, about, measured, pictures, bars, listed, boxes]
@@ -121,12 +122,12 @@ def _ours(notation: str) -> bool:
     return not any(mark in notation for mark in "/\\.~@*:")
 
 
-def shown(name: str | None, picked: Any = None) -> list[Any]:
-    """(description, table of the evaluation, row of the plot, plot)."""
+def shown(mine: Any, name: str | None, picked: Any = None) -> list[Any]:
+    """(description, table of the evaluation, row of the plot, plot). `mine`: the visitor's trainings."""
     if not name:
         return ["", "", gr.Row(visible=False), gr.skip()]
     try:
-        result = get_trainings().result(name)
+        result = mine.result(name)
     except UserError as error:
         return [problem(error), "", gr.Row(visible=False), gr.skip()]
     return [trained_view.described(result), *evaluation.pictured(result.evaluation, picked)]
@@ -140,14 +141,16 @@ def _form(page: Page) -> list[gr.components.Component]:
     return [page.notice, *(page.fields[n] for n in names), page.adapter_names, page.columns_off]
 
 
-def filled(page: Page, name: str, picked: Any, listed: list[str], session: str | None) -> list[Any]:
+def filled(
+    page: Page, name: str, picked: Any, listed: list[str], owner: Any, session: str | None
+) -> list[Any]:
     """Fill in the form for variants × {none, this adapter}: the selected variants and the adapter's base."""
     try:
         if page.runs.going(session):
             raise UserError(
                 "A comparison is running on this page.", "Press Stop above first, then Compare now."
             )
-        result = get_trainings().result(name or "")
+        result = page.admission.trainings(owner).result(name or "")
         picked, left_out = _with_base(picked, result, page.settings.max_columns)
     except UserError as error:
         return [notice.problem(error), *[gr.skip()] * 7]
@@ -171,12 +174,12 @@ def _with_base(picked: Any, result: TrainingResult, most: int) -> tuple[dict[str
     return {**value, "on": [n for n in on if n in fitting]}, [n for n in on if n not in fitting]
 
 
-def removed(name: str, inputs: tuple[Any, ...]) -> list[Any]:
+def removed(page: Page, name: str, inputs: tuple[Any, ...]) -> list[Any]:
     nothing = [gr.skip()] * OUTPUTS
     if not name:
         return [say(""), *nothing]  # not confirmed
     try:
-        get_trainings().remove(name)
+        page.admission.trainings(inputs[-1]).remove(name)
     except UserError as error:
         return [problem(error), *nothing]
-    return [say(f"Deleted {name}."), *values(inputs)]
+    return [say(f"Deleted {name}."), *values(page, inputs)]

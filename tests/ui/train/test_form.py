@@ -198,10 +198,10 @@ def test_compare_now_ticks_the_base_and_makes_room():
     assert value["on"] == ["bf16", "nf4:dq"] and left == ["int8", "nf4"], (
         "two columns a variant, four at most"
     )
-    boxes, laid = evaluation.boxes_of(None, picked, None)
+    boxes, laid = evaluation.boxes_of(None, None, picked, None)
     assert isinstance(boxes, gr.CheckboxGroup) and boxes.value == laid[1]
-    again, same = evaluation.boxes_of(None, picked, laid)
+    again, same = evaluation.boxes_of(None, None, picked, laid)
     assert not isinstance(again, gr.CheckboxGroup), "what a visitor has ticked since is thrown away"
     assert same == laid
-    other, _ = evaluation.boxes_of(None, {**picked, "on": picked["on"][:1]}, laid)
+    other, _ = evaluation.boxes_of(None, None, {**picked, "on": picked["on"][:1]}, laid)
     assert isinstance(other, gr.CheckboxGroup), "the list on the left has other ticks now"
