@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Address, Model, Verbose, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, use
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 
@@ -45,6 +45,8 @@ def layers(
     ] = None,
     ray: Address = None,
     verbose: Verbose = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """List how every tensor of a variant is stored, one row per tensor, after the warm-up."""
     from comparator import api
@@ -59,10 +61,12 @@ def layers(
     request = api.request(
         "Hello", variant, model, fidelity="none", max_new_tokens=1, repeats=1, max_memory=max_memory
     )
-    comparison, stopped = carry_out(request, verbose, answers=False)
+    comparison, stopped = carry_out(request, verbose, answers=False, silent=quiet)
+    if as_json:
+        print(csv_export.to_layers_json(comparison, search), end="")
     for cell in comparison.cells:
-        if cell.error:
-            continue  # reported with the progress
+        if cell.error or as_json:
+            continue  # errors are reported with the progress
         rows = summary.matching(cell.layers, search)
         print(tables.printable(cell.label))
         print("".join(f"  {tables.printable(line)}\n" for line in summary.stored_as(cell)))
@@ -81,7 +85,7 @@ def layers(
 
 
 def variants(
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List all methods with their options, and what is missing on this machine."""
     listed = described()
@@ -172,6 +176,7 @@ def show(
             help="Print only the transformers code that reproduces this column.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print a saved comparison, or convert it to another format."""
     from comparator.cli import tables
@@ -190,6 +195,12 @@ def show(
             raise UserError(f"{file.name} has no column “{code}”.", f"Its columns are {labels}.")
         print(snippet(column, comparison), end="")
         return
+    for path in output or []:
+        export.write(comparison, path)
+        print(f"Wrote {path}", file=sys.stderr)
+    if as_json:
+        print(document.dumps(comparison, indent=1))
+        return
     facts = [(f"{name:<10}", value) for name, value in summary.headline(comparison)]
     print(tables.to_text(tables.pairs(facts)), end="")
     print(f"\n{tables.printable(comparison.prompt.text)}\n")
@@ -197,6 +208,4 @@ def show(
         if cell.text:
             print(f"── {tables.printable(cell.label)}\n{tables.printable(cell.shown_text)}\n")
     print(tables.comparison_table(comparison), end="")
-    for path in output or []:
-        export.write(comparison, path)
-        print(f"Wrote {path}", file=sys.stderr)
+    print(tables.answer(comparison), end="")

@@ -13,6 +13,10 @@ Model = Annotated[
     typer.Option("--model", "-m", metavar="NAME", help="Model. (default: COMPARATOR_MODEL or smollm2-135m)"),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show log messages of the libraries.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress on stderr, only the result and what failed.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout in place of tables.")]
 Address = Annotated[
     str | None,
     typer.Option(

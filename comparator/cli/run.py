@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from comparator.cli.options import PANEL as CLUSTER
-from comparator.cli.options import Address, Verbose, use
+from comparator.cli.options import Address, AsJson, Quiet, Verbose, use
 from comparator.core.errors import UserError
 from comparator.core.events import Event, Failed
 from comparator.core.result import Comparison
@@ -22,6 +22,8 @@ EXAMPLES = """Examples:
   python -m comparator run -v bf16 -v nf4:dq,compute=fp16 -p - < question.txt
 
   python -m comparator run -m user/repo@main -p "Hello" -o a.json -o a.html
+
+  python -m comparator run -p "Hello" -q --json > a.json
 
 Exit code: 0 if every variant succeeded, 1 if one failed,
 2 for an invalid request, 130 after Ctrl-C."""
@@ -181,10 +183,13 @@ def run(
         ),
     ] = False,
     verbose: Verbose = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run one prompt on several variants of a model and compare them."""
     from comparator import api
     from comparator.cli import tables
+    from comparator.core import document
     from comparator.reporting import export
 
     for path in output or []:
@@ -221,10 +226,13 @@ def run(
         repeats=repeats,
         decode=decode,
     )
-    comparison, stopped = carry_out(request, verbose)
-    print(tables.comparison_table(comparison), end="")
-    print(tables.answer(comparison), end="")
-    print(tables.prompt_set_table(comparison), end="")
+    comparison, stopped = carry_out(request, verbose, silent=quiet)
+    if as_json:
+        print(document.dumps(comparison, indent=1))
+    else:
+        print(tables.comparison_table(comparison), end="")
+        print(tables.prompt_set_table(comparison), end="")
+        print(tables.answer(comparison), end="")
     for path in output or []:
         export.write(comparison, path)
         print(f"Wrote {path}", file=sys.stderr)
@@ -242,8 +250,11 @@ def _prompt(text: str) -> str:
         raise UserError("Standard input is not text in UTF-8.", "Save the prompt as UTF-8.") from None
 
 
-def carry_out(request, verbose: bool, *, answers: bool = True) -> tuple[Comparison, bool]:
-    """(the finished comparison, whether Ctrl-C stopped it), with progress on stderr. Raises `UserError`."""
+def carry_out(
+    request, verbose: bool, *, answers: bool = True, silent: bool = False
+) -> tuple[Comparison, bool]:
+    """(the finished comparison, whether Ctrl-C stopped it), with progress on stderr; silent: failures alone. Raises
+    `UserError`."""
     from comparator.cli import error_details
     from comparator.cli.progress import Progress, quiet, stoppable
 
@@ -252,7 +263,8 @@ def carry_out(request, verbose: bool, *, answers: bool = True) -> tuple[Comparis
         from comparator.engines import get_engine
 
         def show(event: Event) -> None:
-            progress(event)
+            if not silent or isinstance(event, Failed):
+                progress(event)
             if isinstance(event, Failed) and event.result.error:
                 error_details.show(event.result.error.error_id, progress.line)
 

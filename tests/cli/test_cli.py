@@ -130,6 +130,8 @@ def test_show_prints_and_converts(ran, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "What is the capital of France?" in shown.output and "bf16 (reference)" in shown.output
     assert (tmp_path / "again.md").read_text() == (folder / "result.md").read_text()
+    as_json = CliRunner().invoke(app, ["show", str(folder / "result.json"), "--json"])
+    assert document.loads(as_json.output) == document.read(folder / "result.json")
     code = CliRunner().invoke(app, ["show", str(folder / "result.json"), "--code", "nf4:dq,compute=fp16"])
     assert "bnb_4bit_use_double_quant=True" in code.output
     compile(code.output, "snippet", "exec")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -119,7 +120,12 @@ def test_the_heat_map_is_layers_by_modules():
     assert (modules, layers) == (["mlp.up", "mlp.down"], ["0", "1", "10"])
     assert values[2] == [10.02, 10.04]
     figure = plots_fidelity.layer_map(sample.NF4)
-    assert [list(row) for row in figure.data[0].z] == [[0.0913]]
+    drawn = figure.data[0]
+    assert [list(row) for row in drawn.customdata] == [[0.0913]], "hovering shows the error itself"
+    assert [list(row) for row in drawn.z] == [[pytest.approx(math.log10(0.0913))]]
+    assert drawn.zmin == drawn.z[0][0], (
+        "the scale is this column's own: from 0 on, 4-bit columns are of one colour"
+    )
 
 
 # ---------------------------------------------------------------- tokens

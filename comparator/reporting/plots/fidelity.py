@@ -197,9 +197,32 @@ def grid(values: dict[str, float]) -> tuple[list[str], list[str], list[list[floa
 
 
 def layer_map(cell: CellResult) -> Figure:
-    """Heat map: how far each layer's weights are from the reference's, by module (relative Frobenius error)."""
+    """Heat map: how far each layer's weights are from the reference's, by module (relative Frobenius error).
+
+    Layers down, modules across. The colours span this column's own errors on a logarithmic scale: on one that starts at 0 a
+    4-bit column would be of a single colour.
+    """
+    import plotly.graph_objects as go
+
     modules, layers, values = layer_grid(cell)
-    return heat_map(modules, layers, values, "relative error", "%{y}, %{x}: %{z:.2%}<extra></extra>", ".0%")
+    figure = go.Figure()
+    errors = [v for row in values for v in row if v]
+    if layers and errors:
+        low, high = math.log10(min(errors)), math.log10(max(errors))
+        ticks = [low + (high - low) * step / 4 for step in range(5)] if high > low else [low]
+        figure.add_heatmap(
+            x=modules, y=[f"layer {n}" for n in layers], colorscale="Cividis", zmin=low, zmax=max(high, low + 1e-3),
+            z=[[math.log10(v) if v else None for v in row] for row in values], customdata=values,
+            hovertemplate="%{y}, %{x}: %{customdata:.2%}<extra></extra>", xgap=1, ygap=1,
+            colorbar={
+                "title": {"text": "relative error (log)", "side": "right"}, "thickness": 14, "outlinewidth": 0,
+                "tickvals": ticks, "ticktext": [f"{10**t * 100:.2g} %" for t in ticks],
+            },
+        )  # fmt: skip
+    apply_layout(figure, None, None, height=110 + 17 * max(len(layers), 8))
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False, rangemode="normal")
+    figure.update_xaxes(type="category", showgrid=False, rangemode="normal")
+    return figure
 
 
 def parts_bars(parts: Sequence[Part], colour: str = PALETTE[0]) -> Figure:
@@ -220,28 +243,3 @@ def parts_bars(parts: Sequence[Part], colour: str = PALETTE[0]) -> Figure:
     return apply_layout(
         figure, "mean KL divergence, nats (± standard error)", None, height=90 + 24 * max(len(worst), 2)
     )
-
-
-def heat_map(
-    modules: list[str],
-    layers: list[str],
-    values: list[list[float | None]],
-    title: str,
-    hover: str,
-    ticks: str,
-) -> Figure:
-    """Layers (down) × modules (across)."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    if layers:
-        figure.add_heatmap(
-            x=modules, y=[f"layer {n}" for n in layers], z=values, colorscale="Cividis", zmin=0,
-            zmax=max((v for row in values for v in row if v is not None), default=0) or 0.01, hovertemplate=hover,
-            colorbar={"title": {"text": title, "side": "right"}, "thickness": 14, "tickformat": ticks, "outlinewidth": 0},
-            xgap=1, ygap=1,
-        )  # fmt: skip
-    apply_layout(figure, None, None, height=110 + 17 * max(len(layers), 8))
-    figure.update_yaxes(autorange="reversed", type="category", showgrid=False, rangemode="normal")
-    figure.update_xaxes(type="category", showgrid=False, rangemode="normal")
-    return figure
