@@ -198,6 +198,10 @@ class Backend(Notation):
         """Bits of a quantized value, quant state aside; the page groups its list by it."""
         return self.method(variant.method).bits
 
+    def decode_speed(self, variant: Variant, cuda: bool) -> str:
+        """`Method.decode` for the variant's options. cuda: on an NVIDIA GPU, else on a CPU."""
+        return self.method(variant.method).decode[cuda]
+
     def offers(self, model: str) -> list[str]:
         """Ready-made notations for one model by its name, beside the methods' presets. Looks at names only."""
         return []

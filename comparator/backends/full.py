@@ -19,6 +19,7 @@ class FullPrecision(Backend):
             "Every weight in 4 bytes. The numerical reference.",
             precision=100,
             bits=32,
+            decode=("slower", ""),
         ),
         Method(
             "bf16",

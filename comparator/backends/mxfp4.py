@@ -22,7 +22,7 @@ class MXFP4(Unpacked):
     methods = (
         Method("mxfp4", "MXFP4 checkpoint", "4-bit floats in blocks of 32 for the experts, as gpt-oss is published: "
                "mxfp4@user/repo. Unpacked as it loads, so memory and speed are those of bf16.", takes_source=True,
-               needs_source=True, precision=25, bits=4),
+               needs_source=True, precision=25, bits=4, decode=("similar", "similar")),
     )  # fmt: skip
 
     def stored_as(self, checkpoint: Checkpoint) -> str:

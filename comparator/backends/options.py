@@ -53,6 +53,9 @@ class Method:
     precision: int = 0
     bits: float = 16.0
     presets: tuple[str, ...] = ()  # ready-made notations for the page, where the name alone is not enough
+    decode: tuple[str, str] = ("", "")
+    """A decode step of one sequence beside bf16 on a CPU and on an NVIDIA GPU, as docs/benchmarks.md and docs/formats.md measured it, or as
+    follows where it is unpacked to bf16: "faster" or "slower" by 15 % and more, "similar", or "depends on the kernel". "" where it was not measured."""
     needs_source: bool = False  # it only loads what was quantized elsewhere, so no notation is ready-made
 
     @property

@@ -137,6 +137,8 @@ window.qc = (() => {
   // The list of variants. Its value is plain data; see components/variants.py.
   const SEARCHED = 12;  // rows of the list from which on it can be searched
 
+  const SPEED = "A decode step of one sequence beside bf16 on hardware of this kind, as measured (docs/benchmarks.md). A run measures it here.";
+
   function picker(element, props, watch) {
     const list = element.querySelector(".picker");
     const search = make("input", { type: "search", class: "pick-search", placeholder: "Find a variant",
@@ -177,7 +179,8 @@ window.qc = (() => {
       radio.addEventListener("change", () => change({ reference: r.notation }));
       const words = make("span", { class: "title" }, r.why || r.title);
       const label = make("label", { title: r.why || r.title }, box, make("span", { class: "swatch", "aria-hidden": "true" }),
-        make("span", { class: "what" }, make("code", { class: "notation" }, r.notation), words));
+        make("span", { class: "what" }, make("code", { class: "notation" }, r.notation), words),
+        ...(r.speed && !r.why ? [make("span", { class: "speed", title: SPEED }, r.speed)] : []));
       const row = make("div", { class: "pick", "data-notation": r.notation }, label, radio);
       if (r.why) { row.classList.add("unavailable"); box.disabled = true; }
       if (r.custom) {

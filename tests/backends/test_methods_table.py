@@ -48,6 +48,8 @@ def test_a_row_says_what_its_backend_does(notation: str):
         "no" if none else "yes, merged too" if merges(backend_for(variant), variant) else "yes, not merged"
     )
     assert row["LoRA"] == takes
+    speeds = (backend.decode_speed(variant, cuda) for cuda in (False, True))
+    assert row["decode: CPU / GPU"] == " / ".join(speed or "–" for speed in speeds)
     if not method.needs_source:
         try:
             backend.training(variant, "cuda")

@@ -56,7 +56,7 @@ class Awq(PackedLayers):
     methods = (
         Method("awq", "activation-aware rounding", "4 bits per weight; columns with large activations are scaled up before "
                "they are rounded. Made on the spot (once, then kept), or ready-made: awq@user/repo.",
-               _OPTIONS, takes_source=True, precision=39, bits=4),
+               _OPTIONS, takes_source=True, precision=39, bits=4, decode=("", "depends on the kernel")),
     )  # fmt: skip
 
     # ------------------------------------------------------------ options

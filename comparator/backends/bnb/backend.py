@@ -87,13 +87,15 @@ class BitsAndBytes(sources.FromCheckpoint):
     overridable = ("compute",)
     methods = (
         Method("int8", "LLM.int8", "1 byte per weight, one scale per row; outlier features in 16 bits. Made as it loads, or "
-               "saved before: int8@user/repo.", _INT8, takes_source=True, precision=50, bits=8),
+               "saved before: int8@user/repo.", _INT8, takes_source=True, precision=50, bits=8,
+               decode=("slower", "slower")),
         Method("nf4", "4-bit NormalFloat", "Two 4-bit values in each byte; 16 levels spaced for normally "
                "distributed weights; one scale per 64 weights. Made as it loads, or saved before: nf4@user/repo.",
-               _FOUR_BIT, takes_source=True, precision=30, bits=4, presets=("nf4", "nf4:dq")),
+               _FOUR_BIT, takes_source=True, precision=30, bits=4, presets=("nf4", "nf4:dq"),
+               decode=("faster", "faster")),
         Method("fp4", "4-bit float", "Two 4-bit values in each byte; the 16 levels are tiny floats; one scale per "
                "64 weights. Made as it loads, or saved before: fp4@user/repo.", _FOUR_BIT, takes_source=True,
-               precision=20, bits=4),
+               precision=20, bits=4, decode=("", "faster")),
     )  # fmt: skip
 
     # ------------------------------------------------------------ checkpoints as they were saved
@@ -101,6 +103,12 @@ class BitsAndBytes(sources.FromCheckpoint):
     def readers(self, quantization) -> list[str]:
         method = ready_made.method_of(quantization)
         return [method] if method and super().readers(quantization) else []
+
+    def decode_speed(self, variant: Variant, cuda: bool) -> str:
+        """Without its outlier threshold int8 skips half of its kernels."""
+        if variant.method == "int8" and float(self.values(variant)["threshold"]) == 0:
+            return "similar" if cuda else ""
+        return super().decode_speed(variant, cuda)
 
     def complete_on_the_spot(self, variant, checkpoint, progress=None):
         return variant

@@ -46,7 +46,7 @@ class BlockFP8(Unpacked):
     methods = (
         Method("fp8", "FP8 checkpoint", "8-bit floats with one scale per block of 128×128 weights: fp8@user/repo. Stays packed on a "
                "GPU that reads FP8; elsewhere unpacked as it loads, with the memory and speed of bf16.", _OPTIONS,
-               takes_source=True, precision=46, bits=8, needs_source=True),
+               takes_source=True, precision=46, bits=8, needs_source=True, decode=("similar", "faster")),
     )  # fmt: skip
 
     def stored_as(self, checkpoint: Checkpoint) -> str:

@@ -62,7 +62,7 @@ class Gguf(Backend):
         Method("gguf", "GGUF by llama.cpp", "Executed by llama.cpp: a file as it is (gguf@/path/model.gguf, gguf@user/repo), or one made here.",
                (Option("type", "type of the weights of a file that is made here", "q8_0", choices=tuple(write.TYPES), form="{value}"),
                 Option("file", "which file of a folder or repo, by its name or a part that only it has", None, "text")),
-               takes_source=True, precision=38, bits=8),
+               takes_source=True, precision=38, bits=8, decode=("faster", "")),
     )  # fmt: skip
 
     def __init__(self):

@@ -57,7 +57,7 @@ class Gptq(PackedLayers):
     methods = (
         Method("gptq", "calibrated rounding", "2 to 8 bits per weight; each column is rounded so that the next ones compensate its "
                "error on a calibration text. Made on the spot (once, then kept), or ready-made: gptq@user/repo.",
-               _OPTIONS, takes_source=True, precision=40, bits=4, presets=("gptq",)),
+               _OPTIONS, takes_source=True, precision=40, bits=4, presets=("gptq",), decode=("faster", "depends on the kernel")),
     )  # fmt: skip
 
     def __init__(self):

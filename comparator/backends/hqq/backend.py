@@ -67,6 +67,9 @@ class Hqq(FromCheckpoint):
     def bits(self, variant: Variant) -> float:
         return int(self.values(variant)["bits"])
 
+    def decode_speed(self, variant: Variant, cuda: bool) -> str:
+        return {4: "faster", 8: "similar", 2: "similar"}.get(int(self.bits(variant)), "") if cuda else ""
+
     # ------------------------------------------------------------ options
 
     def check(self, variant: Variant, values: dict[str, str]) -> None:

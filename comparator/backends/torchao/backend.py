@@ -81,6 +81,9 @@ class TorchAo(FromCheckpoint):
     def bits(self, variant: Variant) -> float:
         return 4 if self.values(variant)["scheme"] in FOUR_BITS else 8
 
+    def decode_speed(self, variant: Variant, cuda: bool) -> str:
+        return BY_NAME[self.values(variant)["scheme"]].decode[cuda]
+
     def needs_cuda(self, variant: Variant) -> bool:
         return BY_NAME[self.values(variant)["scheme"]].capability is not None and not variant.source
 

@@ -17,6 +17,7 @@ class Scheme:
     dtypes: that the activations, and what stays unquantized, can have.
     capability: the CUDA compute capability that it needs; None where any device will do.
     multiple: both sizes of a layer have to be multiples of it; torchao leaves others unquantized.
+    decode: as `Method.decode`.
     trains: its layers have gradients, and transformers' Trainer takes them.
     """
 
@@ -30,6 +31,7 @@ class Scheme:
     capability: tuple[int, int] | None = None
     multiple: int = 1
     trains: bool = False
+    decode: tuple[str, str] = ("", "")
 
     @property
     def title(self) -> str:
@@ -42,19 +44,19 @@ _ANY = ("row", "tensor", *GROUPS)
 
 SCHEMES = (
     Scheme("int8", "8-bit integers, multiplied in the activations' dtype", "Int8WeightOnlyConfig", _ANY,
-           arguments=_QUIET, trains=True),
+           arguments=_QUIET, trains=True, decode=("", "faster")),
     # Not fp16: torchao turns the integer product times the activations' scale into it before it scales by row.
     Scheme("int8dyn", "8-bit integers times activations rounded to 8 bits", "Int8DynamicActivationInt8WeightConfig",
            ("row", "tensor"), arguments=_QUIET, dtypes=("bf16", "fp32")),
     Scheme("int4", "4-bit integers for the tinygemm kernel (CUDA)", "Int4WeightOnlyConfig", GROUPS, "group_size",
-           {"int4_packing_format": "tile_packed_to_4d", **_QUIET}, ("bf16",), (8, 0)),
+           {"int4_packing_format": "tile_packed_to_4d", **_QUIET}, ("bf16",), (8, 0), decode=("", "faster")),
     Scheme("intx4", "4-bit integers, each in a byte of its own", "IntxWeightOnlyConfig",
            (*GROUPS, "row"), arguments={"weight_dtype": "int4"}),
     Scheme("fp8", "8-bit floats, multiplied in the activations' dtype", "Float8WeightOnlyConfig", _ANY,
-           arguments=_QUIET, trains=True),
+           arguments=_QUIET, trains=True, decode=("", "faster")),
     Scheme("fp8dyn", "8-bit floats times activations rounded to 8 bits (CUDA 8.9 and later)",
            "Float8DynamicActivationFloat8WeightConfig", ("row", "tensor"), arguments=_QUIET, dtypes=("bf16",),
-           capability=(8, 9), multiple=16),
+           capability=(8, 9), multiple=16, decode=("", "slower")),
 )  # fmt: skip
 FOUR_BITS = ("int4", "intx4")
 BY_NAME = {scheme.name: scheme for scheme in SCHEMES}

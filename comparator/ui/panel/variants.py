@@ -1,6 +1,6 @@
 """Which variants, and which of them is the reference: a list of check boxes, colours and radio buttons.
 
-The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notation, title, why}], "on": [notation],
+The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notation, title, speed, why}], "on": [notation],
 "reference": notation or "auto", "max": 8}. `Form` validates what the browser sends.
 """
 
@@ -87,15 +87,21 @@ def row(variant: Variant, custom: bool = False) -> dict[str, Any]:
         "notation": variant.notation,
         "title": backend.describe(variant),
         "precision": method.precision,
+        "speed": backend.decode_speed(variant, _on_gpu()),
         "why": backend.unavailable(variant) or _no_gpu(backend.needs_cuda(variant)),
         "custom": custom,
         "group": "added" if custom else group,
     }
 
 
+def _on_gpu() -> bool:
+    """Whether variants run on an NVIDIA GPU: here, or on ZeroGPU or over Ray, where it is elsewhere."""
+    return bool(os.environ.get("SPACES_ZERO_GPU") or get_settings().ray_address or nvml.gpus())
+
+
 def _no_gpu(needs_cuda: bool) -> str:
-    """Why a variant for CUDA is unavailable here; "" where it is not: on ZeroGPU, and over Ray, the GPU is elsewhere."""
-    if not needs_cuda or os.environ.get("SPACES_ZERO_GPU") or get_settings().ray_address or nvml.gpus():
+    """Why a variant for CUDA is unavailable here; "" where it is not."""
+    if not needs_cuda or _on_gpu():
         return ""
     return "runs on an NVIDIA GPU only, and there is none here"
 
