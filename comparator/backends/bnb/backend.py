@@ -11,12 +11,10 @@ from typing import Any
 from comparator.backends import dtypes, transformers_loader
 from comparator.backends import ready_made as sources
 from comparator.backends.base import (
-    DTYPES,
     AdapterKind,
     LoadedModel,
     Logical,
     Method,
-    Option,
     Placement,
     Progress,
     QuantizedType,
@@ -24,45 +22,12 @@ from comparator.backends.base import (
 )
 from comparator.backends.bnb import outliers, ready_made
 from comparator.backends.bnb.ready_made import HEADS
+from comparator.backends.bnb.settings import FOUR_BIT, INT8
 from comparator.backends.options import ONLY
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 from comparator.sources import Checkpoint, TensorInfo
 from comparator.util.compat import bitsandbytes as compat
-
-_DTYPE = Option(
-    "dtype", "dtype of what stays unquantized (embeddings, norms, lm_head) and of the activations", "bf16",
-    choices=DTYPES,
-)  # fmt: skip
-_SKIP = Option(
-    "skip",
-    "modules to leave unquantized beside the output head, by name or its end, joined with +. skip=only+q_proj leaves "
-    "these alone and quantizes the head too, unless it shares its weights with the embedding",
-    None,
-    kind="names",
-)
-_INT8 = (
-    Option(
-        "threshold",
-        "outlier threshold: input features with an entry above it are multiplied in 16 bits; 0 disables it",
-        "6",
-        kind="number",
-        minimum=0,
-    ),
-    _SKIP,
-    _DTYPE,
-)
-
-_FOUR_BIT = (
-    Option("dq", "double quantization: the absmax values are quantized to 8 bits too", "false", kind="flag",
-           form="{name}"),
-    Option("compute", "dtype in which a layer multiplies, after unpacking", "bf16", choices=DTYPES,
-           transformers_default="fp32"),
-    Option("storage", "dtype of the buffer that holds the packed 4-bit values; the bits are the same", "uint8",
-           choices=("uint8", *DTYPES)),
-    _SKIP,
-    _DTYPE,
-)  # fmt: skip
 
 
 class BitsAndBytes(sources.FromCheckpoint):
@@ -87,14 +52,14 @@ class BitsAndBytes(sources.FromCheckpoint):
     overridable = ("compute",)
     methods = (
         Method("int8", "LLM.int8", "1 byte per weight, one scale per row; outlier features in 16 bits. Made as it loads, or "
-               "saved before: int8@user/repo.", _INT8, takes_source=True, precision=50, bits=8,
+               "saved before: int8@user/repo.", INT8, takes_source=True, precision=50, bits=8,
                decode=("slower", "slower")),
         Method("nf4", "4-bit NormalFloat", "Two 4-bit values in each byte; 16 levels spaced for normally "
                "distributed weights; one scale per 64 weights. Made as it loads, or saved before: nf4@user/repo.",
-               _FOUR_BIT, takes_source=True, precision=30, bits=4, presets=("nf4", "nf4:dq"),
+               FOUR_BIT, takes_source=True, precision=30, bits=4, presets=("nf4", "nf4:dq"),
                decode=("faster", "faster")),
         Method("fp4", "4-bit float", "Two 4-bit values in each byte; the 16 levels are tiny floats; one scale per "
-               "64 weights. Made as it loads, or saved before: fp4@user/repo.", _FOUR_BIT, takes_source=True,
+               "64 weights. Made as it loads, or saved before: fp4@user/repo.", FOUR_BIT, takes_source=True,
                precision=20, bits=4, decode=("", "faster")),
     )  # fmt: skip
 
