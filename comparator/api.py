@@ -7,20 +7,23 @@ import difflib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from comparator.backends import backend_for, resolve
 from comparator.comparison.prompts import reader
 from comparator.core.errors import UserError
-from comparator.core.events import Done, Event
+from comparator.core.events import Done
 from comparator.core.prompt_set import PromptSet
 from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
 from comparator.core.result import Comparison
 from comparator.core.settings import get_settings
 from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
+
+if TYPE_CHECKING:
+    from comparator.reporting.notebook import Running
 
 DEFAULT_VARIANTS = ("bf16", "int8", "nf4")
 WIKITEXT = "wikitext2"
@@ -35,17 +38,19 @@ def compare(
     *,
     cancel: threading.Event | None = None,
     **settings: Any,
-) -> Iterator[Event]:
-    """Run a comparison; yields its events, `Done(comparison)` last. `cancel.set()` stops it.
+) -> Running:
+    """Run a comparison; yields its events, `Done(comparison)` last. `cancel.set()` stops it. In a notebook the object shows
+    the summary, and has `comparison`, `to_pandas()` and `plot()`, which run what is left of it first.
 
     `settings` are those of `request`. Raises `UserError` for a request that is wrong in itself; a column's own
     trouble is a `Failed` event. Closing the iterator stops the work.
     """
     from comparator.comparison.runner import compare as start
     from comparator.engines import get_engine
+    from comparator.reporting.notebook import Running
 
     asked = prompt if isinstance(prompt, Request) else request(prompt, variants, model, adapters, **settings)
-    return start(asked, engine=get_engine(), cancel=cancel)
+    return Running(start(asked, engine=get_engine(), cancel=cancel))
 
 
 def run(
