@@ -161,6 +161,7 @@ window.qc = (() => {
 
     function draw(v) {
       const parts = v.rows.length > SEARCHED ? [search] : [];
+      if ((v.questions || []).length) parts.unshift(make("div", { class: "questions" }, ...v.questions.map(question)));
       let group = "";
       for (const r of v.rows) {
         if (r.group && r.group !== group) parts.push(make("h3", { class: "pick-group" }, (group = r.group)));
@@ -169,6 +170,17 @@ window.qc = (() => {
       list.replaceChildren(...parts);
       drawn = JSON.stringify(v.rows);
       find();
+    }
+
+    // A button that selects the variants of a usual question, and no other.
+    function question(q) {
+      const button = make("button", { type: "button", class: "quiet", title: q.title }, q.words);
+      button.addEventListener("click", () => {
+        search.value = "";
+        change({ on: value().rows.map((r) => r.notation).filter((n) => q.on.includes(n)), reference: "auto" });
+        find();
+      });
+      return button;
     }
 
     function line(r) {

@@ -329,6 +329,13 @@ def test_the_list_of_variants_is_grouped_and_searched(visitor):
     assert groups.locator("visible=true").all_inner_texts() == ["16 bit and more", "4 bit and fewer"]
     search.fill("")
     assert visitor.page.locator(".pick:visible").count() > 10
+    search.fill("torchao")
+    visitor.page.get_by_role("button", name="Which 4 bit?").click()
+    ticked = visitor.page.locator(".pick.on").evaluate_all("rows => rows.map((r) => r.dataset.notation)")
+    assert {"bf16", "nf4", "gptq", "awq"} <= set(ticked) <= {"bf16", "nf4", "hqq", "gptq", "awq"}
+    assert search.input_value() == "", "what a button selects must be in sight"
+    speeds = visitor.page.locator('.pick[data-notation="nf4"] .speed').all_inner_texts()
+    assert speeds == ["faster"], "nf4 is measured on CPUs and GPUs (docs/methods.md)"
 
 
 def test_reference_can_be_chosen(visitor):

@@ -18,6 +18,13 @@ from comparator.metrics import nvml
 from comparator.ui.page import Page, html
 
 FIRST = ("bf16", "int8", "nf4")
+# The usual questions: the button's words, what it selects, and the words on hover.
+QUESTIONS = (
+    ("8 or 4 bit?", FIRST, "16 bit beside the most used 8-bit and 4-bit method"),
+    ("Which 8 bit?", ("bf16", "int8", "torchao", "torchao:scheme=fp8"), "Methods with 8 bits per weight"),
+    ("Which 4 bit?", ("bf16", "nf4", "hqq", "gptq", "awq"), "Methods with 4 bits per weight; gptq and awq are quantized at their first use, "
+     "which takes minutes"),
+)  # fmt: skip
 # Headings in the list: by bits of a quantized value, then what other machines compute.
 GROUPS = ("16 bit and more", "8 bit", "4 bit and fewer", "servers")
 
@@ -40,10 +47,22 @@ def picked(max_columns: int, model: str = "") -> dict[str, Any]:
     return {
         "rows": rows,
         "on": first[:max_columns],
+        "questions": _questions(rows, max_columns),
         "reference": "auto",
         "max": max_columns,
         "offered": offered,
     }
+
+
+def _questions(rows: list[dict[str, Any]], max_columns: int) -> list[dict[str, Any]]:
+    """The buttons above the list: those whose question at least two variants answer here."""
+    here = {r["notation"] for r in rows if not r["why"]}
+    asked = [(words, [n for n in names if n in here], more) for words, names, more in QUESTIONS]
+    return [
+        {"words": words, "on": names[:max_columns], "title": more}
+        for words, names, more in asked
+        if len(names) > 1
+    ]
 
 
 def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[str, Any] | None:
@@ -60,6 +79,7 @@ def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[st
     return {
         **new,
         "rows": [{**row(own), "group": "this model"}, *rows],
+        "questions": [],
         "on": [own.notation],
         "quantized": own.notation,
     }
