@@ -34,6 +34,10 @@ HONEST, COMPARING = 30, 4  # of the visitors; the others are hostile
 COMPARE = "gradio_api/call/v2/compare"
 
 
+class Refused(Exception):
+    """What the server said instead of an answer."""
+
+
 class Load:
     """What all visitors share: the server, the clock, and what was counted."""
 
@@ -78,7 +82,10 @@ class Load:
         event = json.loads(self.ask(COMPARE, visitor, json.dumps(body).encode()))["event_id"]
         answer = self.ask(f"gradio_api/call/compare/{event}", visitor, timeout_s=300.0).decode()
         last = [line.removeprefix("data: ") for line in answer.splitlines() if line.startswith("data: ")][-1]
-        return json.loads(last)[0]["id"]
+        answer = json.loads(last)
+        if not isinstance(answer, list):
+            raise Refused(str(answer)[:150])
+        return answer[0]["id"]
 
     def honest(self, visitor: str) -> None:
         while not self.over():

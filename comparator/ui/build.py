@@ -12,7 +12,7 @@ from comparator.deploy.limits import auth_pairs
 from comparator.ui import api, handlers
 from comparator.ui.admission import Admission
 from comparator.ui.form import Shown
-from comparator.ui.gradio_compat import poll_queue
+from comparator.ui.gradio_compat import keep_no_configs, poll_queue
 from comparator.ui.http_guard import middleware, new_token
 from comparator.ui.page import Page, html
 from comparator.ui.panel import (
@@ -71,6 +71,7 @@ def build_ui(settings_override: Settings | None = None, admission: Admission | N
     # Gradio polls its queue every millisecond, which takes about 6 % of a core all the time; on two cores that slows
     # decoding down. Every 50 ms is fast enough for a person.
     poll_queue(demo, idle_s=0.05, progress_s=0.25)
+    keep_no_configs()
     return demo
 
 

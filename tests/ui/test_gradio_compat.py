@@ -57,6 +57,24 @@ def test_the_queue_has_the_two_intervals():
     )
 
 
+def test_a_new_session_keeps_nothing_of_the_components(monkeypatch):
+    """Invented sessions cost the event loop nothing, and a shown document is not kept once more."""
+    from gradio.state_holder import SessionState
+
+    for name in ("__init__", "_update_config", "_update_value_in_config"):
+        monkeypatch.setattr(SessionState, name, getattr(SessionState, name))
+    with gr.Blocks() as demo:
+        box, state = gr.Textbox("x"), gr.State(["y"])
+    compat.keep_no_configs()
+    session = SessionState(demo)
+    session._update_value_in_config(box._id, "z" * 1000)
+    session[box._id] = gr.Textbox("w")
+    assert session.config_values.keys() <= {box._id} and "z" not in str(session.config_values), (
+        "Gradio keeps a session's configs elsewhere now"
+    )
+    assert session[state._id] == ["y"] and session[box._id].value == "w"
+
+
 def test_a_choice_that_is_gone_reaches_the_handler():
     with gr.Blocks():
         plain = gr.Dropdown(["a"])
