@@ -97,6 +97,7 @@ def request(
     max_memory: str | None = None,
     parallel: bool = False,
     prompts: str | Path | PromptSet | None = None,
+    batch: int = 1,
     resume: bool = True,
     calibration: str | Path | Iterable[str] | None = None,
     **settings: Any,
@@ -110,7 +111,7 @@ def request(
     `calibration` is what gptq columns that are made on the spot are rounded with: a file, "c4", "wikitext2" or the
     texts themselves. `parallel` runs columns on different devices of a Ray cluster at the same time.
     `prompts` is a set in place of `prompt`: a file, a shipped set by its name, or a `PromptSet` (docs/prompt-sets.md);
-    `resume`: whether an interrupted run of it is taken up.
+    `batch`: how many are decoded at once; `resume`: whether an interrupted run of it is taken up.
     `settings` are the fields of `GenerationSettings`; `repeats` may be "auto". Raises `UserError` for what cannot be understood; ranges are checked when the comparison starts.
     """
     if fidelity not in (None, "none", "prompt", "text"):
@@ -127,6 +128,7 @@ def request(
         prompt, system = prompts.prompts[0].text, prompts.prompts[0].system
     return Request(
         prompts=prompts,
+        batch=batch,
         resume=resume,
         model=model or get_settings().model,
         cells=cells(default_variants(model) if variants is None else variants, adapters),

@@ -46,6 +46,12 @@ def run(
             help="A prompt set in place of one prompt: .jsonl, .csv, a prompt per line, or a shipped set (everyday).",
         ),
     ] = None,
+    batch: Annotated[
+        int,
+        _prompt_option(
+            min=1, max=64, metavar="N", help="Prompts of a set that are decoded at once, where a variant can."
+        ),
+    ] = 1,
     resume: Annotated[
         bool,
         _prompt_option(
@@ -203,6 +209,7 @@ def run(
         model,
         adapter or (),
         prompts=prompts,
+        batch=batch,
         resume=resume,
         system=system,
         chat=chat,

@@ -106,7 +106,7 @@ def key_of(request: Request, columns: Sequence[Column], reference: Column, envir
     del settings["repeats"]
     parts: list[Any] = [
         asdict(request.prompts) if request.prompts else None, settings, request.chat, asdict(request.template),
-        request.fidelity == "none", asdict(environment),
+        request.fidelity == "none", request.batch, asdict(environment),
         [(c.result.label, asdict(c.result.model) if c.result.model else None, c is reference) for c in columns],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -7,8 +7,8 @@ that Stop leaves whole rows; each answer is on the disk before the next one begi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,12 @@ from comparator.core.request import Request
 from comparator.core.result import PromptFidelity
 from comparator.core.settings import parse_max_memory
 from comparator.engine.explain import explain
+from comparator.engine.protocol import SinglePlaceEngine
+from comparator.fidelity.batch_tasks import BatchAnswer, BatchScore, DecodeBatch, ScoreBatch
 from comparator.fidelity.logits_store import StoredLogits, scores_folder
 from comparator.fidelity.tasks import ColumnRef, CompareTokens, KeepAnswer, ScoreAnswer
 from comparator.runtimes import runtime_for
+from comparator.util import error_log
 
 if TYPE_CHECKING:
     import threading
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from comparator.core.events import Event
     from comparator.engine.column import Column
     from comparator.engine.protocol import Engine
+
+
+MOST_PADDED = 16_384  # prompts × tokens of the longest that are decoded at once
 
 
 def run_set(
@@ -91,8 +97,11 @@ class _SetRun:
 
     def run(self) -> SetResult:
         resumed, began, done = len(self.answers), time.monotonic(), 0
-        for number in range(len(self.prompts)):
-            todo = [at for at in self.order if (at, number) not in self.answers]
+        for chunk in self._chunks():
+            number, todo = (
+                chunk[0],
+                [at for at in self.order if any((at, n) not in self.answers for n in chunk)],
+            )
             folder = scores_folder(self.engine.settings.cache_dir) if todo else None
             try:
                 for at in todo:
@@ -104,21 +113,82 @@ class _SetRun:
                         else None
                     )
                     self.emit(Answering(self.columns[at].cell, number + 1, len(self.prompts), left_s))
-                    self._answer(at, number, folder)
+                    for each in self._answer_many(
+                        at, [n for n in chunk if (at, n) not in self.answers], folder
+                    ):
+                        self._answer(at, each, folder)
             except Stopped:
                 break
             finally:
                 self.logits.clear()
                 if folder is not None:
                     self.engine.release_scores(folder)
-            done += bool(todo)
+            done += len(chunk) if todo else 0
         return self._result(resumed)
 
     def _result(self, resumed: int) -> SetResult:
         assert self.request.prompts is not None
         numbers = range(len(self.prompts))
         answers = tuple(tuple(self.answers.get((at, n)) for n in numbers) for at in range(len(self.columns)))
-        return SetResult(self.request.prompts.name, self.prompts, answers, resumed=resumed)
+        return SetResult(self.request.prompts.name, self.prompts, answers, self.request.batch, resumed)
+
+    def _chunks(self) -> Iterator[list[int]]:
+        """Prompts that are decoded at once: `batch`, fewer where they are long."""
+        chunk: list[int] = []
+        for number in range(len(self.encoded)):
+            longest = max(len(self.encoded[n].token_ids) for n in [*chunk, number])
+            if chunk and (len(chunk) == self.request.batch or longest * (len(chunk) + 1) > MOST_PADDED):
+                yield chunk
+                chunk = []
+            chunk.append(number)
+        if chunk:
+            yield chunk
+
+    def _answer_many(self, at: int, numbers: list[int], folder: Path | None) -> list[int]:
+        """Answer several prompts at once; returns those that are to be answered one by one. Raises `Stopped`."""
+        column, reference = self.columns[at], self.columns[self.reference]
+        full = "full logits" not in runtime_for(reference.exact.variant).absent
+        scored = self.request.fidelity != "none" and at != self.reference
+        if len(numbers) < 2 or not isinstance(self.engine, SinglePlaceEngine) or (scored and not full):
+            return numbers
+        keep = at == self.reference and full and self.request.fidelity != "none" and len(self.order) > 1
+        prompts, scores = tuple(self.encoded[n] for n in numbers), None
+        paths = tuple(f"{folder}/{n}" for n in numbers) if keep else ()
+        try:
+            task = DecodeBatch(self._ref(column), prompts, self.request.settings, paths)
+            answers = self.engine.score(task, self.cancel)
+            if answers is not None and scored:
+                scores = self._score_many(column, numbers, folder)
+        except Stopped:
+            raise
+        except Exception as error:
+            error_log.release(error)  # one by one it is this or that prompt's own
+            return numbers
+        if answers is None or (scored and scores is None):
+            return numbers
+        for place, (number, run) in enumerate(zip(numbers, answers, strict=True)):
+            answer = replace(judged(run, self.prompts[number]), near_tie=run.near_tie)
+            if run.logits is not None:
+                self.logits[number] = run.logits
+            if scores:
+                answer = replace(answer, **asdict(scores[place]))
+            self.answers[at, number] = answer
+            self.journal.add(at, number, answer, run.token_ids if at == self.reference else None)
+        return []
+
+    def _score_many(
+        self, column: Column, numbers: list[int], folder: Path | None
+    ) -> tuple[BatchScore, ...] | None:
+        if any(n not in self.journal.tokens for n in numbers):
+            return None
+        for number in numbers:
+            if number not in self.logits:
+                self._keep_logits(number, folder)
+        task = ScoreBatch(
+            self._ref(column), tuple(self.encoded[n] for n in numbers), tuple(self.journal.tokens[n] for n in numbers),
+            tuple(self.logits[n] for n in numbers), self.request.settings,
+        )  # fmt: skip
+        return self.engine.score(task, self.cancel)
 
     def _answer(self, at: int, number: int, folder: Path | None) -> None:
         """A failure is this answer's alone, and is tried again when the set is resumed. Raises `Stopped`: an answer that
@@ -188,7 +258,7 @@ class _SetRun:
         return ColumnRef(self._load(column), column.exact.adapter, column.result.label)
 
 
-def judged(run: Generation, prompt: SetPrompt) -> SetAnswer:
+def judged(run: Generation | BatchAnswer, prompt: SetPrompt) -> SetAnswer:
     """The answer with what its check says of it, without the thinking."""
     passed, why = checks.judge(run.text[run.thinking.characters :] if run.thinking else run.text, prompt)
     return SetAnswer(run.text, len(run.token_ids), run.finish_reason, passed, why)

@@ -60,6 +60,7 @@ class SetAnswer:
         agreement: share of the reference's tokens that are this column's first choice too.
         first_difference: the first of those tokens that is not, from 0; None where all are.
         compared: how many of them were compared.
+        near_tie: decoded in a batch: the first token that the prompt alone may get otherwise, since rounding differs.
         error: why there is no answer.
     """
 
@@ -73,6 +74,7 @@ class SetAnswer:
     agreement: float | None = None
     first_difference: int | None = None
     compared: int = 0
+    near_tie: int | None = None
     error: str | None = None
 
 

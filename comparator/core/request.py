@@ -99,5 +99,6 @@ class Request:
     evict: bool = True  # unload the least recently used variants to free memory
     max_memory: str | None = None  # "0=6GiB,cpu=20GiB": accelerate's device map
     prompts: PromptSet | None = None  # all go through each column; `prompt` is the first, for the latencies
+    batch: int = 1  # prompts of the set that are decoded at once, where a column's runtime can
     resume: bool = True  # take up an interrupted run of the same set
     parallel: bool = False  # columns on different devices of a cluster at the same time

@@ -118,7 +118,9 @@ def title(comparison: Comparison) -> str:
     resumed = (
         f" ({formatting.plural(result.resumed, 'answer')} of an interrupted run)" if result.resumed else ""
     )
-    return f"Prompt set “{result.name}”: {formatting.plural(len(result.prompts), 'prompt')}{resumed}"
+    ties = sum(a is not None and a.near_tie is not None for column in result.answers for a in column)
+    batch = f", {result.batch} at once ({formatting.plural(ties, 'near tie')})" if result.batch > 1 else ""
+    return f"Prompt set “{result.name}”: {formatting.plural(len(result.prompts), 'prompt')}{batch}{resumed}"
 
 
 def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -159,6 +161,8 @@ def cell_words(answer: SetAnswer | None, flip: Flip = "") -> str:
         "" if answer.agreement is None else f"agrees {answer.agreement * 100:.0f} %",
         "" if answer.first_difference is None else f"differs at token {answer.first_difference + 1}",
     ]
+    if answer.near_tie is not None:
+        parts = [*parts, f"near tie at token {answer.near_tie + 1}"]
     if flip:
         parts = [f"{parts[0]} (flipped)", *parts[1:]]
     return " · ".join(filter(None, parts)) or formatting.plural(answer.tokens, "token")

@@ -186,6 +186,18 @@ class ResidentModel(ABC):
 
     # ------------------------------------------------------------ with a default
 
+    def answer_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        cancel: threading.Event,
+        on_logits: Callable[[int, Any], None],
+        forced: Sequence[Sequence[int]] | None = None,
+    ) -> list[Any] | None:
+        """Several prompts decoded at once, or `forced` answers fed: an entry with `token_ids`, `finish_reason`, `near_tie` for
+        each; `on_logits(row, logits)` before each token. Called inside `using`. None: one at a time only. Raises `Stopped`."""
+        return None
+
     def unload(self) -> None:  # noqa: B027 - nothing to do by default
         """Free what outlives this object: a process, a connection."""
 

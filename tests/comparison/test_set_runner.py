@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -71,3 +72,17 @@ def test_answers_that_do_not_fit_the_set_are_refused(engine, request_) -> None:
     text = document.dumps(runner.run(request_, engine=engine, emit=lambda event: None))
     with pytest.raises(UserError, match="one per column and prompt"):
         document.loads(text.replace('"answers":[[', '"answers":[[null,', 1))
+
+
+def test_a_batch_answers_as_one_by_one(engine, request_) -> None:
+    one = runner.run(replace(request_, resume=False), engine=engine, emit=lambda event: None).prompt_set
+    many = runner.run(
+        replace(request_, batch=3, resume=False), engine=engine, emit=lambda event: None
+    ).prompt_set
+    assert many.batch == 3 and many.answers[1][0].kl is not None
+    for alone, together in zip(one.answers, many.answers, strict=True):
+        for a, b in zip(alone, together, strict=True):
+            assert a.text == b.text or b.near_tie is not None, (
+                "another answer in a batch, and it is not named"
+            )
+            assert b.kl is None or abs(a.kl - b.kl) < 0.02 or a.text != b.text

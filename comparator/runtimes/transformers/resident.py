@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,20 @@ class TransformersModel(ResidentModel):
                 if step == 0:
                     begin_decoding()
                 yield logits
+
+    def answer_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        cancel: threading.Event,
+        on_logits: Callable[[int, Any], None],
+        forced: Sequence[Sequence[int]] | None = None,
+    ) -> list[Any] | None:
+        from comparator.decoding import batch
+
+        if self.spread or not takes_dynamic_cache(self.model):
+            return None
+        return batch.answer(self.model, prompts, settings, cancel, on_logits, forced)
 
     def window_logits(self, token_ids: Sequence[int], skip: int, cancel: threading.Event) -> Any:
         """In the model's own dtype."""
