@@ -57,10 +57,10 @@ def picked(max_columns: int, model: str = "") -> dict[str, Any]:
 def _questions(rows: list[dict[str, Any]], max_columns: int) -> list[dict[str, Any]]:
     """The buttons above the list: those whose question at least two variants answer here."""
     here = {r["notation"] for r in rows if not r["why"]}
-    asked = [(words, [n for n in names if n in here], more) for words, names, more in QUESTIONS]
+    questions = [(words, [n for n in names if n in here], more) for words, names, more in QUESTIONS]
     return [
         {"words": words, "on": names[:max_columns], "title": more}
-        for words, names, more in asked
+        for words, names, more in questions
         if len(names) > 1
     ]
 
