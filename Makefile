@@ -21,10 +21,13 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 SECONDS ?= 60
 MINUTES ?= 10
 
-.PHONY: run test test-slow test-all fuzz load audit sbom lock install lint format clean help
+.PHONY: run screenshots test test-slow test-all fuzz load audit sbom lock install lint format clean help
 
 run: $(RUN_STAMP)  ## start the app and print its address
 	@exec $(BIN)/python app.py
+
+screenshots: $(DEV_STAMP)  ## pictures of every tab, both themes, four widths, and what is cut in them
+	$(BIN)/python scripts/screenshots.py build/screenshots
 
 test: $(DEV_STAMP)  ## run the tests (all but those marked slow)
 	$(PYTEST) -m "not slow" $(ARGS)

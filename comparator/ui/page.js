@@ -246,5 +246,5 @@ window.qc = (() => {
     show();
   }
 
-  return { card, picker, compareNow };
+  return { card, picker, compareNow, openTab };
 })();
