@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from comparator.core.prompt_set import SetAnswer
+from comparator.util import disk
 
 if TYPE_CHECKING:
     from comparator.core.request import Request
@@ -66,8 +66,7 @@ class Journal:
         line = json.dumps([column, prompt, asdict(answer), None if tokens is None else list(tokens)])
         try:
             self._file.write(line.encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            disk.flush(self._file)
         except OSError as error:
             log.warning("The answers of a prompt set are not kept on the disk: %s", error)
             self.close()
@@ -93,6 +92,7 @@ def open_journal(folder: Path, key: str, resume: bool = True) -> Journal:
                 return Journal(file)
             file.close()  # another process is at it
         file = (folder / f"{key}-{secrets.token_hex(4)}.jsonl").open("x+b")
+        disk.flush_folder(folder)
         _lock(file)
         return Journal(file)
     except OSError as error:

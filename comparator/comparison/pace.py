@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import tempfile
 import threading
 from pathlib import Path
+
+from comparator.util import disk
 
 _FILE = "pace.json"
 _MOST_MODELS, _MOST_COLUMNS = 50, 50
@@ -64,6 +64,4 @@ def _read(path: Path | None) -> dict[str, dict[str, dict[str, float]]]:
 
 def _write(path: Path, known: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        json.dump(known, file)
-    os.replace(file.name, path)
+    disk.write(path, json.dumps(known).encode())

@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 from pathlib import Path
+from typing import IO
 
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems that cannot flush a folder
 
@@ -68,6 +69,12 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
         make_folder(path.parent, mode)
     path.mkdir(mode=mode, exist_ok=True)
     flush_folder(path.parent)
+
+
+def flush(stream: IO[bytes]) -> None:
+    """Write what was written to an open file to the disk; its name is the caller's to flush."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def flush_file(path: Path) -> None:
