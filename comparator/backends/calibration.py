@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import UserError
+from comparator.core.settings import get_settings
 from comparator.core.variant import Variant
 from comparator.util import disk
 from comparator.util.atomic_dir import disk_problem
@@ -31,6 +32,7 @@ MOST_SAMPLES = 128  # the GPTQ paper's own number; more costs time and changes l
 _HASH = re.compile(r"[0-9a-f]{8}")
 _BETWEEN = "\n%%\n"  # between the documents of a text file
 _LARGEST_BYTES = 64 * 10**6
+MOST_STORED_BYTES = 200 * 10**6  # on a public server
 
 
 def texts(name: str, cache_dir: Path, progress: Progress | None = None) -> list[str]:
@@ -89,6 +91,7 @@ def store(source: str | Path | Iterable[str], cache_dir: Path) -> str:
     if name == fingerprint(texts("", cache_dir)):
         return ""
     file = _path(name, cache_dir)
+    _require_room(file)
     try:
         disk.make_folder(file.parent, 0o777)  # a cache may be shared; the text itself stays private
         disk.write(file, json.dumps(documents, ensure_ascii=False).encode())
@@ -100,13 +103,23 @@ def store(source: str | Path | Iterable[str], cache_dir: Path) -> str:
     return name
 
 
+def _require_room(file: Path) -> None:
+    """Raises `UserError` on a public server that keeps as many calibration texts as it should; `file` is a new one."""
+    if not get_settings().public or file.exists() or not file.parent.is_dir():
+        return
+    if sum(f.stat().st_size for f in file.parent.iterdir()) > MOST_STORED_BYTES:
+        raise UserError(
+            f"This server keeps {MOST_STORED_BYTES / 1e6:,.0f} MB of calibration texts, and takes no further one.",
+            f"Use {' or '.join(FROM_HUB)}, or run Quant Comparator on your own machine.",
+        )
+
+
 def applied_to(
     variant: Variant, source: str | Path | Iterable[str], cache_dir: Path | None = None
 ) -> Variant:
     """The variant with this calibration (see `store`) as its option `cal`. Raises `UserError`, also where it names
     another one already."""
     from comparator.backends import resolve
-    from comparator.core.settings import get_settings
 
     name = store(source, cache_dir or get_settings().cache_dir)
     options = dict(variant.options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +52,7 @@ class Settings(BaseSettings):
         None, description="Where the history's index lives; unset: the data folder"
     )
     max_upload: str = Field("32MB", description="The largest comparison document that is opened")
+    max_stored: str | None = Field(None, description="Bytes of saved comparisons; 5GB in public mode")
     purge_days: int = Field(
         7,
         ge=0,
@@ -111,6 +114,17 @@ def parse_bytes(text: str) -> int:
     if count < 0:
         raise UserError(f"“{text}” is not an amount of memory.", "Write 12GiB, 500MB or a number of bytes.")
     return count
+
+
+def parse_count(text: str) -> int:
+    """`135M`, `8B`, `1.5e9` → a number. Raises `UserError` on anything else."""
+    match = re.fullmatch(
+        r"\s*(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?)\s*([kmbt]?)\s*", text, re.IGNORECASE | re.ASCII
+    )
+    if not match:
+        raise UserError(f"“{text}” is not a number of parameters.", "Write 135M, 8B or a whole number.")
+    unit = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}[match[2].lower()]
+    return math.floor(float(match[1]) * unit)
 
 
 def parse_max_memory(text: str | None) -> dict[int | str, int] | None:

@@ -26,7 +26,7 @@ from comparator.backends import source_kind
 from comparator.core.endpoints import parse_endpoints
 from comparator.core.errors import UserError
 from comparator.core.request import Request
-from comparator.core.settings import Settings, get_settings
+from comparator.core.settings import Settings, get_settings, parse_bytes, parse_count
 from comparator.core.state import ModelFacts
 from comparator.core.variant import Adapter, Cell
 from comparator.sources import builtin_names
@@ -42,6 +42,7 @@ PUBLIC = {
     "max_comparison_s": 600,
     "max_training_s": 600,
     "max_training_characters": 1_000_000,
+    "max_stored": 5_000_000_000,
     "max_adapters": 5,
     "max_adapters_total": 100,
 }
@@ -67,6 +68,7 @@ class Limits:
     max_comparison_s: int | None = None  # on the device
     max_training_s: int | None = None  # a visitor's, on the device
     max_training_characters: int | None = None  # of a visitor's data
+    max_stored: int | None = None  # of saved comparisons
     max_adapters: int | None = None  # of one visitor, unfinished trainings included
     max_adapters_total: int | None = None  # of all visitors
     max_model_parameters: int | None = None
@@ -129,6 +131,12 @@ class Limits:
     def check_size(self, facts: ModelFacts) -> None:
         """Raises `UserError` if the model has more parameters than are allowed here."""
         most = self.max_model_parameters
+        if self.public and most is not None and facts.parameters is None:
+            raise UserError(
+                f"It is not known how many parameters {facts.source} has; this server takes models of up to {_count(most)} "
+                "(COMPARATOR_MAX_MODEL_PARAMETERS).",
+                "Choose one in safetensors, whose size the Hub knows, or run Quant Comparator on your own machine.",
+            )
         if most is not None and facts.parameters is not None and facts.parameters > most:
             raise UserError(
                 f"{facts.source} has {_count(facts.parameters)} parameters; this server takes models of up to "
@@ -234,6 +242,7 @@ def limits_of(settings: Settings) -> Limits:
         max_comparison_s=value("max_comparison_s"),
         max_training_s=value("max_training_s"),
         max_training_characters=value("max_training_characters"),
+        max_stored=None if value("max_stored") is None else parse_bytes(str(value("max_stored"))),
         max_adapters=value("max_adapters"),
         max_adapters_total=value("max_adapters_total"),
         max_model_parameters=None if parameters is None else parse_count(parameters),
@@ -344,17 +353,6 @@ def auth_pairs(settings: Settings) -> list[tuple[str, str]] | None:
             )
         pairs.append((user, password))
     return pairs
-
-
-def parse_count(text: str) -> int:
-    """`135M`, `8B`, `1.5e9` → a number. Raises `UserError` on anything else."""
-    match = re.fullmatch(
-        r"\s*(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?)\s*([kmbt]?)\s*", text, re.IGNORECASE | re.ASCII
-    )
-    if not match:
-        raise UserError(f"“{text}” is not a number of parameters.", "Write 135M, 8B or a whole number.")
-    unit = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}[match[2].lower()]
-    return math.floor(float(match[1]) * unit)
 
 
 def _named(source: str, revision: str | None) -> str:

@@ -29,11 +29,13 @@ from comparator.engine.protocol import OnChunk, OnProgress, SinglePlaceEngine, T
 from comparator.engine.queue import FairQueue
 from comparator.engine.worker import Worker
 from comparator.util import error_log
+from comparator.util.recent import Recent
 from comparator.util.streams import Emit
 
 if TYPE_CHECKING:
     from comparator.runtimes import ResidentModel
 
+MODELS_REMEMBERED = 8  # tokenizers and headers, which take up to 100 MB each; those used last
 PROGRESS_S = 0.1  # how often the same progress message is repeated, at most
 
 
@@ -55,8 +57,8 @@ class LocalEngine(SinglePlaceEngine):
         self._device = "cpu"
         self._device_name = ""
         self._residents: tuple[Resident, ...] = ()
-        self._tokenizers: dict[str, Any] = {}
-        self._checkpoints: dict[str, Any] = {}
+        self._tokenizers: Recent[str, Any] = Recent(MODELS_REMEMBERED)
+        self._checkpoints: Recent[str, Any] = Recent(MODELS_REMEMBERED)
         self._started: Future | None = None
         self._lock = threading.Lock()
 
@@ -145,9 +147,8 @@ class LocalEngine(SinglePlaceEngine):
         from comparator.sources import look_up
 
         self._check_source(model, "model")
-        if model in self._checkpoints:
-            return self._checkpoints[model].facts()
-        return look_up(model, settings=self.settings)
+        checkpoint = self._checkpoints.get(model)
+        return checkpoint.facts() if checkpoint else look_up(model, settings=self.settings)
 
     def examined(self, model: str) -> str | None:
         from comparator.sources import on_disk
@@ -162,9 +163,10 @@ class LocalEngine(SinglePlaceEngine):
         from comparator.sources import open_checkpoint
 
         self._check_source(model, "model")
-        if fresh or model not in self._checkpoints:
-            self._checkpoints[model] = open_checkpoint(model, progress=progress, settings=self.settings)
-        return self._checkpoints[model]
+        checkpoint = None if fresh else self._checkpoints.get(model)
+        return checkpoint or self._checkpoints.put(
+            model, open_checkpoint(model, progress=progress, settings=self.settings)
+        )
 
     def _check(self, named: Variant | Adapter, what: str) -> None:
         if named.source:
@@ -176,7 +178,13 @@ class LocalEngine(SinglePlaceEngine):
         return self._call(lambda: read(self._device))
 
     def unload(self, handle: str | None = None) -> int:
-        return self._call(lambda: self._pool.unload(handle)) if self._started else 0
+        return self._call(lambda: self._unload(handle)) if self._started else 0
+
+    def _unload(self, handle: str | None) -> int:
+        if handle is None:
+            self._tokenizers.clear()
+            self._checkpoints.clear()
+        return self._pool.unload(handle)
 
     # ------------------------------------------------------------ models and prompts
 
@@ -230,11 +238,10 @@ class LocalEngine(SinglePlaceEngine):
 
     def _tokenizer(self, checkpoint: Any) -> Any:
         key = str(checkpoint.path)
-        if key not in self._tokenizers:
-            from comparator.sources.tokenizer import load_tokenizer
+        from comparator.sources.tokenizer import load_tokenizer
 
-            self._tokenizers[key] = load_tokenizer(checkpoint)
-        return self._tokenizers[key]
+        tokenizer = self._tokenizers.get(key)  # one may be false: it has a length
+        return self._tokenizers.put(key, load_tokenizer(checkpoint)) if tokenizer is None else tokenizer
 
     # ------------------------------------------------------------ resident variants
 

@@ -13,6 +13,7 @@ a document without its sidecar would look like one that was never deleted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -318,6 +319,18 @@ def _remove_if_old(path: Path) -> None:
             path.unlink()
     except OSError:
         pass  # another process was faster, or the folder is read-only
+
+
+def stored_bytes(folder: Path) -> int:
+    """What the files of a folder take together."""
+    total = 0
+    try:
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                total += entry.stat().st_size
+    except OSError:
+        pass
+    return total
 
 
 def _ids_in(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ from comparator.deploy.limits import RateLimiter, limits_of, visitor
 from comparator.engine.queue import asked_by
 from comparator.engines import get_engine, get_trainings
 from comparator.store import Store, open_store
+from comparator.store.files import stored_bytes
 from comparator.store.links import check_id, comparison_url
+from comparator.ui.form import Shown
 
 if TYPE_CHECKING:
     from comparator.training.registry import Trainings
@@ -43,6 +46,7 @@ class Admission:
         self.limits = limits_of(settings)
         self.gate = RateLimiter(self.limits)
         self._store: Store | None = None
+        self._stored_bytes, self._measured_s = 0, float("-inf")
         self._lock = threading.Lock()
 
     @property
@@ -158,10 +162,31 @@ class Admission:
         if not any(cell.text or cell.status != "stopped" for cell in comparison.cells):
             return comparison
         try:
+            self.require_room()
             return replace(comparison, id=self.store.save(comparison, owner))
         except UserError as problem:
             log.warning("A comparison was not saved: %s", problem)
             return comparison
+
+    def require_room(self) -> None:
+        """Raises `UserError` where saved comparisons take as much of the disk as they may. Looks at most once a minute."""
+        most, now_s = self.limits.max_stored, time.monotonic()
+        if most is None:
+            return
+        if now_s - self._measured_s > 60:
+            self._stored_bytes, self._measured_s = stored_bytes(self.store.folder.documents), now_s
+        if self._stored_bytes > most:
+            raise UserError(
+                f"Saved comparisons take {self._stored_bytes / 1e9:.1f} GB here; the limit is {most / 1e9:.1f} GB "
+                "(COMPARATOR_MAX_STORED).",
+                "Delete some, or run Quant Comparator on your own machine.",
+            )
+
+    def shown(self, comparison: Comparison, recorded: bool = False) -> Shown:
+        """What a page holds of a comparison: its id where it is saved here, else all of it."""
+        id = comparison.id
+        load = (lambda: self.store.load(id)) if self.holds(id) else None
+        return Shown(comparison, recorded, load=load)
 
     def holds(self, id: str) -> bool:
         """Whether this server has a saved comparison with this id."""

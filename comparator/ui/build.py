@@ -12,8 +12,9 @@ from comparator.deploy.limits import auth_pairs
 from comparator.ui import api, handlers
 from comparator.ui.admission import Admission
 from comparator.ui.form import Shown
-from comparator.ui.gradio_compat import keep_no_configs, poll_queue
+from comparator.ui.gradio_compat import bound_unread, keep_no_configs, poll_queue
 from comparator.ui.http_guard import middleware, new_token
+from comparator.ui.listeners import LISTENERS
 from comparator.ui.page import Page, html
 from comparator.ui.panel import (
     adapters,
@@ -40,6 +41,8 @@ QUEUE_SIZE = (
     64  # least number of events in Gradio's queue; COMPARATOR_QUEUE_SIZE limits the waiting comparisons
 )
 FILES_MAX_AGE_S = 3600  # of uploads and of files made for a download
+SESSIONS = 1000  # pages whose state is kept; the least recently used goes first
+UNREAD_SESSIONS = 256  # pages with answers that are not read yet
 THREADS = 80  # a waiting visitor can take one each
 
 
@@ -72,6 +75,7 @@ def build_ui(settings_override: Settings | None = None, admission: Admission | N
     # decoding down. Every 50 ms is fast enough for a person.
     poll_queue(demo, idle_s=0.05, progress_s=0.25)
     keep_no_configs()
+    bound_unread(demo, UNREAD_SESSIONS, LISTENERS.is_reading)
     return demo
 
 
@@ -93,6 +97,7 @@ def launch_options(settings_override: Settings | None = None, token: str | None 
         "server_name": chosen.host,
         "server_port": chosen.port or None,
         "max_threads": THREADS,
+        "state_session_capacity": SESSIONS,
         "ssr_mode": False,
         "enable_monitoring": False,
         "run_history": False,

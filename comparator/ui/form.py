@@ -213,11 +213,33 @@ class Shown:
     """The comparison that the page shows. Compared and hashed by identity, so that Gradio's change detection does not
     walk through thousands of layer rows ten times a second."""
 
-    def __init__(self, comparison: Comparison | None = None, recorded: bool = False, running: bool = False):
-        self.comparison = comparison
+    def __init__(
+        self,
+        comparison: Comparison | None = None,
+        recorded: bool = False,
+        running: bool = False,
+        load: Callable[[], Comparison] | None = None,
+    ):
+        """`load`: reads a saved comparison again whenever it is needed, so that a page that is left open holds none."""
+        self._comparison = None if load else comparison
+        self._load = load
         self.running = running  # only the columns that have answered so far, without fidelity
         self.recorded = recorded  # a saved comparison was opened: nothing of it is in memory here
         self.unloaded: dict[str, int] = {}  # column label → bytes freed
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """None where nothing is shown, and where it was deleted meanwhile."""
+        if self._load is None:
+            return self._comparison
+        try:
+            return self._load()
+        except UserError:
+            return None
+
+    def again(self) -> Shown:
+        """The same as another object, which Gradio takes for a change."""
+        return Shown(self._comparison, self.recorded, self.running, self._load)
 
     def __deepcopy__(self, memo: dict) -> Shown:
         return self

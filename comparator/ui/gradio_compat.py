@@ -11,6 +11,7 @@ import gradio as gr
 from gradio.context import Context
 from gradio.route_utils import API_PREFIX, get_root_url
 from gradio.state_holder import SessionState
+from gradio.utils import LRUCache
 
 WRITTEN_FOR = "6.31"
 UPLOAD_PATH = f"{API_PREFIX}/upload"  # where the browser sends files
@@ -81,3 +82,29 @@ def unchecked(name: str, base: type, clean: Callable[[Any], Any]) -> Any:
         "__module__": __name__,
     }
     return ABCMeta.__new__(type(base), name, (base,), members)
+
+
+class _Unread(LRUCache):
+    """Messages to sessions. Beyond `max_size` sessions, those that nobody reads go first, the oldest of them."""
+
+    def __init__(self, queue: Any, max_size: int, is_read: Callable[[str], bool]):
+        super().__init__(max_size)
+        self.queue, self.is_read = queue, is_read
+
+    def __setitem__(self, session: str, messages: Any) -> None:
+        while session not in self and len(self) >= self.max_size:
+            oldest = next((s for s in self if not self.is_read(s)), next(iter(self)))
+            del self[oldest]
+            for event in self.queue.pending_event_ids_session.pop(oldest, ()):
+                self.queue.event_ids_to_events.pop(event, None)
+        super().__setitem__(session, messages)
+
+
+def bound_unread(demo: gr.Blocks, most: int, is_read: Callable[[str], bool]) -> None:
+    """At most `most` sessions have messages that wait to be read.
+
+    Args:
+        demo: after `queue()`.
+        is_read: whether somebody reads the messages of a session.
+    """
+    demo._queue.pending_messages_per_session = _Unread(demo._queue, most, is_read)

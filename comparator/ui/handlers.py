@@ -206,7 +206,7 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
             view.notice = notice.say("Stopped.")
             _settle(live, view)
         else:
-            view.notice, view.shown = line, Shown(live.comparison)
+            view.notice, view.shown = line, page.admission.shown(live.comparison)
             if not stop.is_set():
                 plan.pace.remember(request.model, plan.measured(), request.fidelity)
             saved = page.admission.holds(live.comparison.id)

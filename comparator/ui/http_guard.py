@@ -1,6 +1,6 @@
 """What stands before the page: security headers, the host that was asked, a limit on bodies, and a token.
 
-    Headers → Hosts → OwnOrigin (origin_guard.py) → BodyLimit → Token → Gradio, whose own login comes last
+    Headers → Hosts → OwnOrigin (origin_guard.py) → BodyLimit → VisitorQuota (in public mode) → Token → Gradio, whose own login comes last
 
 Each is ASGI middleware and judges nothing but a request's head, so nothing of a request is kept in memory before it has
 passed. `middleware(settings, token)` has them in order.
@@ -29,6 +29,7 @@ from comparator.ui.gradio_compat import STARTUP_PATH, UPLOAD_PATH
 from comparator.ui.listeners import Listening
 from comparator.ui.login_guard import LoginGuard
 from comparator.ui.origin_guard import OwnOrigin
+from comparator.ui.visitor_quota import VisitorQuota
 
 BODY_BYTES = 8_000_000  # of any request but an upload; the longest prompt that is allowed has some 0.2 MB
 _MULTIPART_BYTES = 1_000_000  # what an upload's form has beside the file
@@ -43,6 +44,7 @@ def middleware(settings: Settings, token: str | None) -> list[Middleware]:
         Middleware(Hosts, hosts=allowed_hosts(settings), any_address=_is_any(settings.host)),
         Middleware(OwnOrigin, behind_proxy=settings.behind_proxy),
         Middleware(BodyLimit, most=BODY_BYTES, upload=settings.max_upload_bytes + _MULTIPART_BYTES),
+        *([Middleware(VisitorQuota, settings=settings)] if settings.public else []),
         Middleware(Listening),
         Middleware(LoginGuard, settings=settings),
     ]

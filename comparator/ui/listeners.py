@@ -32,6 +32,11 @@ class Listeners:
             while len(self._readers) > _MOST:
                 self._readers.popitem(last=False)
 
+    def is_reading(self, session: str) -> bool:
+        """Whether somebody reads the answers of this session."""
+        with self._lock:
+            return self._readers.get(session, (0, 0.0))[0] > 0
+
     def hung_up(self, session: str | None, since_s: float) -> bool:
         """Whether nobody reads the answer to a call of this session, which came at `since_s` (`time.monotonic()`)."""
         if not session:

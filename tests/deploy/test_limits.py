@@ -99,7 +99,6 @@ def test_a_refusal_names_the_limit_and_the_setting(setting, value, request_, kno
         ),
         ("max_evaluation_characters", 9, replace(REQUEST, evaluation=EvalSettings("x" * 10)), {}),
         ("max_model_parameters", "7B", REQUEST, {"facts": ModelFacts("m/m", parameters=7_000_000_000)}),
-        ("max_model_parameters", "7B", REQUEST, {"facts": ModelFacts("m/m", parameters=None)}),
     ],
 )
 def test_exactly_the_limit_is_allowed(setting, value, request_, known):

@@ -98,3 +98,18 @@ def test_the_root_url_respects_a_proxy():
     assert compat.root_url(Request(scope)) == "https://example.org/", (
         "Gradio's `get_root_url` works differently now"
     )
+
+
+def test_unread_answers_of_invented_sessions_push_out_nobody_who_reads():
+    with gr.Blocks() as demo:
+        pass
+    demo.queue()
+    compat.bound_unread(demo, 3, lambda session: session == "read")
+    pending = demo._queue.pending_messages_per_session
+    pending["read"] = "messages"
+    for n in range(10):
+        demo._queue.pending_event_ids_session[f"invented {n}"] = {n}
+        demo._queue.event_ids_to_events[n] = "event"
+        pending[f"invented {n}"] = "messages"
+    assert len(pending) == 3 and "read" in pending
+    assert set(demo._queue.event_ids_to_events) == {8, 9}, "events of sessions that are gone stay"

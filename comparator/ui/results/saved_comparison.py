@@ -37,7 +37,7 @@ def outputs(page: Page) -> list[gr.components.Component]:
 def settle(page: Page, event) -> None:
     """Draw the tabs after an event that bypasses the queue, which does not trigger `shown.change`."""
     event.then(
-        lambda shown: Shown(shown.comparison, shown.recorded) if shown.recorded else gr.skip(),
+        lambda shown: shown.again() if shown.recorded else gr.skip(),
         inputs=[page.shown],
         outputs=[page.shown],
         **PRIVATE,
@@ -54,7 +54,8 @@ def values(page: Page, comparison: Comparison, asker: Any, *, imported: bool = F
     shown += [""] * (slots - len(shown))
     link = share.render(page, comparison, asker, saved=True)
     return [
-        *shown, summary.render(live), notice.say(""), banner(comparison, imported), link, Shown(comparison, True)
+        *shown, summary.render(live), notice.say(""), banner(comparison, imported), link,
+        page.admission.shown(comparison, recorded=True),
     ]  # fmt: skip
 
 

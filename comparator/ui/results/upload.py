@@ -41,6 +41,7 @@ def open_file(page: Page, file: str | None, owner: str, asker: Any) -> list[Any]
         if page.runs.going(getattr(asker, "session_hash", None)):
             raise saved_comparison.BUSY
         page.admission.count(asker)
+        page.admission.require_room()
         id = page.admission.store.import_file(Path(file), owner_of(owner), name="")
         return saved_comparison.values(page, page.admission.store.load(id), asker, imported=True)
     except UserError as problem:
