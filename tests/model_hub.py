@@ -153,6 +153,10 @@ class ModelHub:
             "X-Repo-Commit": repo.commit,
             "Content-Type": "application/octet-stream",
         }
+        if (wanted := request.headers.get("Range", "")).startswith("bytes="):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            self._send(request, 206, headers, data[int(first) : int(last or len(data)) + 1], body)
+            return
         self._send(request, 200, headers, data, body)
 
     def _json(self, request, value, body: bool) -> None:

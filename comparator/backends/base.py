@@ -1,13 +1,14 @@
 """The contract of a backend: everything particular to a quantization method, in one place.
 
 To add one: write `backends/yourname.py` with a subclass of `Backend` (CONTRIBUTING.md has a complete example). Nothing
-else has to be touched. Only `name`, `methods`, `load`, `needed_bytes` and `code` have to be written, without `load`
+else has to be touched. Only `name`, `methods`, `load`, `tensor_sizes` and `code` have to be written, without `load`
 and `code` where another `runtime` executes the variants; every other
 method has a default that is right for a method without that particularity:
 
 - In lists: `describe`, `bits`, `needs_cuda`, `offers`
 - Options: `check`, `complete`, `with_calibration`
-- Loading: `requires`, `making`, `loggers`, `silence`, `prepare`, `load`
+- Loading: `requires`, `making`, `loggers`, `silence`, `prepare`, `load`, `tensor_sizes`, `needed_bytes`,
+  `workspace_bytes`, `compute_dtype`
 - Quantized checkpoints: `reads`, `readers`, `makes_checkpoints`, `make`, `random_config`, `random_layer`
 - Written to a folder: `loaded_by`, `save`
 - What is stored: `quantizes_experts`, `libraries`, `owns`, `weight_name`, `stored_values`, `quant_state`, `logical`, `dequantize`, `types`
@@ -24,12 +25,22 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from comparator.backends.notation import Notation
 from comparator.backends.options import Method, Option
+from comparator.backends.records import (
+    DTYPES,
+    AdapterKind,
+    LoadedModel,
+    Logical,
+    Placement,
+    Progress,
+    QuantizedType,
+    Training,
+)
+from comparator.backends.sizes import TensorSize
 from comparator.core.errors import UserError
 from comparator.core.result import LayerRow
 from comparator.core.variant import Variant
@@ -40,85 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES", "AdapterKind", "Backend", "LoadedModel", "Logical", "Method", "Option", "Placement", "Progress",
-    "QuantizedType", "Training",
+    "QuantizedType", "TensorSize", "Training",
 ]  # fmt: skip
-
-DTYPES = ("fp32", "fp16", "bf16")
-Progress = Callable[
-    [float | None, str], None
-]  # fraction 0..1 or None, and what is being done; may raise Stopped
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a variant goes: one device, or accelerate's limits per device (`max_memory`, bytes)."""
-
-    device: str = "cpu"
-    max_memory: dict[int | str, int] | None = None
-
-
-@dataclass
-class LoadedModel:
-    """What `load` returns: the model in eval mode on its device, `kernel` (what multiplies the weights: library and
-    class name), and notes for the reader of the column."""
-
-    model: Any
-    kernel: str
-    notes: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Logical:
-    """A packed tensor's meaning: its dtype by name ("nf4"), its shape, and the dtype it is multiplied in."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    compute_dtype: str
-
-
-@dataclass(frozen=True)
-class QuantizedType:
-    """A quantized dtype that `Logical.dtype` may name, and how the page describes it.
-
-    `words`: how the values are stored, as a phrase ("8-bit integers, one scale per row"). None: the page says how many
-    values of `bits` bits lie in each element of the storage.
-    """
-
-    name: str
-    bits: int
-    words: str | None = None
-
-
-@dataclass(frozen=True)
-class AdapterKind:
-    """What `check_adapter` decides by. `kind` is for people ("LoHa"), `peft_type` is peft's name ("LOHA"), `merged`
-    asks for the update to be added to the weights."""
-
-    source: str
-    kind: str
-    peft_type: str
-    dora: bool = False
-    merged: bool = False
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a LoRA is trained on a variant; the estimate of its memory follows from it.
-
-    `quantized`: peft's `prepare_model_for_kbit_training` is applied, and the optimizer `auto` is the paged 8-bit one
-    on CUDA. `dtype`: of what is not quantized, before that. `adapter_width`: bytes of an adapter's parameter as trl
-    keeps it. `activation_width`: bytes of an activation. `upcast`: peft's preparation turns everything that is not
-    quantized to fp32, and the backward pass unpacks a layer's weight. `unpacked_width`: bytes per weight of linear layers
-    that autograd keeps from the forward to the backward pass, where the forward unpacks the weight in plain operations.
-    """
-
-    dtype: str
-    quantized: bool = True
-    adapter_width: int = 4
-    activation_width: int = 2
-    upcast: bool = False
-    unpacked_width: int = 0
 
 
 class Backend(Notation):
@@ -260,10 +194,24 @@ class Backend(Notation):
         the torch generator; with `random_config`."""
         raise NotImplementedError
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
-        """Bytes that the loaded variant will hold on its device; used to refuse before loading, never shown
-        as a measurement."""
+    def tensor_sizes(
+        self, variant: Variant, checkpoint: Checkpoint, device: str = ""
+    ) -> Iterable[TensorSize]:
+        """What the loaded variant will hold, tensor by tensor, from headers alone; never shown as a measurement. `device`:
+        "cpu" or "cuda…" counts what its kernel repacks at first use, "" what is there right after loading."""
         raise NotImplementedError
+
+    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint, device: str = "") -> int:
+        """Bytes that the loaded variant will hold on its device; used to refuse before loading."""
+        return sum(size.bytes for size in self.tensor_sizes(variant, checkpoint, device))
+
+    def workspace_bytes(self, variant: Variant, rows: int, outputs: int, inputs: int, device: str) -> int:
+        """What a matmul of `rows` rows takes beside its input and output: the unpacked weight, say."""
+        return 0
+
+    def compute_dtype(self, variant: Variant, checkpoint: Checkpoint) -> str:
+        """In which activations, keys and values are held."""
+        return str(self.requested(variant).get("dtype") or self.values(variant).get("dtype") or "bf16")
 
     def load(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress

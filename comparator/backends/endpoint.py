@@ -61,8 +61,8 @@ class EndpointBackend(Backend):
             "Export them there, or another variant here.",
         )
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
-        return 0  # nothing is held on this machine
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
+        return ()  # nothing is held on this machine
 
     def check_adapter(self, variant: Variant, adapter: AdapterKind) -> None:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comparator.backends import dtypes, saving, transformers_loader
+from comparator.backends import dtypes, saving, sizes, transformers_loader
 from comparator.backends.base import Backend, LoadedModel, Method, Placement, Progress, Training
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
@@ -32,8 +32,11 @@ class FullPrecision(Backend):
         ),
     )
 
-    def needed_bytes(self, variant, checkpoint) -> int:
-        return checkpoint.parameters * (4 if variant.method == "fp32" else 2)
+    def tensor_sizes(self, variant, checkpoint, device=""):
+        return [sizes.plain(t, sizes.FLOAT_BYTES[variant.method]) for t in sizes.held(checkpoint)]
+
+    def compute_dtype(self, variant, checkpoint) -> str:
+        return variant.method
 
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         if variant.method == "bf16" and not dtypes.supports_bf16(placement.device):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from comparator.backends import saving, transformers_loader
+from comparator.backends import saving, sizes, transformers_loader
 from comparator.backends.base import Backend, Placement, Progress
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, sort_options
@@ -113,8 +113,8 @@ class FromCheckpoint(Backend):
             self._opened[key] = open_source(variant)
         return self._opened[key]
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
-        return sum(t.bytes for t in self.opened(variant).tensors)
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
+        return sizes.as_stored(self.opened(variant))
 
     def save(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, ClassVar
 
-from comparator.backends import dtypes
+from comparator.backends import dtypes, sizes
 from comparator.backends.base import DTYPES, LoadedModel, Placement, Progress, Training
 from comparator.backends.ready_made import FromCheckpoint, left_over_note, tokenizer_note
 from comparator.core.errors import UserError
@@ -42,10 +42,13 @@ class Unpacked(FromCheckpoint):
         """What multiplies the unpacked weights: library and class."""
         return "torch Linear"
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
         """Of the unpacked weights; the files are smaller."""
         opened = self.opened(variant)
-        return opened.parameters * _width(dtype_of(opened))
+        return sizes.unpacked(opened, _width(dtype_of(opened)))
+
+    def compute_dtype(self, variant: Variant, checkpoint: Checkpoint) -> str:
+        return dtype_of(self.opened(variant))
 
     def unpack(self, variant: Variant, placement: Placement, progress: Progress, dtype: str) -> Any:
         """The model with all weights in `dtype`."""

@@ -18,6 +18,7 @@ from comparator.cli import (
     doctor,
     export,
     inspect,
+    plan,
     purge,
     quantize,
     reindex,
@@ -65,6 +66,7 @@ app.command("adapters", epilog=adapters.ADAPTERS_EXAMPLES)(adapters.adapters)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("sensitivity", epilog=sensitivity.EXAMPLES)(sensitivity.sensitivity)
+app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
 app.command("reindex")(reindex.reindex)
 app.command("backup", epilog=backup.BACKUP_EXAMPLES)(backup.backup)
 app.command("restore", epilog=backup.RESTORE_EXAMPLES)(backup.restore)

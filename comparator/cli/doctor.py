@@ -105,6 +105,7 @@ def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits
         source_kind,
         unquantized_experts,
     )  # fmt: skip
+    from comparator.engine.placement import pick_device
 
     try:
         variant = resolve(text)
@@ -116,7 +117,7 @@ def _variant(text: str, checkpoint: Checkpoint, report: Progress, limits: Limits
         if reason := backend.unavailable(variant):
             raise UserError(f"{variant.method} cannot be used here: {reason}.")
         variant = backend.complete(variant, checkpoint, report)
-        needed = backend.needed_bytes(variant, checkpoint)
+        needed = backend.needed_bytes(variant, checkpoint, pick_device())
         experts = unquantized_experts(variant, checkpoint)
         size = f"about {needed / 1e6:,.0f} MB" if needed else "takes no memory here"
         return Check(text, True, f"{variant.notation}, {size}{'. ' if experts else ''}{experts}")

@@ -233,8 +233,10 @@ class LocalEngine(SinglePlaceEngine):
     def needed_bytes(self, model: str, variant: Variant) -> int:
         """About how much memory the variant will take on its device. Raises `UserError`."""
         from comparator.backends import backend_for
+        from comparator.engine.placement import pick_device
 
-        return self._call(lambda: backend_for(variant).needed_bytes(variant, self._checkpoint(model)))
+        backend = backend_for(variant)
+        return self._call(lambda: backend.needed_bytes(variant, self._checkpoint(model), pick_device()))
 
     def _tokenizer(self, checkpoint: Any) -> Any:
         key = str(checkpoint.path)

@@ -95,6 +95,3 @@ def pick_device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{max(range(torch.cuda.device_count()), key=lambda i: torch.cuda.mem_get_info(i)[0])}"
-
-
-RESERVE_BYTES = 256 * 2**20  # activations and workspaces of one run, kept free

@@ -15,8 +15,9 @@ from comparator.core.settings import Settings
 from comparator.core.state import Resident
 from comparator.core.variant import Variant
 from comparator.engine import placement as engine_placement
-from comparator.engine.placement import RESERVE_BYTES, pick_device
+from comparator.engine.placement import pick_device
 from comparator.metrics import memory
+from comparator.metrics.memory import RESERVE_BYTES
 from comparator.runtimes import ResidentModel, Runtime, runtime_for
 from comparator.sources import Checkpoint
 from comparator.util import formatting
@@ -95,7 +96,8 @@ class Pool:
             raise UserError(
                 f"{variant.method} cannot be used here: {reason}.", "Install it, or remove this variant."
             )
-        needed = backend.needed_bytes(variant, checkpoint)
+        device = engine_placement.first_device(max_memory) if max_memory else pick_device()
+        needed = backend.needed_bytes(variant, checkpoint, device)
         placement = self._placement(needed, max_memory, variant, runtime)
         try:
             self._make_room(variant, needed, placement, evict, keep)

@@ -103,8 +103,8 @@ class _Export:
     def run(self, context: Any, cancel: threading.Event, emit: Any) -> Exported:
         from comparator.backends.transformers_loader import import_quietly
         from comparator.engine.explain import explained
-        from comparator.engine.placement import RESERVE_BYTES, pick_device
-        from comparator.metrics.memory import give_back
+        from comparator.engine.placement import pick_device
+        from comparator.metrics.memory import RESERVE_BYTES, give_back
 
         request = self.request
 
@@ -122,7 +122,8 @@ class _Export:
         backend.silence()
         progress(None, f"importing {backend.name}")
         import_quietly(*backend.requires)
-        needed, device = backend.needed_bytes(variant, checkpoint), pick_device()
+        device = pick_device()
+        needed = backend.needed_bytes(variant, checkpoint, device)
         context.pool().free_for(needed + RESERVE_BYTES, device)
         try:
             with (

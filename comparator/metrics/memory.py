@@ -16,6 +16,8 @@ import psutil
 from comparator.util.compat import accelerate
 from comparator.util.compat.torch import clear_cublas_workspaces, wrapped_tensors
 
+RESERVE_BYTES = 256 * 2**20  # activations and workspaces of one run, kept free wherever something is loaded
+
 
 def nbytes(tensor: Any) -> int:
     return tensor.numel() * tensor.element_size()

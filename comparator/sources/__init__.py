@@ -9,7 +9,7 @@ from __future__ import annotations
 from comparator.core.errors import UserError
 from comparator.core.settings import Settings, get_settings
 from comparator.core.state import ModelFacts
-from comparator.sources import builtin, folder, gguf, hub, naming
+from comparator.sources import builtin, folder, gguf, hub, hub_headers, naming
 from comparator.sources.checkpoint import Checkpoint, Progress, TensorInfo
 from comparator.sources.hub import search_hub
 
@@ -21,6 +21,7 @@ __all__ = [
     "look_up",
     "on_disk",
     "open_checkpoint",
+    "open_headers",
     "search_hub",
 ]
 
@@ -48,6 +49,22 @@ def open_checkpoint(
     if named.kind == "folder":
         return folder.inspect(named.path, named.text)
     return hub.open_repo(named.text, named.revision, progress)
+
+
+def open_headers(
+    name: str, *, progress: Progress | None = None, settings: Settings | None = None
+) -> Checkpoint:
+    """As `open_checkpoint`, without downloading weights: of a Hub model that is not here, config and headers alone are read.
+
+    Such a checkpoint can be planned for and not loaded. Raises `UserError`.
+    """
+    settings, progress = settings or get_settings(), progress or _silent
+    named = naming.parse(name, settings)
+    if named.kind != "hub":
+        return open_checkpoint(name, progress=progress, settings=settings)
+    return hub.in_cache(named.text, named.revision) or hub_headers.open_headers(
+        named.text, named.revision, progress
+    )
 
 
 def look_up(name: str, *, settings: Settings | None = None) -> ModelFacts:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from comparator.sources import packed
@@ -38,6 +39,11 @@ def parameters(stored: list[Stored], second_head: Stored | None, quantization: d
     return total
 
 
+def is_head(name: str) -> bool:
+    """Whether a tensor's name is that of an output head."""
+    return bool(_HEAD.match(name))
+
+
 def is_other_sense(info: Any) -> bool:
     return bool(_OTHER_SENSES.search(info.name))
 
@@ -60,15 +66,17 @@ def dtype(stored: list[Stored]) -> str:
     return max(floats or counts, key=lambda name: counts[name]) if counts else "?"
 
 
-def tied(config: dict[str, Any], stored: list[Stored]) -> tuple[bool, Stored | None]:
+def tied(
+    config: dict[str, Any], stored: list[Stored], same: Callable[[Stored, Stored], bool] = equal
+) -> tuple[bool, Stored | None]:
     """(whether head and embedding are one tensor, the head where it is stored a second time).
 
     `tie_word_embeddings` is true where a config leaves it out, and transformers ties two stored tensors only if
-    they are equal.
+    they are equal, which `same` decides.
     """
     if not tie_flag(config):
         return False, None
-    head = next((s for s in stored if _HEAD.match(s.info.name)), None)
+    head = next((s for s in stored if is_head(s.info.name)), None)
     if head is None:
         return True, None
     alike = [
@@ -76,7 +84,7 @@ def tied(config: dict[str, Any], stored: list[Stored]) -> tuple[bool, Stored | N
     ]
     if not alike:  # the one that is stored goes by the head's name
         return True, None
-    twin = any(equal(head, other) for other in alike)
+    twin = any(same(head, other) for other in alike)
     return twin, head if twin else None
 
 

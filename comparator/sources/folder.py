@@ -36,12 +36,30 @@ def inspect(folder: Path, source: str, *, revision: str | None = None, note: str
     """Everything that is known before loading. Raises `UserError` for a folder that cannot be loaded."""
     names = [p.name for p in folder.iterdir()]
     config = read_config(folder, source)
-    architecture = architectures.check_causal_lm(config, source)
+    architectures.check_causal_lm(config, source)
     quantization = quantization_of(folder, config)
     stored = weights.read_folder(folder, source)
     consistency.check(source, config, quantization, [s.info for s in stored])
     check_tokenizer(folder, names, source)
-    is_tied, second_head = counting.tied(config, stored)
+    return described(
+        folder, source, config, stored, counting.tied(config, stored), revision=revision, note=note
+    )
+
+
+def described(
+    folder: Path,
+    source: str,
+    config: dict[str, Any],
+    stored: list[weights.Stored],
+    tied: tuple[bool, weights.Stored | None],
+    *,
+    revision: str | None,
+    note: str | None,
+) -> Checkpoint:
+    """What config.json in `folder` and the tensors' headers say. `tied`: as `counting.tied` returns it."""
+    is_tied, second_head = tied
+    architecture = architectures.check_causal_lm(config, source)
+    quantization = quantization_of(folder, config)
     text_only = architecture not in (config.get("architectures") or [architecture])
     if text_only:
         note = " ".join(filter(None, (note, "Only its text part is loaded.")))

@@ -55,10 +55,10 @@ def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint
         listing = list_repo(repo, revision, progress)
     except hub_problems.Unreachable as unreachable:
         return _from_cache(repo, revision, source, unreachable)
-    chosen = _weight_names(listing, source)
+    chosen = first_weights(listing, source)
     small = fetch(listing, _small_files(listing), progress, f"{source}: ")
     _refuse_early(small, listing, source)
-    shards = _shards(small, chosen)
+    shards = shards_of(small, chosen)
     if absent := [s for s in shards if s not in listing.files]:
         raise UserError(
             f"{source} misses {len(absent)} of its {len(shards)} weight files: {', '.join(absent[:3])}.",
@@ -93,7 +93,7 @@ def _look_up(repo: str, revision: str | None) -> ModelFacts:
         for n in ("config.json", "tokenizer_config.json", "chat_template.jinja", "quantize_config.json")
         if n in listing.files
     ]
-    _weight_names(listing, source)
+    first_weights(listing, source)
     if huge := [n for n in names if listing.files[n] > _LARGEST_LOOKED_AT]:
         raise UserError(
             f"{source}: {huge[0]} has {listing.files[huge[0]] / 1e6:,.0f} MB.",
@@ -209,7 +209,7 @@ def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
     return found
 
 
-def _weight_names(listing: Listing, source: str) -> str:
+def first_weights(listing: Listing, source: str) -> str:
     """The one file to start from: an index, or the only weights. Raises `UserError` before anything is fetched."""
     names = list(listing.files)
     top = [n for n in names if "/" not in n]
@@ -238,7 +238,7 @@ def _refuse_early(path: Path, listing: Listing, source: str) -> None:
     folder.check_tokenizer(path, [n for n in listing.files if "/" not in n], source)
 
 
-def _shards(path: Path, chosen: str) -> list[str]:
+def shards_of(path: Path, chosen: str) -> list[str]:
     return sorted(set(weights.index_of(path / chosen).values())) if chosen.endswith(".json") else [chosen]
 
 

@@ -63,6 +63,14 @@ def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
     return TensorInfo(name, ours, tuple(shape), count, count * bits // 8)
 
 
+def remote_tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:
+    """A tensor as a header that safetensors itself has not checked describes it. Raises `UserError`."""
+    known = dtype in _NAMES or dtype[:1] in ("I", "U") and dtype[1:] in ("8", "16", "32", "64")
+    if not known or not all(type(size) is int and 0 <= size < 2**40 for size in shape):
+        raise _damaged(file, f"{name[:100]} is described as {str(dtype)[:20]} {str(shape)[:60]}")
+    return _tensor(file, name, dtype, shape)
+
+
 def _damaged(file: Path, how: str) -> UserError:
     return UserError(
         f"{file.name} in {file.parent} is damaged: {how[:300]}.", "Download or copy this file again."

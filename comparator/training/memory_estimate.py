@@ -6,16 +6,16 @@ Activations are those that a transformer block stores for the backward pass, for
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-from typing import Any
 
 from comparator.backends import backend_for, methods
 from comparator.backends.base import Method, Training
 from comparator.core.errors import UserError
 from comparator.core.result import ErrorInfo
 from comparator.core.variant import Variant
+from comparator.metrics.memory import RESERVE_BYTES
 from comparator.sources import Checkpoint
+from comparator.sources.dimensions import dimensions
 from comparator.training import targets
 from comparator.training.settings import TrainSettings
 from comparator.training.types import Estimate
@@ -29,7 +29,6 @@ _STATES = {
     "sgd": 0.0,
 }
 _EIGHT_BIT = ("paged_adamw_8bit", "adamw_bnb_8bit")
-RESERVE_BYTES = 256 * 2**20  # left free for workspaces
 _LOGIT_ROWS = 1024  # trl's fused head computes the logits in chunks of positions
 
 
@@ -122,15 +121,8 @@ def _activation_bytes(
     device: str,
     linears: list,
 ) -> float:
-    config = _config(checkpoint)
-    hidden = (
-        config.get("hidden_size") or config.get("n_embd") or max((t.inputs for t in linears), default=1024)
-    )
-    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    layers = (
-        config.get("num_hidden_layers") or config.get("n_layer") or max((t.count for t in linears), default=1)
-    )
-    vocabulary = checkpoint.vocab_size or config.get("vocab_size") or 32000
+    size = dimensions(checkpoint)
+    hidden, inner, layers, vocabulary = size.hidden, size.inner, size.layers, size.vocabulary
     tokens = settings.batch_size * length
     width = training.activation_width
     # A block stores its norms' inputs and outputs (in fp32, twice), q, k, v, attention's output and three of the MLP.
@@ -146,14 +138,6 @@ def _activation_bytes(
     )  # cast for autocast
     unpacked = 2 * max((t.inputs * t.outputs for t in linears), default=0) * width if training.upcast else 0
     return stored + logits + head + unpacked
-
-
-def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    try:
-        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config.get("text_config") or config
 
 
 def _smaller(variant: Variant, settings: TrainSettings, checkpointing: bool) -> str:

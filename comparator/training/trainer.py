@@ -13,11 +13,12 @@ from typing import Any
 
 from comparator.core.errors import Stopped, UserError
 from comparator.core.variant import Variant
+from comparator.metrics.memory import RESERVE_BYTES
 from comparator.sources import open_checkpoint
 from comparator.training import artifact, targets
 from comparator.training import base_model as bases
 from comparator.training.callbacks import Halted, Watch, callback
-from comparator.training.memory_estimate import RESERVE_BYTES, checkpointing_for, estimate, optimizer_for
+from comparator.training.memory_estimate import checkpointing_for, estimate, optimizer_for
 from comparator.training.settings import TrainSettings
 from comparator.training.tokenize import Encoded
 from comparator.training.types import Estimate, Preparing, Saving, TrainingResult, TrainRequest

@@ -48,7 +48,7 @@ def test_a_backend_describes_itself(backend: Backend):
     assert reason is None or (isinstance(reason, str) and reason), "None, or the reason in words"
     if backend.runtime == "transformers":
         assert type(backend).load is not Backend.load, "load is the one method that has to be written"
-    assert type(backend).needed_bytes is not Backend.needed_bytes, (
+    assert type(backend).tensor_sizes is not Backend.tensor_sizes, (
         "what does not fit is refused before it loads"
     )
     assert inspect.getmodule(type(backend)).__doc__

@@ -91,7 +91,8 @@ def test_a_short_name_for_the_built_in_file():
 def test_the_models_own_file_fits(builtin):
     variant = resolve("gguf@smollm2-135m")
     assert GGUF.complete(variant, builtin, silent) == variant
-    assert GGUF.needed_bytes(variant, builtin) == find_gguf()[0].stat().st_size
+    size = find_gguf()[0].stat().st_size
+    assert size - 3e6 < GGUF.needed_bytes(variant, builtin) < size, "the file less its tokenizer"
 
 
 def test_a_file_of_another_model_is_refused_by_name(builtin, two_layers):
@@ -134,7 +135,8 @@ def test_a_made_file_has_its_type(two_layers, kind):
     assert header.types["output_norm.weight"] == "F32"
     assert header.types["token_embd.weight"] == (kind if write.TYPES[kind] >= 8 else "q8_0").upper()
     assert GGUF.notes(resolve(f"gguf:{kind}"), checkpoint, header) == [] or "_k" in kind
-    assert abs(write.file_bytes(checkpoint, kind) - file.stat().st_size) < 0.01 * file.stat().st_size
+    estimated = sum(size for _, _, size in write.stored(checkpoint, kind))
+    assert abs(estimated - file.stat().st_size) < 0.01 * file.stat().st_size
     assert write.make(checkpoint, kind, lambda *_: pytest.fail("it is in the cache")) == file
 
 

@@ -254,8 +254,9 @@ def test_groups_that_divide_no_layer(small, tmp_path):
 def test_layouts():
     """Shapes of hqq/core/bitpack.py, by hand."""
     assert Layout(4, 64).packed(128, 256) == (256, 64) and Layout(4, 64).scales(128, 256) == (512, 1)
-    assert (
-        Layout(3, 32).packed(10, 64) == (2, 32) and Layout(3, 32).bytes(10, 64, 2) == 2 * 32 * 4 + 2 * 20 * 2
+    assert Layout(3, 32).packed(10, 64) == (2, 32) and Layout(3, 32).bytes(10, 64, 2) == (
+        2 * 32 * 4,
+        2 * 20 * 2,
     )
     assert Layout(2, 16, axis=0).packed(64, 8) == (4, 32) and Layout(2, 16, axis=0).scales(64, 8) == (1, 32)
     assert Layout(4, 64, view="bf16").stored(128, 256) == (256, 32)

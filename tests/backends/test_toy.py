@@ -15,7 +15,16 @@ import pytest
 
 from comparator import adapters, api, backends
 from comparator.backends import transformers_loader
-from comparator.backends.base import Backend, LoadedModel, Logical, Method, Option, QuantizedType, Training
+from comparator.backends.base import (
+    Backend,
+    LoadedModel,
+    Logical,
+    Method,
+    Option,
+    QuantizedType,
+    TensorSize,
+    Training,
+)
 from comparator.cli import inspect, tables
 from comparator.comparison import runner
 from comparator.core import document
@@ -76,8 +85,8 @@ class Rows(Backend):
         ),
     )
 
-    def needed_bytes(self, variant, checkpoint):
-        return checkpoint.parameters * 2
+    def tensor_sizes(self, variant, checkpoint, device=""):
+        return [TensorSize(t.name, t.parameters * 2) for t in checkpoint.tensors]
 
     def load(self, checkpoint, variant, placement, progress):
         model = transformers_loader.from_pretrained(checkpoint, placement, progress, dtype="bf16")

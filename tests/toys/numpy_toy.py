@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from comparator.backends.base import Backend, Method
+from comparator.backends.base import Backend, Method, TensorSize
 from comparator.core.errors import Stopped
 from comparator.core.messages import Generation
 from comparator.core.result import Memory
@@ -33,8 +33,8 @@ class ToyBackend(Backend):
     runtime = "numpy"
     methods = (Method("toy", "Toy", "Random numbers, multiplied by numpy.", precision=1, bits=32),)
 
-    def needed_bytes(self, variant, checkpoint):
-        return 8 * RANK * (checkpoint.vocab_size or 0)
+    def tensor_sizes(self, variant, checkpoint, device=""):
+        return [TensorSize(name, 4 * RANK * (checkpoint.vocab_size or 0)) for name in ("E", "O")]
 
 
 class NumpyRuntime(Runtime):

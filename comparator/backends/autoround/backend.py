@@ -12,7 +12,7 @@ from typing import Any
 from comparator.backends import calibration, dtypes
 from comparator.backends import ready_made as sources
 from comparator.backends.autoround import layout
-from comparator.backends.autoround.recipe import Recipe
+from comparator.backends.autoround.recipe import Recipe, layout_for
 from comparator.backends.awq import Awq
 from comparator.backends.awq import ready_made as awq
 from comparator.backends.base import LoadedModel, Method, Option, Placement, Progress, QuantizedType
@@ -20,8 +20,9 @@ from comparator.backends.gptq import Gptq
 from comparator.backends.gptq import ready_made as gptq
 from comparator.backends.gptqmodel_layers import on_the_spot, shapes
 from comparator.backends.gptqmodel_layers.backend import PackedLayers
-from comparator.backends.gptqmodel_layers.kernels import Kernels, Packed
+from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels, Packed
 from comparator.backends.gptqmodel_layers.links import laid_out
+from comparator.backends.sizes import TensorSize, as_stored
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, sort_options
 from comparator.sources import Checkpoint
@@ -114,16 +115,40 @@ class AutoRound(PackedLayers):
 
     # ------------------------------------------------------------ loading
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+    def stored_sizes(self, variant: Variant, checkpoint: Checkpoint) -> list[TensorSize]:
         if not variant.source:
-            return self.recipe(self.complete(variant, checkpoint)).bytes(checkpoint)
-        return sum(t.bytes for t in layout.read(self.opened(variant)).checkpoint.tensors)
+            return super().stored_sizes(variant, checkpoint)
+        return as_stored(layout.read(self.opened(variant)).checkpoint)
+
+    def packed(self, variant: Variant, checkpoint: Checkpoint) -> Packed:
+        if not variant.source:
+            recipe = self.recipe(self.complete(variant, checkpoint))
+            sizes = frozenset((layer.inputs, layer.outputs) for layer in shapes.layers(checkpoint))
+            return Packed(
+                recipe.bits, recipe.group_size, False, recipe.sym, self.values(variant)["dtype"], sizes
+            )
+        found = layout.read(self.opened(variant))
+        ready = gptq.read(found.checkpoint) if found.method == "gptq" else awq.read(found.checkpoint)
+        return ready.packed(self.values(variant)["dtype"])
+
+    def kernel(self, variant: Variant, packed: Packed, placement: Placement) -> Kernel:
+        name = (
+            layout.read(self.opened(variant)).method
+            if variant.source
+            else layout_for(packed.bits, packed.sym)
+        )
+        backend = self._layouts[name]
+        return backend.kernel(
+            backend.canonical(Variant(name, None, None, self._loading(variant))), packed, placement
+        )
 
     def prepare(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> None:
         if not variant.source:
-            self._check_kernel(checkpoint, variant, placement)  # refuses before minutes of work
+            self.kernel(
+                variant, self.packed(variant, checkpoint), placement
+            )  # refuses before minutes of work
         backend, inner = self._by_layout(self._stored(checkpoint, variant, placement, progress))
         backend.prepare(checkpoint, inner, placement, progress)
 
@@ -158,15 +183,6 @@ class AutoRound(PackedLayers):
     def _loading(self, variant: Variant) -> tuple[tuple[str, str | None], ...]:
         """The options that say how to load, not how to quantize."""
         return sort_options({n: v for n, v in self.requested(variant).items() if n in ("kernel", "dtype")})
-
-    def _check_kernel(self, checkpoint: Checkpoint, variant: Variant, placement: Placement) -> None:
-        recipe = self.recipe(self.complete(variant, checkpoint))
-        backend, dtype = self._layouts[recipe.layout], self.values(variant)["dtype"]
-        sizes = frozenset((layer.inputs, layer.outputs) for layer in shapes.layers(checkpoint))
-        packed = Packed(recipe.bits, recipe.group_size, False, recipe.sym, dtype, sizes)
-        backend.kernel(
-            backend.canonical(Variant(recipe.layout, None, None, self._loading(variant))), packed, placement
-        )
 
     def _by_layout(self, variant: Variant) -> tuple[PackedLayers, Variant]:
         """The backend of the layout, and the variant of it that loads the folder of links."""

@@ -13,11 +13,17 @@ from typing import Any, ClassVar
 
 from comparator.backends.gptqmodel_layers import shapes
 from comparator.backends.gptqmodel_layers.on_the_spot import Progress, dtype_for
+from comparator.backends.sizes import TensorSize
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint
 from comparator.util import atomic_dir, processes
 
 ADVICE = "Try awq or gptq, which need no package of their own, or name a ready-made checkpoint: autoround@user/repo."
+
+
+def layout_for(bits: int, sym: bool) -> str:
+    """The method whose layout auto-round packs into, where it is left the choice."""
+    return "awq" if bits == 4 and not sym else "gptq"
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,10 @@ class Recipe:
     @property
     def layout(self) -> str:
         """The method whose layout auto-round packs into, where it is left the choice."""
-        return "awq" if self.bits == 4 and not self.sym else "gptq"
+        return layout_for(self.bits, self.sym)
 
-    def bytes(self, checkpoint: Checkpoint) -> int:
-        return shapes.packed_bytes(checkpoint, self.bits, self.group_size, g_idx=self.layout == "gptq")
+    def sizes(self, checkpoint: Checkpoint) -> list[TensorSize]:
+        return list(shapes.packed_sizes(checkpoint, self.bits, self.group_size, g_idx=self.layout == "gptq"))
 
     def make(
         self,

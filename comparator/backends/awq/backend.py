@@ -103,15 +103,10 @@ class Awq(PackedLayers):
 
     # ------------------------------------------------------------ loading
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
-        if variant.source:
-            return super().needed_bytes(variant, checkpoint)
-        return self.recipe(self.complete(variant, checkpoint)).bytes(checkpoint)
-
     def prepare(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> None:
-        packed = self._packed(variant, checkpoint)
+        packed = self.packed(variant, checkpoint)
         kernel = self.kernel(variant, packed, placement)  # refuses before minutes of work
         if not variant.source:
             self.make(checkpoint, variant, placement.device, progress)
@@ -135,7 +130,7 @@ class Awq(PackedLayers):
         dtype, notes = self.values(variant)["dtype"], []
         if dtype != "fp16" and placement.device.startswith("cuda"):
             raise UserError("transformers loads AWQ in fp16 on a GPU.", "Leave dtype= out.")
-        kernel = self.kernel(variant, self._packed(variant, checkpoint), placement)
+        kernel = self.kernel(variant, self.packed(variant, checkpoint), placement)
         arguments: dict[str, Any] = {}
         if variant.source:
             opened = self.opened(variant)
@@ -163,7 +158,7 @@ class Awq(PackedLayers):
             )
         return loaded
 
-    def _packed(self, variant: Variant, checkpoint: Checkpoint) -> Packed:
+    def packed(self, variant: Variant, checkpoint: Checkpoint) -> Packed:
         dtype = self.values(variant)["dtype"]
         if variant.source:
             return ready_made.read(self.opened(variant)).packed(dtype)

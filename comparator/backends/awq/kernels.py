@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels
+from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels, for_torch_aten
 
 _GROUPS = (-1, 16, 32, 64, 128)
 # Fastest first, per device. Left out: machete, which downloads CUTLASS; torch_fused_awq, and the int8 kernel, which rounds the weights once more and so is another variant.
@@ -17,7 +17,7 @@ KERNELS = Kernels("AWQ", (
            divides=(32, 8), dtypes=("fp16",), trainable=True),
     # transformers has no name for it; on a CPU "auto" is this kernel wherever it can run.
     Kernel("torch_aten", "auto", "TorchAtenAwqLinear", "cpu", (4,), (16, 32, 64, 128),
-           "PyTorch's own 4-bit kernel; multiplies in bf16"),
+           "PyTorch's own 4-bit kernel; multiplies in bf16", repack=for_torch_aten),
     Kernel("torch", "torch_awq", "AwqTorchLinear", "any", (2, 3, 4, 8), _GROUPS, "unpacks to 16 bits and multiplies; slow",
            divides=(1, 8), trainable=True),
 ))  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from comparator.backends.gptqmodel_layers import shapes
 from comparator.backends.gptqmodel_layers.on_the_spot import LoadedHere, Progress
 from comparator.backends.gptqmodel_layers.walk import Linear
+from comparator.backends.sizes import TensorSize
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint
 
@@ -41,8 +42,8 @@ class Recipe(LoadedHere):
 
         quantize(model, samples, self, target, tokenizer, progress, device)
 
-    def bytes(self, checkpoint: Checkpoint) -> int:
-        return shapes.packed_bytes(checkpoint, self.bits, self.group_size)
+    def sizes(self, checkpoint: Checkpoint) -> list[TensorSize]:
+        return list(shapes.packed_sizes(checkpoint, self.bits, self.group_size))
 
     def config(self, kept: list[str]) -> dict[str, Any]:
         """`quantization_config` as it stands in config.json. `kept`: names of linear layers that are not quantized."""

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from comparator.backends import dtypes, transformers_loader
+from comparator.backends import dtypes, sizes, transformers_loader
 from comparator.backends import ready_made as sources
 from comparator.backends.base import (
     AdapterKind,
@@ -20,13 +20,13 @@ from comparator.backends.base import (
     QuantizedType,
     Training,
 )
-from comparator.backends.bnb import outliers, ready_made
+from comparator.backends.bnb import outliers, ready_made, stored
 from comparator.backends.bnb.ready_made import HEADS
 from comparator.backends.bnb.settings import FOUR_BIT, INT8
 from comparator.backends.options import ONLY
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
-from comparator.sources import Checkpoint, TensorInfo
+from comparator.sources import Checkpoint
 from comparator.util.compat import bitsandbytes as compat
 
 
@@ -109,21 +109,24 @@ class BitsAndBytes(sources.FromCheckpoint):
     def describe(self, variant: Variant) -> str:
         return super().describe(variant).replace("dq true", "double quantized")
 
-    def needed_bytes(self, variant, checkpoint) -> int:
-        if variant.source:
-            return ready_made.needed_bytes(self.opened(variant), self.requested(variant).get("dtype"))
+    def tensor_sizes(self, variant, checkpoint, device=""):
         values = self.values(variant)
-        rest = {"fp32": 4, "fp16": 2, "bf16": 2}[values["dtype"]]
+        if variant.source:
+            dtype = self.requested(variant).get("dtype")
+            return stored.of_checkpoint(self.opened(variant), variant.method, dtype, device)
         left, _ = _left(values["skip"], *_heads(checkpoint))
-        total = 0.0
-        for tensor in checkpoint.tensors:
-            if _stays(tensor, left):
-                total += tensor.parameters * rest
-            elif variant.method == "int8":
-                total += tensor.parameters + 4 * tensor.shape[0]
-            else:
-                total += tensor.parameters * (0.5 + (0.0165 if values["dq"] == "true" else 0.0625))
-        return int(total)
+        rest, nested = sizes.FLOAT_BYTES[values["dtype"]], values.get("dq") == "true"
+        return [
+            sizes.plain(tensor, rest)
+            if stored.stays(tensor, left)
+            else stored.quantized(tensor.name, tensor.shape, variant.method, nested, device)
+            for tensor in sizes.held(checkpoint)
+        ]
+
+    def workspace_bytes(self, variant, rows, outputs, inputs, device) -> int:
+        if variant.method == "int8":
+            return rows * (inputs + 4 * outputs)  # the input in 8 bits, the sums in 32
+        return 2 * outputs * inputs if device.startswith("cuda") else 0
 
     def silence(self) -> None:
         warnings.filterwarnings("ignore", message=".*MatMul8bitLt: inputs will be cast.*")
@@ -363,13 +366,3 @@ def _left(skip: str, heads: list[str], tied: bool) -> tuple[list[str], list[str]
     names = set(skip.split("+")) - {""}
     unprotected = [] if ONLY not in names or tied else [h for h in heads if h not in names]
     return sorted(names - {ONLY} | (set(heads) - set(unprotected))), unprotected
-
-
-def _stays(tensor: TensorInfo, left: list[str]) -> bool:
-    """Whether a checkpoint's tensor is left unquantized: what is no linear layer (embeddings, norms, experts, which
-    transformers fuses into one parameter), and what is in `left`."""
-    module = tensor.name.rsplit(".", 1)[0]
-    # As transformers matches them: a prefix of the full name, or its end.
-    if len(tensor.shape) != 2 or any(module.startswith(k) or module.endswith(k) for k in left):
-        return True
-    return ".experts." in tensor.name or "embed" in module or module.endswith(("wte", "wpe", "norm"))

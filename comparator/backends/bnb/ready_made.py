@@ -20,7 +20,7 @@ from comparator.sources import Checkpoint, TensorInfo, packed, weights
 
 HEADS = ("lm_head", "embed_out", "output_projection")  # as causal language models call it
 FOUR_BIT = ("nf4", "fp4")
-_RECORD = ".weight.quant_state.bitsandbytes__"  # JSON beside a 4-bit weight: shape, block size, type
+RECORD = ".weight.quant_state.bitsandbytes__"  # JSON beside a 4-bit weight: shape, block size, type
 _MOST_RECORD_BYTES = 4096
 _MOST_NAMES = 4  # of a skip list in the notation; a longer one stays in the checkpoint
 _NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
@@ -61,7 +61,7 @@ def options(checkpoint: Checkpoint, skip: str | None = None) -> dict[str, str | 
     names = {t.name for t in checkpoint.tensors}
     nested = any(name.endswith(".weight.nested_absmax") for name in names)
     storage = next(
-        t.dtype for t in checkpoint.tensors if f"{t.name.removesuffix('.weight')}{_RECORD}{method}" in names
+        t.dtype for t in checkpoint.tensors if f"{t.name.removesuffix('.weight')}{RECORD}{method}" in names
     )
     if storage not in ("uint8", *DTYPES):
         raise _unknown(checkpoint, "bnb_4bit_quant_storage", storage, ", ".join(("uint8", *_SHORT)))
@@ -70,7 +70,7 @@ def options(checkpoint: Checkpoint, skip: str | None = None) -> dict[str, str | 
 
 def check(checkpoint: Checkpoint) -> None:
     """Raises `UserError` naming the first layer that is damaged, or that transformers would read as something else."""
-    method, quantized = method_of(checkpoint.quantization or {}), _quantized(checkpoint)
+    method, quantized = method_of(checkpoint.quantization or {}), quantized_modules(checkpoint)
     tensors = {t.name: t for t in checkpoint.tensors}
     _check_config(checkpoint)
     _check_experts(checkpoint, quantized)
@@ -78,22 +78,6 @@ def check(checkpoint: Checkpoint) -> None:
     if not quantized:
         raise UserError(f"{checkpoint.source} holds no {method} weights.", _AGAIN)
     _check_skip_list(checkpoint, quantized)
-
-
-def needed_bytes(checkpoint: Checkpoint, dtype: str | None = None) -> int:
-    """What is resident after loading. dtype: of what is not quantized, where that is not as it is stored."""
-    quantized, total = set(_quantized(checkpoint)), 0
-    for tensor in checkpoint.tensors:
-        if _RECORD in tensor.name or tensor.name.endswith(".weight_format"):
-            continue
-        if _is_second_head(tensor, checkpoint):
-            continue
-        packed_too = tensor.name.removesuffix(".weight") in quantized
-        if dtype is None or packed_too or packed.is_state(tensor.name, checkpoint.quantization):
-            total += tensor.bytes
-        else:
-            total += tensor.parameters * {"fp32": 4, "fp16": 2, "bf16": 2}[dtype]
-    return total
 
 
 def set_compute(folder: Path, dtype: str) -> None:
@@ -107,7 +91,7 @@ def set_compute(folder: Path, dtype: str) -> None:
 # ------------------------------------------------------------ the tensors
 
 
-def _quantized(checkpoint: Checkpoint) -> list[str]:
+def quantized_modules(checkpoint: Checkpoint) -> list[str]:
     """Names of the quantized modules: those with scales beside a weight."""
     names = {t.name for t in checkpoint.tensors}
     stems = {
@@ -118,7 +102,7 @@ def _quantized(checkpoint: Checkpoint) -> list[str]:
 
 def _plain_dtype(checkpoint: Checkpoint) -> str | None:
     """The dtype of most of what is not quantized; None for one that `dtype=` does not have."""
-    quantized = set(_quantized(checkpoint))
+    quantized = set(quantized_modules(checkpoint))
     counts: Counter[str] = Counter()
     for tensor in checkpoint.tensors:
         if tensor.name.removesuffix(".weight") not in quantized and not packed.is_state(
@@ -130,7 +114,7 @@ def _plain_dtype(checkpoint: Checkpoint) -> str | None:
 
 def _plain_layers(checkpoint: Checkpoint) -> list[str]:
     """Modules with a weight matrix that is not quantized, other than embeddings."""
-    quantized = set(_quantized(checkpoint))
+    quantized = set(quantized_modules(checkpoint))
     modules = [
         t.name.removesuffix(".weight")
         for t in checkpoint.tensors
@@ -143,14 +127,6 @@ def _plain_layers(checkpoint: Checkpoint) -> list[str]:
         and (_is_head(m) or "embed" not in m.rpartition(".")[2])
         and not m.endswith(("wte", "wpe"))
     ]
-
-
-def _is_second_head(tensor: TensorInfo, checkpoint: Checkpoint) -> bool:
-    return (
-        checkpoint.tied
-        and tensor.name.endswith(tuple(f"{head}.weight" for head in HEADS))
-        and any(t.shape == tensor.shape and t.name != tensor.name for t in checkpoint.tensors)
-    )
 
 
 def _check_config(checkpoint: Checkpoint) -> None:
@@ -167,7 +143,7 @@ def _check_config(checkpoint: Checkpoint) -> None:
 
 
 def _check_four_bit(checkpoint: Checkpoint, tensors: dict[str, TensorInfo], method: str) -> None:
-    records = {n.partition(_RECORD)[0]: n for n in tensors if _RECORD in n}
+    records = {n.partition(RECORD)[0]: n for n in tensors if RECORD in n}
     stems = {
         re.sub(r"\.weight\.(?:absmax|quant_map)$", "", n)
         for n in tensors
@@ -183,14 +159,14 @@ def _check_four_bit(checkpoint: Checkpoint, tensors: dict[str, TensorInfo], meth
             parts += nested
         _require(checkpoint, tensors, parts, module)
         if module not in records:
-            raise _damaged(checkpoint, f"{module} has no record of its shape ({module}{_RECORD}{method})")
+            raise _damaged(checkpoint, f"{module} has no record of its shape ({module}{RECORD}{method})")
         if not records[module].endswith(f"__{method}"):
             raise UserError(
                 f"config.json of {checkpoint.source} says {method}, but {module} holds "
                 f"{records[module].rpartition('__')[2]} weights.",
                 "The files do not belong together: download the whole checkpoint again.",
             )
-    for module, record in _records(checkpoint):
+    for module, record in layer_records(checkpoint):
         _check_sizes(checkpoint, tensors, module, record)
 
 
@@ -257,10 +233,10 @@ def _unknown(checkpoint: Checkpoint, key: str, value: object, possible: str) -> 
     return UserError(f"{checkpoint.source} says {key}={str(value)[:80]}.", f"It can be {possible}.")
 
 
-def _records(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
+def layer_records(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
     """(module, record) of every 4-bit weight. Raises `UserError` for one that is not what bitsandbytes writes."""
-    for stored in _stored(checkpoint, _RECORD):
-        module = stored.info.name.partition(_RECORD)[0]
+    for stored in _stored(checkpoint, RECORD):
+        module = stored.info.name.partition(RECORD)[0]
         try:
             record = json.loads(_read(stored))
             sound = _is_sound(record, stored.info.name.rpartition("__")[2])
@@ -327,7 +303,7 @@ def _skip(checkpoint: Checkpoint) -> list[str]:
     """The list as the option `skip` says it: names that this model has, beside the head."""
     plain = _plain_layers(checkpoint)
     names = {n for n in _listed(checkpoint) or [] if any(_matches(m, [n]) for m in plain) and not _is_head(n)}
-    return [*([ONLY] if any(map(_is_head, _quantized(checkpoint))) else []), *sorted(names)]
+    return [*([ONLY] if any(map(_is_head, quantized_modules(checkpoint))) else []), *sorted(names)]
 
 
 def _check_skip(checkpoint: Checkpoint, asked: str) -> None:

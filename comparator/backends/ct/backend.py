@@ -23,11 +23,12 @@ from comparator.backends.base import (
 )
 from comparator.backends.ct import checks
 from comparator.backends.ready_made import left_over_note, tokenizer_note, with_quantization
+from comparator.backends.sizes import FLOAT_BYTES, TensorSize, held, plain
 from comparator.backends.transformers_loader import refuse_main_memory
 from comparator.backends.unpacked import Unpacked, dtype_of
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
-from comparator.sources import Checkpoint
+from comparator.sources import Checkpoint, TensorInfo
 
 _OPTIONS = (
     Option("kernel", "int4pack: 4-bit integers stay packed and are multiplied by torch's 4-bit matmul; unpack: all weights are unpacked "
@@ -88,25 +89,11 @@ class CompressedTensors(Unpacked):
     def _stays_packed(self, variant: Variant) -> bool:
         return self.values(variant)["kernel"] != "unpack" and not checks.why_unpacked(self.opened(variant))
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
         opened = self.opened(variant)
-        if self._stays_packed(variant):
-            packed = checks.int4_layers(opened)
-            other = sum(
-                t.parameters
-                for t in opened.tensors
-                if not checks.is_state(t.name)
-                and not t.name.endswith(".weight_packed")
-                and not opened.is_tied_head(t.name)
-            )
-            return sum(layer.bytes for layer in packed.values()) + 2 * other
-        width = 4 if dtype_of(opened) == "fp32" else 2
-        total = 0
-        for tensor in opened.tensors:
-            if not checks.is_state(tensor.name) and not opened.is_tied_head(tensor.name):
-                packed = tensor.name.endswith(".weight_packed")
-                total += 8 * tensor.bytes // checks.bits(opened, tensor.name) if packed else tensor.parameters
-        return total * width
+        width = FLOAT_BYTES[dtype_of(opened)]
+        packed = checks.int4_layers(opened) if self._stays_packed(variant) else {}
+        return [_size(opened, t, width, packed) for t in held(opened) if not checks.is_state(t.name)]
 
     # ------------------------------------------------------------ loading
 
@@ -229,6 +216,17 @@ class CompressedTensors(Unpacked):
     def code(self, variant: Variant, placement: Placement, *, layers: Any = (), kernel: str | None = None):
         imports, setup, arguments = super().code(variant, placement, layers=layers, kernel=kernel)
         return ([], [], arguments[:1]) if (kernel or "").startswith(_OWN) else (imports, setup, arguments)
+
+
+def _size(
+    checkpoint: Checkpoint, tensor: TensorInfo, width: int, packed: dict[str, checks.Int4]
+) -> TensorSize:
+    """width: bytes of a value that is not packed. packed: the layers that stay so."""
+    if not tensor.name.endswith(".weight_packed"):
+        return plain(tensor, width)
+    if layer := packed.get(tensor.name.removesuffix(".weight_packed")):
+        return TensorSize(tensor.name, layer.outputs * layer.inputs // 2, layer.state_bytes)
+    return TensorSize(tensor.name, width * (8 * tensor.bytes // checks.bits(checkpoint, tensor.name)))
 
 
 def _is_packed(module: Any) -> bool:

@@ -166,9 +166,9 @@ class Int4:
     zeros: bool
 
     @property
-    def bytes(self) -> int:
-        """In the layout of torch's 4-bit matmul, which has a scale and an offset in bf16 per group."""
-        return self.outputs * self.inputs // 2 + 4 * self.outputs * (self.inputs // self.group)
+    def state_bytes(self) -> int:
+        """torch's 4-bit matmul has a scale and an offset in bf16 per group."""
+        return 4 * self.outputs * (self.inputs // self.group)
 
 
 def int4_layers(checkpoint: Checkpoint) -> dict[str, Int4]:

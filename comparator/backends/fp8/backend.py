@@ -76,10 +76,10 @@ class BlockFP8(Unpacked):
             return dtypes.reads_fp8(device) and not checks.why_unpacked(self.opened(variant))
         return kernel == "packed"
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
-        if self._stays_packed(variant, "cuda"):
-            return FromCheckpoint.needed_bytes(self, variant, checkpoint)
-        return super().needed_bytes(variant, checkpoint)
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
+        if self._stays_packed(variant, device or "cuda"):
+            return FromCheckpoint.tensor_sizes(self, variant, checkpoint, device)
+        return super().tensor_sizes(variant, checkpoint, device)
 
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         if not self._stays_packed(variant, placement.device):

@@ -10,6 +10,7 @@ from pathlib import Path
 from comparator.backends import ready_made, saving
 from comparator.backends.base import AdapterKind, Backend, Method, Option, Progress, QuantizedType, Training
 from comparator.backends.gguf import write
+from comparator.backends.sizes import TensorSize
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 from comparator.sources import Checkpoint, gguf_files
@@ -32,6 +33,7 @@ _WORDS = {
     "_K": "{} bits in blocks of 256, whose scales are quantized too",
 }
 _BITS = {"MXFP4": 4, "NVFP4": 4, "IQ1_S": 1, "IQ1_M": 1, "TQ1_0": 2, "TQ2_0": 2}
+_REPACKED = ("q4_0", "q4_k", "iq4_nl")
 _NAMES = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ2_XS", "IQ2_S",
     "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0",
@@ -137,10 +139,17 @@ class Gguf(Backend):
         sizes = {ours: header.of_model(theirs) for ours, theirs in _SIZES.items()}
         ready_made.check_sizes(source, sizes, checkpoint)
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
-        if not variant.source:
-            return write.file_bytes(checkpoint, self.values(variant)["type"])
-        return self.file(variant, checkpoint).stat().st_size
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
+        if variant.source:
+            header = read_gguf(self.file(variant, checkpoint))
+            stored = [(t.name, t.type.lower(), t.shape, t.bytes) for t in header.tensors]
+        else:
+            made = write.stored(checkpoint, self.values(variant)["type"])
+            stored = [(t.name, kind, t.shape, size) for t, kind, size in made]
+        return [
+            TensorSize(name, size, copy_bytes=size if device == "cpu" and _repacked(name, kind, shape) else 0)
+            for name, kind, shape, size in stored
+        ]
 
     def notes(self, variant: Variant, checkpoint: Checkpoint, header: GgufHeader) -> list[str]:
         """For the reader of the column."""
@@ -191,6 +200,12 @@ class Gguf(Backend):
             f"No adapter can be trained on {variant.notation}: llama.cpp executes it, without gradients.",
             "Train it on bf16 or nf4, of the same model.",
         )
+
+
+def _repacked(name: str, kind: str, shape: tuple[int, ...]) -> bool:
+    """Whether llama.cpp makes a copy of a matrix in the layout of its CPU kernels, beside the mapped file: those of 4 bits,
+    in blocks of eight rows; the embedding is looked up as it is."""
+    return kind in _REPACKED and len(shape) == 2 and shape[0] % 8 == 0 and "emb" not in name
 
 
 @cache

@@ -10,15 +10,17 @@ import contextlib
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from comparator.backends import sizes
 from comparator.backends.base import Progress
 from comparator.backends.gguf.quantizer import Quantizer
 from comparator.backends.ready_made import config_of
 from comparator.core.errors import UserError
 from comparator.core.settings import get_settings
-from comparator.sources import Checkpoint
+from comparator.sources import Checkpoint, TensorInfo
 from comparator.sources.convert_gguf import llama3_factors
 from comparator.util import atomic_dir
 
@@ -70,9 +72,12 @@ def check(checkpoint: Checkpoint) -> None:
         )
 
 
-def file_bytes(checkpoint: Checkpoint, kind: str) -> int:
+def stored(checkpoint: Checkpoint, kind: str) -> Iterator[tuple[TensorInfo, str, int]]:
+    """(tensor, ggml's type, bytes) of each tensor in a file of `kind`."""
     recipe = Recipe(checkpoint, kind)
-    return round(sum(t.parameters * recipe.bits(t.name, t.shape) / 8 for t in checkpoint.tensors))
+    for tensor in sizes.held(checkpoint):
+        bits = recipe.bits(tensor.name, tensor.shape)
+        yield tensor, recipe.stored(tensor.name, tensor.shape), round(tensor.parameters * bits / 8)
 
 
 def make(checkpoint: Checkpoint, kind: str, progress: Progress) -> Path:
@@ -81,7 +86,7 @@ def make(checkpoint: Checkpoint, kind: str, progress: Progress) -> Path:
     key = hashlib.sha256(repr((_VERSION, kind, checkpoint.identity)).encode()).hexdigest()[:12]
     stem = re.sub(r"[^\w.-]+", "-", checkpoint.source)[-50:].strip("-.")
     folder = get_settings().cache_dir / "gguf" / f"{stem}-{kind}-{key}"
-    need = file_bytes(checkpoint, kind)
+    need = sum(size for _, _, size in stored(checkpoint, kind))
     with atomic_dir.building(folder, progress=progress, need_bytes=need, what="the GGUF file") as tmp:
         if tmp is not None:
             _write(checkpoint, kind, tmp / _MODEL, progress)

@@ -136,15 +136,10 @@ class Gptq(PackedLayers):
 
     # ------------------------------------------------------------ loading
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
-        if variant.source:
-            return sum(t.bytes for t in self._ready(variant).checkpoint.tensors)
-        return self.recipe(self.complete(variant, checkpoint)).bytes(checkpoint)
-
     def prepare(
         self, checkpoint: Checkpoint, variant: Variant, placement: Placement, progress: Progress
     ) -> None:
-        packed = self._packed(variant, checkpoint)
+        packed = self.packed(variant, checkpoint)
         kernel = self.kernel(variant, packed, placement)  # refuses before minutes of work
         if not variant.source:
             self.make(checkpoint, variant, placement.device, progress)
@@ -169,7 +164,7 @@ class Gptq(PackedLayers):
         if os.environ.get("SPACES_ZERO_GPU"):  # there transformers' background loading meets no GPU
             os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
         values, notes = self.values(variant), []
-        packed = self._packed(variant, checkpoint)
+        packed = self.packed(variant, checkpoint)
         kernel = self.kernel(variant, packed, placement)
         if kernel.name == "exllama_v2":
             gptqmodel.skip_row_table()
@@ -204,7 +199,7 @@ class Gptq(PackedLayers):
             self._opened[key] = ready_made.open_ready(variant)
         return self._opened[key]
 
-    def _packed(self, variant: Variant, checkpoint: Checkpoint) -> Packed:
+    def packed(self, variant: Variant, checkpoint: Checkpoint) -> Packed:
         dtype = self.values(variant)["dtype"]
         if variant.source:
             return self._ready(variant).packed(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels
+from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels, for_torch_aten
 
 _ANY_GROUP = (-1, 16, 32, 64, 128, 256, 512, 1024)
 # Fastest first, per device; measured figures are in docs/benchmarks.md. Left out on the CPU: torch_fused, which
@@ -18,7 +18,7 @@ KERNELS = Kernels("GPTQ", (
            divides=(64, 128), extension="machete", compiles="many minutes, after a download", capability=(9, 0),
            automatic=False),
     Kernel("torch_aten", "gptq_torch_aten", "TorchAtenLinear", "cpu", (4,), (16, 32, 64, 128),
-           "PyTorch's own 4-bit kernel; multiplies in bf16"),
+           "PyTorch's own 4-bit kernel; multiplies in bf16", repack=for_torch_aten),
     Kernel("torch", "gptq_torch", "TorchLinear", "any", (2, 3, 4, 8), _ANY_GROUP, "unpacks to 16 bits and multiplies; slow",
            trainable=True),
 ))  # fmt: skip

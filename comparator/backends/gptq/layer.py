@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from comparator.backends.gptqmodel_layers import shapes
 from comparator.backends.gptqmodel_layers.on_the_spot import LoadedHere, Progress
 from comparator.backends.gptqmodel_layers.walk import Linear
+from comparator.backends.sizes import TensorSize
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint
 
@@ -38,8 +39,8 @@ class Recipe(LoadedHere):
 
         quantize(model, samples, self, target, tokenizer, progress, device)
 
-    def bytes(self, checkpoint: Checkpoint) -> int:
-        return shapes.packed_bytes(checkpoint, self.bits, self.group_size, g_idx=True)
+    def sizes(self, checkpoint: Checkpoint) -> list[TensorSize]:
+        return list(shapes.packed_sizes(checkpoint, self.bits, self.group_size, g_idx=True))
 
     def config(self, left_out: bool, kept: list[list[str]]) -> dict[str, Any]:
         """`quantization_config` as it stands in config.json."""

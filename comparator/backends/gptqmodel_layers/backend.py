@@ -11,9 +11,11 @@ from comparator.backends import dtypes, saving
 from comparator.backends.base import AdapterKind, LoadedModel, Logical, Placement, Training
 from comparator.backends.gptqmodel_layers.kernels import Kernel, Kernels, Packed
 from comparator.backends.ready_made import FromCheckpoint
+from comparator.backends.sizes import TensorSize, as_stored
 from comparator.core.errors import UserError
 from comparator.core.settings import get_settings
 from comparator.core.variant import Variant
+from comparator.sources import Checkpoint
 from comparator.util.compat import gptqmodel
 
 STATE = ("qzeros", "scales", "g_idx", "scales_and_zeros", "ret_idx")
@@ -66,6 +68,33 @@ class PackedLayers(FromCheckpoint):
         spread = bool(placement.max_memory and "cpu" in placement.max_memory)
         spread = spread and placement.device.startswith("cuda")
         return self.kernels.choose(self.values(variant)["kernel"], packed, placement.device, spread)
+
+    def recipe(self, variant: Variant) -> Any:
+        """Of a completed variant that is made on the spot; its `sizes` are those of the checkpoint."""
+        raise NotImplementedError
+
+    def packed(self, variant: Variant, checkpoint: Checkpoint) -> Packed:
+        """What the kernel has to cope with."""
+        raise NotImplementedError
+
+    def stored_sizes(self, variant: Variant, checkpoint: Checkpoint) -> list[TensorSize]:
+        """The tensors of the quantized checkpoint, ready-made or as it is made here."""
+        if variant.source:
+            return as_stored(self.opened(variant))
+        return self.recipe(self.complete(variant, checkpoint)).sizes(checkpoint)
+
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = "") -> list[TensorSize]:
+        stored = self.stored_sizes(variant, checkpoint)
+        if device != "cpu":  # CUDA's kernels hold what is stored
+            return stored
+        try:
+            repack = self.kernel(variant, self.packed(variant, checkpoint), Placement(device)).repack
+        except UserError:  # said when it is loaded
+            return stored
+        return [repack(size) for size in stored] if repack else stored
+
+    def workspace_bytes(self, variant, rows, outputs, inputs, device) -> int:
+        return 2 * outputs * inputs  # the layer's weight, unpacked for many rows
 
     def save_on_the_spot(
         self, checkpoint, variant: Variant, placement: Placement, target, progress, change=None

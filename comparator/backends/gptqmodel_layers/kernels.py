@@ -11,9 +11,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from comparator.backends.sizes import TensorSize
 from comparator.core.errors import UserError
 from comparator.util import streams
 from comparator.util.compat.gptqmodel import extension_built
@@ -41,6 +42,16 @@ class Kernel:
     trainable: bool = False
     dtypes: tuple[str, ...] = ("fp16", "bf16")
     whole: bool = False  # the model has to lie on the GPU as a whole
+    repack: Callable[[TensorSize], TensorSize] | None = None  # a stored tensor → what the kernel makes of it
+
+
+def for_torch_aten(stored: TensorSize) -> TensorSize:
+    """PyTorch's 4-bit CPU kernel reads scales and zeros in one bf16 tensor, and gptqmodel keeps both in bf16 beside it. A
+    g_idx is kept with its inverse."""
+    state, kind = stored.state_bytes, stored.name.rpartition(".")[2]
+    if kind == "scales":  # zeros and scales of as many values, once apart and once together
+        return replace(stored, state_bytes=2 * state, copy_bytes=2 * state)
+    return replace(stored, state_bytes={"qzeros": 0, "g_idx": 2 * state + 64}.get(kind, state))
 
 
 @dataclass(frozen=True)

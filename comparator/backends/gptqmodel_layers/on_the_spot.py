@@ -111,7 +111,10 @@ def make(
     raises; in both cases nothing is left behind."""
     path = folder(checkpoint, recipe, cal, cache_dir)
     with atomic_dir.building(
-        path, progress=progress, need_bytes=recipe.bytes(checkpoint), what="the quantized checkpoint"
+        path,
+        progress=progress,
+        need_bytes=sum(size.bytes for size in recipe.sizes(checkpoint)),
+        what="the quantized checkpoint",
     ) as tmp:
         if tmp is not None:
             _make(checkpoint, recipe, cal, cache_dir, device, tmp, progress)

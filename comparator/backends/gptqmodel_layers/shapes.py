@@ -6,8 +6,10 @@ Looks at names and shapes only; walk.py decides by the modules themselves, with 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from comparator.backends.sizes import TensorSize, held, plain
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint, packed
 
@@ -66,16 +68,17 @@ def group_size(checkpoint: Checkpoint, wish: int | None) -> int:
     return wish
 
 
-def packed_bytes(checkpoint: Checkpoint, bits: int, group: int, g_idx: bool = False) -> int:
-    """About what the quantized model holds: packed weights, scales and zeros a group, the rest in 16 bits, and with
+def packed_sizes(checkpoint: Checkpoint, bits: int, group: int, g_idx: bool = False) -> Iterator[TensorSize]:
+    """The tensors of the quantized checkpoint: packed weights, scales and zeros per group, the rest in 16 bits, and with
     `g_idx` the group of each input."""
     names = {f"{layer.name}.weight": layer for layer in layers(checkpoint)}
-    total = 0.0
-    for tensor in checkpoint.tensors:
+    for tensor in held(checkpoint):
         if (layer := names.get(tensor.name)) is None:
-            total += 0 if checkpoint.is_tied_head(tensor.name) else 2 * tensor.parameters
+            yield plain(tensor, 2)
             continue
-        groups = layer.inputs // group if group > 0 else 1
-        total += layer.inputs * layer.outputs * bits / 8
-        total += groups * layer.outputs * (2 + bits / 8) + (4 * layer.inputs if g_idx else 0)
-    return int(total)
+        scales = (layer.inputs // group if group > 0 else 1) * layer.outputs
+        yield TensorSize(f"{layer.name}.qweight", layer.inputs * layer.outputs * bits // 8)
+        yield TensorSize(f"{layer.name}.scales", 0, 2 * scales)
+        yield TensorSize(f"{layer.name}.qzeros", 0, scales * bits // 8)
+        if g_idx:
+            yield TensorSize(f"{layer.name}.g_idx", 0, 4 * layer.inputs)

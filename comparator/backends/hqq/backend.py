@@ -31,6 +31,7 @@ from comparator.backends.ready_made import (
     tokenizer_note,
     with_quantization,
 )
+from comparator.backends.sizes import FLOAT_BYTES, TensorSize, held, plain
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 from comparator.sources import Checkpoint
@@ -97,17 +98,18 @@ class Hqq(FromCheckpoint):
 
     # ------------------------------------------------------------ loading
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
         if variant.source:
-            return super().needed_bytes(variant, checkpoint)
-        layout, width = self._made(variant, checkpoint), 4 if self.values(variant)["dtype"] == "fp32" else 2
-        quantized, total = {t.name for t in linears(checkpoint)}, 0
-        for tensor in checkpoint.tensors:
-            if tensor.name in quantized and layout.divides(*tensor.shape):
-                total += layout.bytes(*tensor.shape, width)
-            elif not checkpoint.is_tied_head(tensor.name):
-                total += tensor.parameters * width
-        return total
+            return super().tensor_sizes(variant, checkpoint, device)
+        layout, width = self._made(variant, checkpoint), FLOAT_BYTES[self.values(variant)["dtype"]]
+        quantized = {t.name for t in linears(checkpoint) if layout.divides(*t.shape)}
+        return [
+            TensorSize(t.name, *layout.bytes(*t.shape, width)) if t.name in quantized else plain(t, width)
+            for t in held(checkpoint)
+        ]
+
+    def workspace_bytes(self, variant, rows, outputs, inputs, device) -> int:
+        return 2 * outputs * inputs  # the layer's weight, unpacked for many rows
 
     def load(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> LoadedModel:
         from comparator.backends.hqq.quantizer import HqqLayers

@@ -48,11 +48,11 @@ class Layout:
         rows, columns = self._grouped(outputs, inputs)
         return (rows, 1) if self.axis == 1 else (1, columns)
 
-    def bytes(self, outputs: int, inputs: int, width: int) -> int:
-        """Of the packed weight, scales and zero points, whose values take `width` bytes."""
+    def bytes(self, outputs: int, inputs: int, width: int) -> tuple[int, int]:
+        """Of the packed weight, and of scales and zero points, whose values take `width` bytes."""
         rows, columns = self.packed(outputs, inputs)
         one, other = self.scales(outputs, inputs)
-        return rows * columns * (4 if self.bits == 3 else 1) + 2 * one * other * width
+        return rows * columns * (4 if self.bits == 3 else 1), 2 * one * other * width
 
     def _grouped(self, outputs: int, inputs: int) -> tuple[int, int]:
         others = outputs * inputs // self.group

@@ -27,6 +27,7 @@ from comparator.backends.ready_made import (
     refuse_contradictions,
     tokenizer_note,
 )
+from comparator.backends.sizes import FLOAT_BYTES
 from comparator.backends.torchao import checkpoints, int8_row
 from comparator.backends.torchao.schemes import (
     BY_NAME,
@@ -124,11 +125,14 @@ class TorchAo(FromCheckpoint):
 
     # ------------------------------------------------------------ loading
 
-    def needed_bytes(self, variant: Variant, checkpoint: Checkpoint) -> int:
+    def tensor_sizes(self, variant: Variant, checkpoint: Checkpoint, device: str = ""):
         if variant.source:
-            return super().needed_bytes(variant, checkpoint)
+            return super().tensor_sizes(variant, checkpoint, device)
         scheme, group, dtype = self._made(variant, checkpoint)
-        return checkpoints.needed_bytes(checkpoint, scheme, group, 4 if dtype == "fp32" else 2)
+        return checkpoints.tensor_sizes(checkpoint, scheme, group, FLOAT_BYTES[dtype])
+
+    def workspace_bytes(self, variant, rows, outputs, inputs, device) -> int:
+        return 2 * outputs * inputs  # the layer's weight, unpacked for many rows
 
     def prepare(self, checkpoint, variant: Variant, placement: Placement, progress: Progress) -> None:
         scheme, _, dtype = self._made(variant, checkpoint)

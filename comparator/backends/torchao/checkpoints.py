@@ -4,10 +4,13 @@ made with. Loads no weights."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from comparator.backends import sizes
 from comparator.backends.linear_layers import linears
+from comparator.backends.sizes import TensorSize
 from comparator.backends.torchao.schemes import BY_CONFIG, Scheme
 from comparator.core.errors import UserError
 from comparator.sources import Checkpoint
@@ -38,23 +41,21 @@ def group_of(checkpoint: Checkpoint, scheme: Scheme, wish: str) -> str:
     return wish
 
 
-def needed_bytes(checkpoint: Checkpoint, scheme: Scheme, group: str, width: int) -> int:
-    """Bytes of the checkpoint's tensors quantized like this. width: bytes of an unquantized value."""
+def tensor_sizes(checkpoint: Checkpoint, scheme: Scheme, group: str, width: int) -> Iterator[TensorSize]:
+    """The checkpoint's tensors quantized like this. width: bytes of an unquantized value."""
     quantized = {t.name for t in linears(checkpoint)}
-    total = 0
-    for tensor in checkpoint.tensors:
+    for tensor in sizes.held(checkpoint):
         if tensor.name not in quantized or any(size % scheme.multiple for size in tensor.shape):
-            total += 0 if checkpoint.is_tied_head(tensor.name) else tensor.parameters * width
+            yield sizes.plain(tensor, width)
             continue
         outputs, inputs = tensor.shape
         if scheme.name == "int4":  # padded to the kernel's tiles; a scale and a zero point in bf16
             outputs, inputs = -(-outputs // 8) * 8, -(-inputs // 1024) * 1024
-            total += outputs * inputs // 2 + 4 * outputs * inputs // int(group)
+            yield TensorSize(tensor.name, outputs * inputs // 2, 4 * outputs * inputs // int(group))
             continue
         scales = outputs * inputs // int(group) if group.isdigit() else outputs if group == "row" else 1
         per_scale = {"int8": 5, "int8dyn": 5, "intx4": width + 1}.get(scheme.name, 4)
-        total += outputs * inputs + per_scale * scales
-    return total
+        yield TensorSize(tensor.name, outputs * inputs, per_scale * scales)
 
 
 # ---------------------------------------------------------------- ready-made checkpoints

@@ -99,6 +99,13 @@ def without_state(model: Any) -> list[str]:
     ]
 
 
+def repacks_for_cpu(outputs: int, inputs: int, block: int) -> bool:
+    """Whether a 4-bit weight (outputs, inputs) is repacked at its first forward on this CPU: see `leave_unsupported_layers`."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    return has_avx512bf16() and outputs % 32 == 0 and inputs % max(64, block) == 0
+
+
 def leave_unsupported_layers(model: Any) -> list[str]:
     """Keep bitsandbytes' packed CPU kernel away from shapes it refuses; returns notes for the column.
 
@@ -114,7 +121,7 @@ def leave_unsupported_layers(model: Any) -> list[str]:
         if isinstance(module, bnb.nn.Linear4bit)
         and getattr(module, "support_avx512bf16_for_cpu", False)
         and module.weight.device.type == "cpu"
-        and (module.out_features % 32 or module.in_features % max(64, module.weight.blocksize))
+        and not repacks_for_cpu(module.out_features, module.in_features, module.weight.blocksize)
     ]
     for name in odd:
         model.get_submodule(name).support_avx512bf16_for_cpu = False

@@ -1,0 +1,71 @@
+"""A plan as text: the headings and cells of its table, and the sentences around it. "Estimate" is the first word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from comparator.capacity.estimate import LABEL, Plan, Row
+from comparator.util import formatting, quantities
+
+HEADINGS = (
+    "variant",
+    "weights",
+    "quant state",
+    "KV cache",
+    "activations, graphs",
+    "total",
+    "fits",
+    "largest context",
+    "roofline",
+)
+
+
+def gigabytes(count: int) -> str:
+    """GB = 10⁹ bytes from 0.1 GB on, else MB."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else formatting.megabytes(count)
+
+
+def cells(row: Row) -> list[str]:
+    """A row's cells, in the order of `HEADINGS`."""
+    return [
+        row.variant,
+        gigabytes(row.weight_bytes),
+        gigabytes(row.state_bytes) if row.state_bytes else "0",
+        gigabytes(row.kv_bytes),
+        gigabytes(row.activation_bytes + row.graph_bytes),
+        gigabytes(row.total_bytes),
+        "yes" if row.fits else "no",
+        f"{row.longest_context:,}" if row.longest_context else formatting.NONE,
+        f"{formatting.figure(row.tok_s)} tok/s" if row.tok_s else formatting.NONE,
+    ]
+
+
+def intro(plan: Plan) -> list[str]:
+    """What was planned, for the lines above the table."""
+    card = plan.card
+    rate = f", {card.bytes_s / 1e9:,.0f} GB/s" if card.bytes_s else ", bandwidth not known"
+    users = "one sequence" if plan.users == 1 else f"{plan.users:,} sequences at once"
+    return [
+        f"{LABEL}: {plan.model}, {formatting.parameters(plan.parameters)} parameters, {users} of {plan.context:,} tokens.",
+        f"On {card.name}: {gigabytes(card.memory_bytes)} for programs{rate} ({card.source}).",
+    ]
+
+
+def remarks(plan: Plan) -> Iterator[str]:
+    """What the figures count, and what could not be estimated."""
+    yield (
+        f"KV cache: {plan.cache}; {formatting.figure(plan.cache_token_bytes / 1e3)} kB for each further token of one sequence."
+    )
+    reserve = next((row.reserve_bytes for row in plan.rows if row.reserve_bytes), 0)
+    yield f"Total counts {gigabytes(reserve)} that are kept free for workspaces" + (
+        " and CUDA's context." if plan.card.device == "cuda" else "."
+    )
+    if plan.decode == "graph":
+        yield "A captured decode step keeps a cache of its own beside that of the prompt: decode=eager holds one only."
+    yield (
+        "Largest context: tokens per sequence, all of them at once, up to what the model was made for"
+        + (f" ({quantities.short(plan.trained_context)})." if plan.trained_context else ".")
+    )
+    yield "Roofline: all sequences together, if reading weights and caches once per step took the whole bandwidth; no step is faster."
+    yield from plan.notes
+    yield from (f"{row.variant}: {row.error}" for row in plan.rows if row.error)

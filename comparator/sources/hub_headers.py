@@ -1,0 +1,95 @@
+"""A model of the Hub without its weights: config.json, and the safetensors headers by range requests → `Checkpoint`.
+
+Enough to say what every method would hold. Some kB per file of weights are read; nothing else is downloaded.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from comparator.core.errors import Stopped, UserError
+from comparator.sources import architectures, consistency, counting, folder, hub, hub_problems, weights
+from comparator.sources.checkpoint import Checkpoint, Progress
+from comparator.sources.hub_files import Listing, endpoint, fetch, in_background, login
+from comparator.sources.safetensors_header import remote_tensor
+
+NOTE = "Its headers were read; its weights were not downloaded."
+_DEADLINE_S = 60.0
+_MOST_FILES = 400
+_AT_ONCE = 8
+_MOST_KNOWN = 8  # models, of a few hundred kB each
+_known: dict[tuple[str, str], Checkpoint] = {}
+
+
+def open_headers(repo: str, revision: str | None, progress: Progress) -> Checkpoint:
+    """As `hub.open_repo`, of headers alone: its `path` holds config.json and no weights. Raises `UserError`."""
+    source = f"{repo}@{revision}" if revision else repo
+    progress(None, f"asking the Hub for {source}")
+    listing = hub.list_repo(repo, revision, progress)
+    key = (repo, listing.commit)
+    if key not in _known:
+        opened = _read(listing, source, progress)
+        while len(_known) >= _MOST_KNOWN:
+            _known.pop(next(iter(_known)))
+        _known[key] = opened
+    return _known[key]
+
+
+def _read(listing: Listing, source: str, progress: Progress) -> Checkpoint:
+    chosen = hub.first_weights(listing, source)
+    names = [n for n in ("config.json", "quantize_config.json", chosen) if n in listing.files]
+    path = fetch(listing, [n for n in names if n.endswith(".json")], progress, "")
+    config = folder.read_config(path, source)
+    architectures.check_causal_lm(config, source)
+    shards = hub.shards_of(path, chosen)
+    if absent := [s for s in shards if s not in listing.files]:
+        raise UserError(
+            f"{source} misses {len(absent)} of its {len(shards)} weight files: {absent[0]} …",
+            "Its maker has to upload it.",
+        )
+    if len(shards) > _MOST_FILES:
+        raise UserError(
+            f"{source} has {len(shards):,} weight files, and the headers of {_MOST_FILES} are read at most.",
+            "Download it, and name its folder.",
+        )
+    stored = _headers(listing, shards, source, progress)
+    consistency.check(source, config, folder.quantization_of(path, config), [s.info for s in stored])
+    explicit = bool(
+        config.get("tie_word_embeddings") or (config.get("text_config") or {}).get("tie_word_embeddings")
+    )
+    tied = counting.tied(config, stored, same=lambda head, embedding: explicit)  # the bytes are not here
+    return folder.described(path, source, config, stored, tied, revision=listing.commit, note=NOTE)
+
+
+def _headers(listing: Listing, shards: list[str], source: str, progress: Progress) -> list[weights.Stored]:
+    """Every tensor of the files, read in threads. Raises `UserError`."""
+    done: list[str] = []
+
+    def read(name: str) -> list[weights.Stored]:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint(), token=login())
+        header = api.parse_safetensors_file_metadata(listing.repo, name, revision=listing.commit)
+        file = Path(source) / name
+        tensors = [remote_tensor(file, str(key), t.dtype, t.shape) for key, t in header.tensors.items()]
+        if sum(t.bytes for t in tensors) > listing.files[name]:
+            raise UserError(
+                f"{name} of {source} is smaller than its header says.", "Its maker has to upload it again."
+            )
+        done.append(name)
+        return [weights.Stored(tensor, file, 0) for tensor in tensors]
+
+    def work() -> list[weights.Stored]:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return [stored for part in pool.map(read, shards) for stored in part]
+
+    def report(_fraction: float | None, _message: str) -> None:
+        progress(len(done) / len(shards), f"reading headers of {source}: {len(done)} of {len(shards)} files")
+
+    try:
+        return in_background(work, report, _DEADLINE_S)
+    except Stopped:
+        raise
+    except Exception as error:
+        raise hub_problems.explain(error, listing.repo, None) from None
