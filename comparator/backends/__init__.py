@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import pkgutil
@@ -16,7 +17,7 @@ from comparator.sources import packed
 from comparator.sources.checkpoint import Checkpoint
 
 __all__ = [
-    "all_backends", "backend_for", "libraries", "methods", "most_precise", "offers", "own_variant", "owner", "packages", "presets",
+    "all_backends", "backend_for", "libraries", "loaded_sizes", "methods", "most_precise", "offers", "own_variant", "owner", "packages", "presets",
     "quantized_type", "readers", "require_full_precision", "resolve", "source_kind",
     "unquantized_experts",
 ]  # fmt: skip
@@ -61,6 +62,18 @@ def resolve(variant: str | Variant) -> Variant:
 def presets() -> list[str]:
     """Ready-made notations for the page, most precise first."""
     return [p for _, m in methods().values() for p in m.ready_notations]
+
+
+def loaded_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes that each preset would hold on its device, by notation, from the checkpoint's headers. Without those that cannot be
+    made of it."""
+    sizes = {}
+    for variant in map(resolve, presets()):
+        backend = backend_for(variant)
+        with contextlib.suppress(Exception):  # loading says what is wrong with it
+            require_full_precision(checkpoint)
+            sizes[variant.notation] = backend.needed_bytes(backend.complete(variant, checkpoint), checkpoint)
+    return sizes
 
 
 def offers(model: str) -> list[str]:

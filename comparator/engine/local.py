@@ -150,6 +150,14 @@ class LocalEngine(SinglePlaceEngine):
         checkpoint = self._checkpoints.get(model)
         return checkpoint.facts() if checkpoint else look_up(model, settings=self.settings)
 
+    def sizes(self, model: str) -> dict[str, int]:
+        from comparator.backends import loaded_sizes
+        from comparator.sources import on_disk
+
+        self._check_source(model, "model")
+        checkpoint = self._checkpoints.get(model) or on_disk(model, self.settings)
+        return loaded_sizes(checkpoint) if checkpoint else {}
+
     def examined(self, model: str) -> str | None:
         from comparator.sources import on_disk
         from comparator.sources.examine import examine

@@ -101,6 +101,11 @@ class Engine(ABC):
         while a comparison runs."""
         return None
 
+    def sizes(self, model: str) -> dict[str, int]:
+        """Bytes that each preset would hold once loaded, by notation, from the headers of files on this machine. Empty where they
+        are not here."""
+        return {}
+
     # ------------------------------------------------------------ models and prompts
 
     @abstractmethod

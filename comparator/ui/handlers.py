@@ -157,8 +157,10 @@ def wire(page: Page, demo: gr.Blocks) -> None:
 def _variants_of(page: Page):
     def fit(model: str | None, linked: tuple[str, ...], value: Any):
         facts = model_panel.known_facts(model, linked, page.admission.limits)
-        changed = variants.for_model(value, facts, page.settings.max_columns)
-        return gr.skip() if changed is None else changed
+        listed = variants.for_model(value, facts, page.settings.max_columns) or value
+        if isinstance(listed, dict):
+            listed = variants.with_sizes(listed, model_panel.loaded_sizes(model) if facts else {})
+        return gr.skip() if listed == value else listed
 
     return fit
 

@@ -137,6 +137,7 @@ window.qc = (() => {
   // The list of variants. Its value is plain data; see components/variants.py.
   const SEARCHED = 12;  // rows of the list from which on it can be searched
 
+  const SIZE = "Memory once loaded, estimated from the headers of the model's files.";
   const SPEED = "A decode step of one sequence beside bf16 on hardware of this kind, as measured (docs/benchmarks.md). A run measures it here.";
 
   function picker(element, props, watch) {
@@ -192,7 +193,8 @@ window.qc = (() => {
       const words = make("span", { class: "title" }, r.why || r.title);
       const label = make("label", { title: r.why || r.title }, box, make("span", { class: "swatch", "aria-hidden": "true" }),
         make("span", { class: "what" }, make("code", { class: "notation" }, r.notation), words),
-        ...(r.speed && !r.why ? [make("span", { class: "speed", title: SPEED }, r.speed)] : []));
+        ...(r.speed && !r.why ? [make("span", { class: "speed", title: SPEED }, r.speed)] : []),
+        ...(r.size && !r.why ? [make("span", { class: "speed", title: SIZE }, r.size)] : []));
       const row = make("div", { class: "pick", "data-notation": r.notation }, label, radio);
       if (r.why) { row.classList.add("unavailable"); box.disabled = true; }
       if (r.custom) {

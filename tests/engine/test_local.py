@@ -100,6 +100,17 @@ def test_files_are_examined_without_loading(engine, model, tmp_path):
     assert engine.state().residents == residents
 
 
+def test_sizes_are_told_without_loading(engine, model):
+    """By the estimate that loading is refused by."""
+    before = engine.state().residents
+    sizes = engine.sizes(str(model))
+    assert {"fp32", "bf16", "int8", "nf4"} <= sizes.keys()
+    assert sizes["fp32"] == 2 * sizes["bf16"] > sizes["int8"] > sizes["nf4"] > sizes["nf4:dq"]
+    assert sizes["bf16"] == engine.needed_bytes(str(model), resolve("bf16"))
+    assert engine.state().residents == before
+    assert engine.sizes("user/not-on-this-machine") == {}
+
+
 def test_chunks_add_up_to_the_text(engine):
     handle = load(engine, BUILTIN_MODEL, "bf16").handle
     chunks, result = generate(engine, BUILTIN_MODEL, handle, max_new_tokens=16)

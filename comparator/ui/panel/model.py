@@ -105,6 +105,16 @@ def known_facts(model: str | None, linked: tuple[str, ...], limits: Limits) -> M
         return None
 
 
+def loaded_sizes(model: str | None) -> dict[str, int]:
+    """`Engine.sizes` of a model of which `known_facts` knows something."""
+    from comparator.engines import get_engine
+
+    try:
+        return get_engine().sizes((model or "").strip())
+    except UserError:
+        return {}
+
+
 def render(facts: ModelFacts) -> str:
     parts = [
         f"{formatting.parameters(facts.parameters)} parameters" if facts.parameters else "",

@@ -1,6 +1,6 @@
 """Which variants, and which of them is the reference: a list of check boxes, colours and radio buttons.
 
-The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notation, title, speed, why}], "on": [notation],
+The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notation, title, speed, size, why}], "on": [notation],
 "reference": notation or "auto", "max": 8}. `Form` validates what the browser sends.
 """
 
@@ -16,6 +16,7 @@ from comparator.core.state import ModelFacts
 from comparator.core.variant import Variant
 from comparator.metrics import nvml
 from comparator.ui.page import Page, html
+from comparator.util import formatting
 
 FIRST = ("bf16", "int8", "nf4")
 # The usual questions: the button's words, what it selects, and the words on hover.
@@ -83,6 +84,13 @@ def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[st
         "on": [own.notation],
         "quantized": own.notation,
     }
+
+
+def with_sizes(value: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
+    """The list with how much each variant holds once loaded, in MB. sizes: bytes by notation; what is not in it gets none."""
+    words = {name: formatting.megabytes(size) for name, size in sizes.items()}
+    rows = [r for r in _listed(value.get("rows")) if isinstance(r, dict)]
+    return {**value, "rows": [{**r, "size": words.get(r.get("notation"), "")} for r in rows]}
 
 
 def _with_offers(listed: dict, facts: ModelFacts | None, max_columns: int) -> dict[str, Any] | None:
