@@ -84,9 +84,12 @@ def test_a_public_server(serve, open_at, tmp_path):
     stored = next((tmp_path / "data").rglob("*.meta.json")).read_text()
     assert owned(first) not in stored, "the key of a visitor is kept where others could read it"
 
-    first.run(tokens=2, prompt="Say hello again", variants=("bf16",))
-    first.finished()
-    first.run(tokens=2, prompt="And again", variants=("bf16",))
+    # The third within a minute is refused. On a busy machine a minute may pass between two of them.
+    for number in range(6):
+        first.run(tokens=1, prompt=f"Say hello again, {number}", variants=("bf16",))
+        if first.page.locator("#notice .bad").count():
+            break
+        first.finished()
     assert "Try again in" in notice(first, "COMPARATOR_REQUESTS_PER_MINUTE")
 
     # Pages of other sites are turned away, ours and programs are not.
