@@ -31,7 +31,7 @@ def build(page: Page) -> None:
                 label="Prompts",
                 show_label=False,
                 filterable=False,
-                scale=0,
+                min_width=240,
                 elem_id="prompt-set",
             )
             edit = gr.Button("Edit as text", size="sm", scale=0, visible=False, elem_id="prompt-set-edit")
