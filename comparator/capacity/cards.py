@@ -1,6 +1,7 @@
 """Cards by name: memory and memory bandwidth, as their makers state them; this machine's own; or typed.
 
-Memory in GiB and bandwidth in GB/s (10⁹ bytes) from NVIDIA's data sheets and product pages of each card, read in 2025 and 2026.
+Memory in GiB and bandwidth in GB/s (10⁹ bytes) are NVIDIA's published specifications. The share of the memory that programs can have
+is an assumption.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def find(text: str | None) -> Card:
         )
         raise UserError(several, f"Known: {', '.join(_TABLE)}. Or type memory and bandwidth: 24GB@1008GB/s")
     size, rate = _TABLE[matches[0]]
-    return Card(matches[0], int(size * _USABLE * 2**30), rate * 1e9, "cuda", "its maker's data sheet")
+    return Card(matches[0], int(size * _USABLE * 2**30), rate * 1e9, "cuda", "published specification")
 
 
 def here() -> Card:

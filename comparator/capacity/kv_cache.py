@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from comparator.sources import Checkpoint
+from comparator.util.compat import transformers as compat
 
 _PROBE = (2, 3)  # tokens of the two passes: shorter than any window
 _LONGEST = 2**40
@@ -103,16 +104,12 @@ def _config(folder: Path) -> Any:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     vars(config).pop("quantization_config", None)
     for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
-        part._experts_implementation = "batched_mm"  # the one whose shapes do not depend on the routing
+        compat.use_batched_experts(part)
     return config
 
 
 def _model(config: Any) -> Any:
-    """Of the class itself: `from_config` would change torch's default dtype for every thread."""
-    from transformers import AutoModelForCausalLM
-
-    mapping = AutoModelForCausalLM._model_mapping
-    kind = mapping[type(config)]
+    kind = compat.causal_class(config)
     return kind(config.get_text_config(decoder=True) if _is_text_class(kind, config) else config)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from comparator.core.errors import Stopped, UserError
+from comparator.core.errors import UserError
 from comparator.core.events import Chunk
 from comparator.core.messages import Generation, Loaded, LoadRequest, Prompt
 from comparator.core.request import DEFAULT_TEMPLATE, ChatTemplate, GenerationSettings
@@ -25,6 +24,7 @@ from comparator.core.settings import Settings, get_settings
 from comparator.core.state import EngineState, ModelFacts, Resident
 from comparator.core.variant import Adapter, Cell, Variant
 from comparator.engine.explain import explained
+from comparator.engine.progress import throttled
 from comparator.engine.protocol import OnChunk, OnProgress, SinglePlaceEngine, Task, ignore
 from comparator.engine.queue import FairQueue
 from comparator.engine.worker import Worker
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from comparator.runtimes import ResidentModel
 
 MODELS_REMEMBERED = 8  # tokenizers and headers, which take up to 100 MB each; those used last
-PROGRESS_S = 0.1  # how often the same progress message is repeated, at most
 
 
 class LocalEngine(SinglePlaceEngine):
@@ -121,7 +120,7 @@ class LocalEngine(SinglePlaceEngine):
         self, work: Callable[[OnProgress], Any], on_progress: OnProgress, cancel: threading.Event
     ) -> Any:
         """Run `work(on_progress)` on the engine's thread. Reporting progress raises `Stopped` at Stop."""
-        return self._follow(lambda emit: work(_throttled(emit, cancel)), on_progress, cancel)
+        return self._follow(lambda emit: work(throttled(emit, cancel)), on_progress, cancel)
 
     # ------------------------------------------------------------ state
 
@@ -390,19 +389,3 @@ def _freeze_imports() -> None:
     """Once per process: what was imported stays, and searching it for garbage took a third of a second per unload. Not for
     each engine, since models of another one would never be freed then."""
     gc.freeze()
-
-
-def _throttled(on_progress: Emit, cancel: threading.Event) -> OnProgress:
-    """`on_progress`, called when the message changes or after `PROGRESS_S`. Raises `Stopped` at Stop."""
-    last_s, last_message = 0.0, ""
-
-    def report(fraction: float | None, message: str) -> None:
-        nonlocal last_s, last_message
-        if cancel.is_set():
-            raise Stopped
-        now_s = time.monotonic()
-        if message != last_message or fraction == 1 or now_s - last_s > PROGRESS_S:
-            last_s, last_message = now_s, message
-            on_progress(fraction, message)
-
-    return report

@@ -23,6 +23,7 @@ def test_everything_that_crosses_the_engine_pickles():
         core_events.Queued(2),
         core_events.Loading(cell, 0.4, "loading"),
         core_events.Generating(cell, core_events.Chunk(" Paris", (7042,), (1.5,)), 1),
+        core_events.Answering(cell, 3, 40, 12.5),
         core_events.Scoring(cell, None, "scoring"),
         core_events.Generated(cell, sample.NF4),
         core_events.Finished(cell, sample.NF4),

@@ -180,7 +180,8 @@ def test_a_deleted_comparison_says_so(visit, saved):
 
 
 def test_every_kind_of_file(visit, saved):
-    id = saved.save(sample.comparison())
+    """Of a prompt set, which has all of them."""
+    id = saved.save(sample.with_set(count=3))
     visitor = visit(path=f"?c={id}")
     recording(visitor)
     whole = saved.load(id)

@@ -62,6 +62,19 @@ def kept_in_fp32(model: Any) -> list[str]:
     return list(model._keep_in_fp32_modules or ())
 
 
+def causal_class(config: Any) -> type:
+    """The causal language model's class for a config. `from_config` would make the model too, and change torch's default dtype for
+    every thread."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM._model_mapping[type(config)]
+
+
+def use_batched_experts(config: Any) -> None:
+    """Have a model multiply its experts by the implementation whose shapes do not depend on the routing."""
+    config._experts_implementation = "batched_mm"
+
+
 def mark_loaded(module: Any) -> None:
     """Have `from_pretrained` leave a module as it is that it did not fill itself."""
     module._is_hf_initialized = True

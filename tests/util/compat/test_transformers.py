@@ -80,6 +80,23 @@ def test_ways_to_split_text():
     assert {"llama-bpe", "qwen2"} <= compat.gguf_text_splits()
 
 
+def test_the_class_of_a_config(model):
+    assert compat.causal_class(model.config) is type(model)
+
+
+def test_experts_are_multiplied_in_one_batch():
+    """A pass on the meta device has no routing to read shapes from."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                           num_attention_heads=2, num_key_value_heads=1, num_local_experts=4)  # fmt: skip
+    compat.use_batched_experts(config)
+    with torch.device("meta"):
+        logits = MixtralForCausalLM(config)(torch.zeros(1, 3, dtype=torch.long)).logits
+    assert logits.shape == (1, 3, 32)
+
+
 def test_what_a_quantizer_leaves_alone(model):
     from transformers import T5Config, T5ForConditionalGeneration
 
