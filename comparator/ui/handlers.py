@@ -138,6 +138,8 @@ def wire(page: Page, demo: gr.Blocks) -> None:
         outputs=[page.fields["picked"]],
         **PRIVATE,
     ).then(
+        _sizes_of(page), inputs=[page.fields["model"], page.linked], outputs=[page.sizes], **PRIVATE
+    ).then(None, inputs=[page.sizes], js="(sizes) => qc.sizes(sizes)", api_visibility="private").then(
         model_panel.examined, inputs=[page.fields["model"], page.linked], outputs=[page.examined], **PRIVATE
     )
     links.wire(page, demo)
@@ -157,12 +159,17 @@ def wire(page: Page, demo: gr.Blocks) -> None:
 def _variants_of(page: Page):
     def fit(model: str | None, linked: tuple[str, ...], value: Any):
         facts = model_panel.known_facts(model, linked, page.admission.limits)
-        listed = variants.for_model(value, facts, page.settings.max_columns) or value
-        if isinstance(listed, dict):
-            listed = variants.with_sizes(listed, model_panel.loaded_sizes(model) if facts else {})
-        return gr.skip() if listed == value else listed
+        return variants.for_model(value, facts, page.settings.max_columns) or gr.skip()
 
     return fit
+
+
+def _sizes_of(page: Page):
+    def sizes(model: str | None, linked: tuple[str, ...]) -> dict[str, str]:
+        facts = model_panel.known_facts(model, linked, page.admission.limits)
+        return variants.written_sizes(model_panel.loaded_sizes(model) if facts else {})
+
+    return sizes
 
 
 def around():

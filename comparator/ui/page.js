@@ -140,6 +140,16 @@ window.qc = (() => {
   const SIZE = "Memory once loaded, estimated from the headers of the model's files.";
   const SPEED = "A decode step of one sequence beside bf16 on hardware of this kind, as measured (docs/benchmarks.md). A run measures it here.";
 
+  let held = {};  // memory once loaded, by notation
+
+  function sizes(byNotation) {
+    held = byNotation || {};
+    for (const row of document.querySelectorAll("#variants .pick")) {
+      const place = row.querySelector(".size");
+      if (place) place.textContent = held[row.dataset.notation] || "";
+    }
+  }
+
   function picker(element, props, watch) {
     const list = element.querySelector(".picker");
     const search = make("input", { type: "search", class: "pick-search", placeholder: "Find a variant",
@@ -194,7 +204,7 @@ window.qc = (() => {
       const label = make("label", { title: r.why || r.title }, box, make("span", { class: "swatch", "aria-hidden": "true" }),
         make("span", { class: "what" }, make("code", { class: "notation" }, r.notation), words),
         ...(r.speed && !r.why ? [make("span", { class: "speed", title: SPEED }, r.speed)] : []),
-        ...(r.size && !r.why ? [make("span", { class: "speed", title: SIZE }, r.size)] : []));
+        ...(r.why ? [] : [make("span", { class: "speed size", title: SIZE }, held[r.notation] || "")]));
       const row = make("div", { class: "pick", "data-notation": r.notation }, label, radio);
       if (r.why) { row.classList.add("unavailable"); box.disabled = true; }
       if (r.custom) {
@@ -248,5 +258,5 @@ window.qc = (() => {
     show();
   }
 
-  return { card, picker, compareNow, openTab };
+  return { card, picker, sizes, compareNow, openTab };
 })();

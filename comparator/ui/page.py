@@ -51,6 +51,7 @@ class Page:
     examined: gr.HTML | None = None  # what examining its files found
     describe: Callable[..., str] | None = None  # a model's name, and `linked` → its facts as HTML
     linked: gr.State | None = None  # models and adapters that a link named: looked up once Run is pressed
+    sizes: gr.JSON | None = None  # memory of each variant of the model once loaded, as written in the list
     residents: gr.HTML | None = None  # the resident variants
     unload_status: gr.HTML | None = None  # how much memory the last unload freed
     unload_all: gr.Button | None = None

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.browser
 
 ANSWERS = "() => [...document.querySelectorAll('.card')].map((c) => [c.getAttribute('aria-label'), c.querySelector('.answer').innerText])"
 SHARED = "() => document.querySelector('#share-link')?.dataset.copyLink"
+SIZED = "() => / MB/.test(document.querySelector('.pick[data-notation=\"nf4\"] .size')?.innerText)"
 
 # Markup, template languages and addresses: what would run if any string were taken for more than text.
 HOSTILE = (
@@ -138,8 +139,11 @@ def test_a_recipe_fills_the_form_and_runs_nothing(visit):
 
 def test_a_recipe_of_single_columns_switches_the_others_off(visit):
     visitor = visit(path="?v=bf16&v=nf4+%2B+pirate")
-    visitor.page.wait_for_selector("#columns input", timeout=20_000)
-    time.sleep(1)  # what changed the fields may answer itself
+    # Sizes are the last thing that a page looks up by itself: what would undo the link's selection has come by then.
+    visitor.page.wait_for_function(SIZED)
+    visitor.page.wait_for_function(
+        "() => [...document.querySelectorAll('#columns input')].filter((box) => box.checked).length === 2"
+    )
     boxes = visitor.page.evaluate(
         "() => [...document.querySelectorAll('#columns label')].map((l) => [l.innerText.trim(), l.querySelector('input').checked])"
     )

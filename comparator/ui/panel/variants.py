@@ -1,6 +1,6 @@
 """Which variants, and which of them is the reference: a list of check boxes, colours and radio buttons.
 
-The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notation, title, speed, size, why}], "on": [notation],
+The list is drawn by page.js (`qc.picker`) from a plain value: {"rows": [{notation, title, speed, why}], "on": [notation],
 "reference": notation or "auto", "max": 8}. `Form` validates what the browser sends.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from typing import Any
+
+import gradio as gr
 
 from comparator.backends import methods, offers, own_variant, presets, resolve
 from comparator.core.errors import UserError
@@ -38,6 +40,8 @@ def build(page: Page) -> None:
         js_on_load="qc.picker(element, props, watch)",
         elem_id="variants",
     )
+    # Apart from the list: looking sizes up takes time, and what the visitor selects meanwhile must stay selected.
+    page.sizes = gr.JSON({}, visible=False, elem_id="variant-sizes")
 
 
 def picked(max_columns: int, model: str = "") -> dict[str, Any]:
@@ -86,11 +90,9 @@ def for_model(value: Any, facts: ModelFacts | None, max_columns: int) -> dict[st
     }
 
 
-def with_sizes(value: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
-    """The list with how much each variant holds once loaded, in MB. sizes: bytes by notation; what is not in it gets none."""
-    words = {name: formatting.megabytes(size) for name, size in sizes.items()}
-    rows = [r for r in _listed(value.get("rows")) if isinstance(r, dict)]
-    return {**value, "rows": [{**r, "size": words.get(r.get("notation"), "")} for r in rows]}
+def written_sizes(sizes: dict[str, int]) -> dict[str, str]:
+    """How much each variant holds once loaded, in MB, for the list. sizes: bytes by notation."""
+    return {name: formatting.megabytes(size) for name, size in sizes.items()}
 
 
 def _with_offers(listed: dict, facts: ModelFacts | None, max_columns: int) -> dict[str, Any] | None:
