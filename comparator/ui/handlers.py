@@ -137,9 +137,9 @@ def wire(page: Page, demo: gr.Blocks) -> None:
         inputs=[page.fields["model"], page.linked, page.fields["picked"]],
         outputs=[page.fields["picked"]],
         **PRIVATE,
+    ).then(_sizes_of(page), inputs=[page.fields["model"], page.linked], outputs=[page.sizes], **PRIVATE).then(
+        None, inputs=[page.sizes], js="(sizes) => qc.sizes(sizes)", api_visibility="private"
     ).then(
-        _sizes_of(page), inputs=[page.fields["model"], page.linked], outputs=[page.sizes], **PRIVATE
-    ).then(None, inputs=[page.sizes], js="(sizes) => qc.sizes(sizes)", api_visibility="private").then(
         model_panel.examined, inputs=[page.fields["model"], page.linked], outputs=[page.examined], **PRIVATE
     )
     links.wire(page, demo)
