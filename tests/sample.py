@@ -182,3 +182,35 @@ def _set_answer(n: int, at: int, text: str) -> SetAnswer:
         {} if at == 0 else {"kl": 0.01 * (n + 1), "agreement": 0.9, "first_difference": 3, "compared": 10}
     )
     return SetAnswer(f"{text} {n}", 10, "length", passed, "" if passed else "it is not there", **measured)
+
+
+# (notation, bytes of weights and quant state, mean KL in nats, tok/s): measured on the built-in model, so some lie close.
+_EIGHT = (
+    ("bf16", 269_031_168, 0.0, 15.1), ("fp16", 269_031_168, 0.00002, 14.8), ("int8", 163_400_000, 0.028, 7.3),
+    ("int8:threshold=0", 163_100_000, 0.039, 7.9), ("nf4", 113_149_008, 0.321, 14.4), ("nf4:dq", 110_900_000, 0.322, 14.1),
+    ("fp4", 113_149_008, 0.519, 13.9), ("gptq:4bit,g64", 116_200_000, 0.286, 15.0),
+)  # fmt: skip
+
+
+def many() -> Comparison:
+    """Eight columns, each with a block's tensors, latencies and fidelity."""
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    columns = []
+    for notation, size, kl, speed in _EIGHT:
+        row = PLAIN if notation in ("bf16", "fp16") else PACKED
+        blocks = tuple(
+            replace(row, name=f"model.layers.{n}.{name}.weight") for n in range(4) for name in names
+        )
+        text = {**TEXT_FIDELITY, "kl": {**TEXT_FIDELITY["kl"], "mean": kl, "se": kl / 30}}
+        prompt = replace(PROMPT_FIDELITY, kl=tuple(k * 3 * kl for k in PROMPT_FIDELITY.kl))
+        columns.append(
+            replace(
+                REFERENCE if notation == "bf16" else NF4,
+                variant=notation,
+                latency=replace(NF4.latency, decode_tok_s=speed, ttft_s=3 / speed, runs=()),
+                memory=replace(NF4.memory, weight_bytes=size, quant_state_bytes=0, resident_bytes=size),
+                fidelity=None if notation == "bf16" else Fidelity(prompt, text),
+                layers=(EMBED, *blocks, HEAD),
+            )
+        )
+    return comparison(cells=tuple(columns))

@@ -110,11 +110,13 @@ def appearance() -> dict:
     The style sheet goes into the head, because Gradio rewrites `css`: it prefixes every selector with its own class,
     which breaks selectors that begin at the body or contain a comma.
     """
-    script = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "recordings.js"))
+    script = "\n".join(
+        (_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "columns.js", "recordings.js")
+    )
     style = "\n".join(
         path.read_text(encoding="utf-8")
         for path in (
-            *(_HERE / name for name in ("page.css", "recordings.css", "train.css")),
+            *(_HERE / name for name in ("page.css", "columns.css", "recordings.css", "train.css")),
             TEMPLATES / "prompt_set.css",
         )
     )

@@ -25,7 +25,17 @@ INTRO = (
 )
 
 
+# Shown from five columns on; what its buttons and the keys do is in columns.js.
+BAR = (
+    '<div class="columns-bar"><span class="hint">The columns scroll sideways.<span class="keys"> Keys in a column: '
+    "<kbd>←</kbd> <kbd>→</kbd> <kbd>Home</kbd> <kbd>End</kbd> go to another, <kbd>Alt</kbd> with <kbd>←</kbd> or "
+    '<kbd>→</kbd> moves it.</span></span><button type="button" class="quiet" data-expand>Expand all</button>'
+    '<button type="button" class="quiet" data-reset>Reset columns</button><span role="status"></span></div>'
+)
+
+
 def build(page: Page) -> None:
+    html(BAR, elem_id="columns-bar", js_on_load="qc.columns(element.querySelector('.columns-bar'))")
     with gr.Column(elem_id="cards", elem_classes="cards"):
         for number in range(page.settings.max_columns):
             page.cards.append(
