@@ -12,15 +12,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from comparator.decoding.timed_batch import Ran, begin, prefill, record, step
 from comparator.util import error_log
-from comparator.util.compat.transformers import takes_dynamic_cache, takes_logits_to_keep
+from comparator.util.compat.transformers import takes_dynamic_cache
 
 if TYPE_CHECKING:
     from comparator.benchmark.types import OnProgress, Options, Row, Timed
     from comparator.runtimes.transformers import TransformersModel
-
-Ran = tuple[float, list[float], list[list[int]]]  # start, time of each step, tokens (steps, batch)
-CHECKED = 16  # steps whose logits are compared
 
 
 def measure(row: Row, slot: TransformersModel, options: Options, on_progress: OnProgress) -> None:
@@ -73,44 +71,6 @@ def _prepared(
     return lambda: replayed(model, recorded, given, count), said
 
 
-def record(model: Any, given: Any, count: int, compiled: bool) -> tuple[Any, str]:
-    """(the captured step for this batch, how far its logits are from the eager ones). Raises `NotCapturable`."""
-    import torch
-
-    from comparator.decoding.generate import decoding
-    from comparator.decoding.planner import NotCapturable, capture
-    from comparator.decoding.static_state import StaticDecodeState, bucket, refusal
-    from comparator.decoding.verify import explained
-
-    batch, length = given.shape
-    capacity = bucket(length + count)
-    if reason := refusal(model, capacity):
-        raise NotCapturable(reason)
-    fixed = StaticDecodeState(model, capacity, batch)
-    with torch.inference_mode(), decoding(model) as begin_decoding:
-        cache, logits = _prefill(model, given)
-        begin_decoding()
-        fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
-        recorded = capture(model, fixed, compiled, True)
-        cache, logits = _prefill(model, given)
-        fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
-        furthest, same, steps = 0.0, 0, min(CHECKED, count - 1)
-        for _ in range(steps):
-            fed = fixed.token.clone()
-            expected = _step(model, cache, fed)
-            recorded.replay()
-            apart = (fixed.logits - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)
-            furthest = max(furthest, float(apart.max()))
-            same += int((fixed.logits.argmax(-1) == expected.argmax(-1)).sum())
-        limit, _ = explained(model, fixed, furthest)
-    if not furthest <= limit:
-        raise NotCapturable(
-            f"the captured graph's logits are {furthest:.0%} from the eager ones, more than the {limit:.0%} that rounding "
-            "explains"
-        )
-    return recorded, f"logits within {furthest:.1%} of eager, {same} of {steps * batch} tokens equal"
-
-
 def replayed(model: Any, recorded: Any, given: Any, count: int) -> Ran:
     """One run with the captured graph; the host stays one step behind the device."""
     import torch
@@ -120,8 +80,8 @@ def replayed(model: Any, recorded: Any, given: Any, count: int) -> Ran:
 
     fixed, times, tokens = recorded.fixed, [], []
     with torch.inference_mode(), decoding(model):
-        start = _begin(given)
-        cache, logits = _prefill(model, given)
+        start = begin(given)
+        cache, logits = prefill(model, given)
         first = logits.argmax(-1)
         tokens.append(first.tolist())
         times.append(time.perf_counter())
@@ -129,10 +89,10 @@ def replayed(model: Any, recorded: Any, given: Any, count: int) -> Ran:
         line = DecodePipeline(recorded)
         if count > 1:
             line.launch(1)
-        for step in range(1, count):
-            if step + 1 < count:
-                line.launch(step + 1)
-            tokens.append(line.read_all(step))
+        for number in range(1, count):
+            if number + 1 < count:
+                line.launch(number + 1)
+            tokens.append(line.read_all(number))
             times.append(time.perf_counter())
     return start, times, tokens
 
@@ -144,16 +104,16 @@ def _eager(model: Any, given: Any, count: int) -> Ran:
 
     times, tokens = [], []
     with torch.inference_mode(), decoding(model) as begin_decoding:
-        start = _begin(given)
-        cache, logits = _prefill(model, given)
-        for step in range(count):
+        start = begin(given)
+        cache, logits = prefill(model, given)
+        for number in range(count):
             token = logits.argmax(-1)
             tokens.append(token.tolist())  # waits for the device: the ids are on the host
             times.append(time.perf_counter())
-            if step == 0:
+            if number == 0:
                 begin_decoding()
-            if step + 1 < count:
-                logits = _step(model, cache, token.view(-1, 1))
+            if number + 1 < count:
+                logits = step(model, cache, token.view(-1, 1))
     return start, times, tokens
 
 
@@ -162,28 +122,6 @@ def _stock(model: Any, given: Any, count: int) -> Ran:
 
     start, times, tokens = stock_batch(model, given, count)
     return start, times, [list(step) for step in zip(*tokens, strict=True)]
-
-
-def _prefill(model: Any, given: Any) -> tuple[Any, Any]:
-    """(cache, logits (batch, vocabulary) float32 after the prompt)."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    extra = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
-    outputs = model(input_ids=given, past_key_values=cache, use_cache=True, **extra)
-    return outputs.past_key_values, outputs.logits[:, -1].float()
-
-
-def _step(model: Any, cache: Any, token: Any) -> Any:
-    return model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1].float()
-
-
-def _begin(given: Any) -> float:
-    import torch
-
-    if given.device.type == "cuda":
-        torch.cuda.synchronize(given.device)
-    return time.perf_counter()
 
 
 def _agreement(ours: list[list[int]], theirs: list[list[int]]) -> str:

@@ -24,6 +24,7 @@ from comparator.cli import (
     reindex,
     run,
     sensitivity,
+    sweep,
     train,
 )
 from comparator.core.errors import UserError
@@ -67,6 +68,7 @@ app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("sensitivity", epilog=sensitivity.EXAMPLES)(sensitivity.sensitivity)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
+app.command("sweep", epilog=sweep.EXAMPLES)(sweep.sweep)
 app.command("reindex")(reindex.reindex)
 app.command("backup", epilog=backup.BACKUP_EXAMPLES)(backup.backup)
 app.command("restore", epilog=backup.RESTORE_EXAMPLES)(backup.restore)

@@ -98,7 +98,7 @@ def bench(
         if shapes:
             if model:
                 raise UserError("Both --shapes and --model are given.", "Use only one of them.")
-            model, variants = _shapes(shapes, variants, keep, made, on_progress)
+            model, variants = random_shapes(shapes, variants, keep, made, on_progress)
         options = benchmark_types.Options(
             _paths(decode), prompt_tokens, new_tokens, pairs, ttft, batch=batch, profile=profile
         )
@@ -127,7 +127,9 @@ def _default_model() -> str:
     return get_settings().model
 
 
-def _shapes(name: str, variants: list, keep: Path | None, made: list[Path], on_progress) -> tuple[str, list]:
+def random_shapes(
+    name: str, variants: list, keep: Path | None, made: list[Path], on_progress
+) -> tuple[str, list]:
     """Write the model folders; returns (the model's folder, the variants with the packed folder as source)."""
     from comparator.backends import backend_for
     from comparator.benchmark import random_models as known

@@ -32,7 +32,8 @@ def _cell(value: Any) -> Any:
     return ("'" if start else "") + text[:end] + _INNER_FORMULA.sub(r"\1'", text[end:])
 
 
-def _csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV, safe to open in a spreadsheet."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -48,7 +49,7 @@ def to_csv(comparison: Comparison) -> str:
         names += [metric.key] + ([f"{metric.key}_ratio"] if metric.ratio else [])
         names += [f"{metric.key}_at_least"] if metric.at_least else []
     names += ["notes", "text", "device", "host", "created_at", "id"]
-    return _csv(names, (_row(comparison, cell) for cell in comparison.cells))
+    return table(names, (_row(comparison, cell) for cell in comparison.cells))
 
 
 def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
@@ -82,7 +83,7 @@ def to_prompts_csv(comparison: Comparison) -> str:
     """One row per prompt and column of a prompt set, where it matters first; the heading alone without one."""
     fields = ("passed", "failed_why", "kl", "at_least", "agreement", "first_difference", "compared", "tokens",
               "finish_reason", "error", "text")  # fmt: skip
-    return _csv(
+    return table(
         ["id", "kind", "variant", "adapter", "flip", *fields, "check", "expected", "system", "turns", "prompt"],
         (
             [row.prompt.id, row.prompt.kind, cell.variant, cell.adapter, flip or None,
@@ -112,7 +113,7 @@ def to_layers_csv(comparison: Comparison, search: str = "") -> str:
         for cell in comparison.cells
         for row in matching(cell.layers, search)
     )
-    return _csv(header, rows)
+    return table(header, rows)
 
 
 def to_layers_json(comparison: Comparison, search: str = "") -> str:

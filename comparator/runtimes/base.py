@@ -31,6 +31,7 @@ from comparator.core.variant import Adapter, Variant
 
 if TYPE_CHECKING:
     from comparator.adapters import Plan
+    from comparator.decoding.timed_batch import TimedBatch
     from comparator.sources import Checkpoint
 
 OnToken = Callable[[tuple[int, float]], None]  # (token id, `time.perf_counter()` when it reached the host)
@@ -197,6 +198,16 @@ class ResidentModel(ABC):
         """Several prompts decoded at once, or `forced` answers fed: an entry with `token_ids`, `finish_reason`, `near_tie` for
         each; `on_logits(row, logits)` before each token. Called inside `using`. None: one at a time only. Raises `Stopped`."""
         return None
+
+    def timed_batch(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, cancel: threading.Event
+    ) -> TimedBatch:
+        """What prefills and decodes these prompts of one length at once, to be timed; no token ends them. Called inside
+        `using`. Raises `UserError` where this runtime decodes one sequence at a time."""
+        raise UserError(
+            f"{self.variant.notation} is executed by {self.runtime.name}, which decodes one sequence at a time here.",
+            "Choose a variant that transformers executes.",
+        )
 
     def unload(self) -> None:  # noqa: B027 - nothing to do by default
         """Free what outlives this object: a process, a connection."""

@@ -100,7 +100,7 @@ def test_one_that_is_called_twice_is_left_out(llama):
 def test_several_sequences_are_left_alone(llama):
     import torch
 
-    from comparator.benchmark.batch import record
+    from comparator.decoding.timed_batch import record
 
     with torch.inference_mode():
         recorded, _ = record(llama, torch.tensor([PROMPT, PROMPT]), 6, compiled=False)

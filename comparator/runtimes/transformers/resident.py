@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from comparator.backends.base import Backend, LoadedModel
-from comparator.core.errors import Stopped
+from comparator.core.errors import Stopped, UserError
 from comparator.core.messages import Generation, Loaded, Prompt
 from comparator.core.request import GenerationSettings
 from comparator.core.result import LayerRow
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from comparator.adapters import Plan
     from comparator.adapters.attach import Fitted
     from comparator.decoding import Decoder
+    from comparator.decoding.timed_batch import TimedBatch
 
 ADAPTERS = 8  # that a base keeps attached; the least recently used goes first
 
@@ -107,6 +108,20 @@ class TransformersModel(ResidentModel):
         if self.spread or not takes_dynamic_cache(self.model):
             return None
         return batch.answer(self.model, prompts, settings, cancel, on_logits, forced)
+
+    def timed_batch(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, cancel: threading.Event
+    ) -> TimedBatch:
+        import torch
+
+        from comparator.decoding.timed_batch import TimedBatch
+
+        if not takes_dynamic_cache(self.model):
+            raise UserError(
+                "This architecture keeps its state in a cache of its own kind, which is not decoded in batches here."
+            )
+        given = torch.tensor([list(ids) for ids in prompts], device=input_device(self.model))
+        return TimedBatch(self.model, given, new_tokens, cancel)
 
     def window_logits(self, token_ids: Sequence[int], skip: int, cancel: threading.Event) -> Any:
         """In the model's own dtype."""
