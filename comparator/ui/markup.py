@@ -42,6 +42,11 @@ def code(text: str) -> str:
     return _fragment("code", text)
 
 
+def bar(percent: float, colour: str) -> str:
+    """A bar of that share of its place, decoration beside the value."""
+    return _fragment("bar", percent, colour)
+
+
 def note(html: str, kind: str = "") -> str:
     """A paragraph set apart, from HTML."""
     return _fragment("note", Markup(html), kind)

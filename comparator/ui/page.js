@@ -51,13 +51,14 @@ window.qc = (() => {
     else if (tries) setTimeout(() => compareNow(tries - 1), 50);
   }
 
-  const tsv = (table) => [...table.rows]
-    .map((row) => [...row.cells].map((cell) => cell.innerText.trim().replace(/\s+/g, " ")).join("\t"))
+  const tsv = (table) => [...table.rows].filter((row) => !row.matches(".group")) // sums over what is below them
+    .map((row) => [...row.cells].map((cell) => (cell.dataset.copy ?? cell.innerText).trim().replace(/\s+/g, " ")).join("\t"))
     .join("\n");
 
   function sort(button) {
     const heading = button.closest("th"), table = heading.closest("table"), column = heading.cellIndex;
     const down = heading.getAttribute("aria-sort") === "ascending";
+    if (table.matches(".tree")) table.dataset.flat = ""; // sorted, the tensors are one list
     for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", down ? "descending" : "ascending");
     const key = (row) => {

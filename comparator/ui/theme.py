@@ -111,12 +111,16 @@ def appearance() -> dict:
     which breaks selectors that begin at the body or contain a comma.
     """
     script = "\n".join(
-        (_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "columns.js", "recordings.js")
+        (_HERE / name).read_text(encoding="utf-8")
+        for name in ("page.js", "columns.js", "tree.js", "recordings.js")
     )
     style = "\n".join(
         path.read_text(encoding="utf-8")
         for path in (
-            *(_HERE / name for name in ("page.css", "columns.css", "recordings.css", "train.css")),
+            *(
+                _HERE / name
+                for name in ("page.css", "columns.css", "tree.css", "recordings.css", "train.css")
+            ),
             TEMPLATES / "prompt_set.css",
         )
     )

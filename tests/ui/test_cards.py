@@ -86,7 +86,7 @@ def everything(comparison) -> list[str]:
         latency.figures_table(comparison),
         memory.figures_table(comparison) + memory.first_use(comparison) + memory.footprint(comparison),
         *(layers.summary(c) + layers.tensor_table(c) for c in cells),
-        layers.diff_table(cells[0], cells[1], only_changed=False),
+        layers.tensor_table(cells[0], cells[1]),
         model.render(core_state.ModelFacts(HOSTILE, HOSTILE, HOSTILE, 1, HOSTILE, note=HOSTILE)),
         residents.freed_line(1, HOSTILE),
         *([fidelity.show(shown)[0]] if isinstance(fidelity.show(shown)[0], str) else []),

@@ -158,35 +158,62 @@ def test_layers_tab_answers_why_uint8(compared):
     assert "PyTorch has no 4-bit type" in why
 
 
+TENSORS = '[data-table="tensors"] tbody tr:not(.group)'
+
+
+def _tensors(page, wanted: str) -> None:
+    """Wait until so many tensors are listed: "> 15", "=== 1"."""
+    page.wait_for_function(f"(rows) => document.querySelectorAll(rows).length {wanted}", arg=TENSORS)
+
+
 def test_layers_search(compared):
     compared.tab("Layers")
-    rows = compared.page.locator('[data-table="tensors"] tbody tr')
-    compared.page.wait_for_function(
-        "() => document.querySelectorAll('[data-table=tensors] tbody tr').length > 15"
-    )
+    _tensors(compared.page, "> 15")
     box = compared.page.locator("#layers-search textarea, #layers-search input")
     box.fill("layers.1. q_proj")
-    compared.page.wait_for_function(
-        "() => document.querySelectorAll('[data-table=tensors] tbody tr').length === 1"
-    )
-    assert "model.layers.1.self_attn.q_proj.weight" in rows.first.inner_text()
-    assert "nf4" in rows.first.inner_text()
+    _tensors(compared.page, "=== 1")
+    row = compared.page.locator(TENSORS)
+    assert row.locator("th").get_attribute("data-copy") == "model.layers.1.self_attn.q_proj.weight"
+    assert row.is_visible(), "what was searched for is in a closed group"
+    assert "nf4" in row.inner_text()
     box.fill("")
-    compared.page.wait_for_function(
-        "() => document.querySelectorAll('[data-table=tensors] tbody tr').length > 15"
-    )
+    _tensors(compared.page, "> 15")
 
 
-def test_two_columns_side_by_side(compared):
+def test_layers_are_a_tree_beside_the_reference(compared):
     compared.tab("Layers")
-    compared.page.locator("#layers-other input").click()
-    compared.page.get_by_role("option", name="bf16", exact=True).click()
-    compared.page.wait_for_selector('[data-table="diff"] tbody tr', timeout=30_000)
-    table = compared.page.locator('[data-table="diff"]')
-    assert re.search(r"14 tensors of 2\d differ", table.inner_text())
-    compared.page.locator("#layers-other input").click()
-    compared.page.get_by_role("option", name="none", exact=True).click()
-    compared.page.wait_for_selector('[data-table="tensors"] tbody tr', timeout=30_000)
+    page = compared.page
+    assert page.locator("#layers-other input").input_value() == "bf16", (
+        "a column is shown beside the reference"
+    )
+    _tensors(page, "> 15")
+    assert re.search(
+        r"14 tensors of 2\d differ from bf16", page.locator('[data-table="tensors"]').inner_text()
+    )
+    q_proj = page.locator('tr:has(th[data-copy="model.layers.1.self_attn.q_proj.weight"])')
+    assert not q_proj.is_visible()
+    page.get_by_role("button", name="Block 0").focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowDown", "ArrowRight"):  # Block 1, its attention
+        page.keyboard.press(key)
+    assert q_proj.is_visible() and "bf16" in q_proj.inner_text(), "the arrow keys did not open the group"
+    page.keyboard.press("ArrowLeft")
+    assert not q_proj.is_visible()
+    sums = page.locator("tr.l0 .val[data-key]").evaluate_all(
+        "cells => cells.filter((c) => c.closest('td').querySelector('.bar')).map((c) => Number(c.dataset.key))"
+    )
+    parts = page.locator('[data-table="layer-parts"] td:nth-child(2) .val').evaluate_all(
+        "cells => cells.map((c) => Number(c.dataset.key))"
+    )
+    assert sum(sums) == sum(parts) > 1e6, "the groups' bytes and the parts' bytes are the same bytes"
+    page.locator(".chips label").filter(has_text="uint8").click()
+    _tensors(page, "=== 14")
+    page.locator(".chips label").filter(has_text="uint8").click()
+    _tensors(page, "> 15")
+    page.locator("#layers-other input").click()
+    page.get_by_role("option", name="none", exact=True).click()
+    page.wait_for_function(
+        "() => !/differ from/.test(document.querySelector('[data-table=tensors]').innerText)"
+    )
 
 
 def test_word_differences_are_a_switch(compared):
