@@ -135,17 +135,35 @@ def _number_valid(prompt: SetPrompt) -> str | None:
 
 def _choice(answer: str, prompt: SetPrompt) -> str | None:
     wanted = _wanted_letter(prompt)
-    last = letter(len(prompt.choices) - 1)
-    alone = re.match(rf"\W*([A-{last}])(?![^\W_])", answer) or re.search(
-        rf"(?:answer|choice)\W+(?:is\W+)?([A-{last}])(?![^\W_])", answer, re.IGNORECASE
-    )
-    if alone:
-        chosen = alone[1].upper()
-        return None if chosen == wanted else f"{chosen} instead of {wanted}"
-    named = [letter(n) for n, choice in enumerate(prompt.choices) if _holds(answer, choice)]
-    if len(named) == 1:
-        return None if named[0] == wanted else f"{named[0]} instead of {wanted}"
-    return "no letter"
+    chosen = _named_letter(answer, prompt.choices)
+    if chosen is None:
+        named = [letter(n) for n, choice in enumerate(prompt.choices) if _holds(answer, choice)]
+        if len(named) != 1:
+            return "no letter"
+        chosen = named[0]
+    return None if chosen == wanted else f"{chosen} instead of {wanted}"
+
+
+def _named_letter(answer: str, choices: tuple[str, ...]) -> str | None:
+    """The letter that the answer begins with, or names after “answer” or “choice”.
+
+    A letter that is a word too (“A city …”) counts where the line ends, punctuation follows, or its own choice does.
+    """
+    last = letter(len(choices) - 1)
+    for pattern, flags in (
+        (rf"^\W*([A-{last}])(?![^\W_])", 0),
+        (rf"(?:answer|choice)\W+(?:is\W+)?([A-{last}])(?![^\W_])", re.IGNORECASE),
+    ):
+        for match in re.finditer(pattern, answer, flags):
+            chosen, rest = match[1].upper(), answer[match.end() :]
+            own = _plain(choices[ord(chosen) - ord("A")])
+            if (
+                chosen not in "AEIOUY"
+                or re.match(r"[^\S\n]*(?:$|\n|(?!['’]\w)[^\w\s]|_)", rest)
+                or _plain(rest).startswith(own)
+            ):
+                return chosen
+    return None
 
 
 def _wanted_letter(prompt: SetPrompt) -> str:

@@ -36,9 +36,16 @@ def test_a_check_passes_the_right_answer_alone(check, expected, right, wrong) ->
 
 def test_a_choice_is_recognized_by_letter_or_text() -> None:
     prompt = SetPrompt("1", "?", expected=("Paris",), choices=("Rome", "Paris"), check="choice")
-    assert [checks.judge(a, prompt)[0] for a in ("B", "(B) Paris", "The answer is B.", "Paris", "A", "none")] == [
-        True, True, True, True, False, False,
-    ]  # fmt: skip
+    right = (
+        "B", "B) Paris", "(B)", "(B) Paris", "**B**", "B Paris", "B, since it is the capital", "B\nParis", "The answer is B.", "Paris",
+        "A city called Paris", "The answer is a city called Paris.", "B because of the river",
+    )  # fmt: skip
+    for answer in right:
+        assert checks.judge(answer, prompt)[0] is True, f"{answer!r} names Paris"
+    for answer in ("A", "A.", "A Rome", "A: Rome, not Paris", "The answer is A", "A city", "none"):
+        assert checks.judge(answer, prompt)[0] is False, f"{answer!r} does not name Paris"
+    many = SetPrompt("1", "?", expected=("Paris",), choices=("Paris", *"234567", "8", "Rome"), check="choice")
+    assert checks.judge("I'd say Paris", many)[0] is True and checks.judge("I", many)[0] is False
 
 
 def test_refusals() -> None:
