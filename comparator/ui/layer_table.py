@@ -68,8 +68,13 @@ def _of_left(cell: Callable[[LayerRow], str]) -> Callable[[layer_summary.Differe
     return lambda pair: cell(pair.left) if pair.left else ""
 
 
+def _unbroken(text: str) -> str:
+    """Text that stays on one line where its cell wraps."""
+    return f'<span class="unbroken">{esc(text)}</span>'
+
+
 def _dtype(row: LayerRow) -> str:
-    return f"<code>{esc(row.storage_dtype)}</code> {esc(layer_summary.shape(row.storage_shape))}"
+    return f'<code>{esc(row.storage_dtype)}</code> {_unbroken(layer_summary.shape(row.storage_shape))}'
 
 
 def _shape(row: LayerRow) -> str:
@@ -99,7 +104,7 @@ def _other(pair: layer_summary.Difference) -> str:
         return '<span class="soft">missing</span>'
     size_bytes = "tied" if pair.right.tied_to else f"{small(layer_tree.size([pair.right]))} MB"
     words = f"{layer_summary.in_words(pair.right)}; {pair.right.module_class}, {pair.right.param_class}"
-    return f'<span title="{esc(words)}"><code>{esc(pair.right.logical_dtype)}</code> {esc(size_bytes)}</span>'
+    return f'<span title="{esc(words)}"><code>{esc(pair.right.logical_dtype)}</code> {_unbroken(size_bytes)}</span>'
 
 
 def _others(node: layer_tree.Node) -> str:
