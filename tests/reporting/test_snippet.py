@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 import sample
+import tiny_models
 
+from comparator.adapters import builtin_path
 from comparator.core.errors import UserError
-from comparator.core.request import GenerationSettings
+from comparator.core.request import BUILTIN_MODEL, GenerationSettings
 from comparator.core.result import AdapterInfo, Environment, ModelInfo, PromptInfo
 from comparator.reporting.snippet import snippet
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = ["bf16", "int8", "nf4:dq,compute=fp16", "nf4:dq,compute=fp16 + pirate*0.5"]
+FP16_COMPUTE = "nf4:dq,compute=fp16"
+COLUMNS = ["built-in nf4", "bf16", "int8", "nf4", "nf4 with adapter"]
 
 
 def called(code: str) -> set[str]:
@@ -28,27 +31,38 @@ def called(code: str) -> set[str]:
     return {f.attr if isinstance(f, ast.Attribute) else ast.unparse(f) for f in calls}
 
 
-@pytest.fixture(scope="module")
-def comparison(builtin):
+def compared(model: str, columns: list[str]):
+    """A comparison of the columns, each of which succeeded."""
     from comparator import api
 
     # A year in the prompt: how a tokenizer cuts digits is what a conversion gets wrong first.
     request = api.request(
-        "What happened in Paris in 1789?", system="Be brief.", max_new_tokens=12, fidelity="none"
+        "What happened in Paris in 1789?", model=model, system="Be brief.", max_new_tokens=12, fidelity="none"
     )
-    return api.run(replace(request, cells=tuple(map(api.cell, COLUMNS))))
+    comparison = api.run(replace(request, cells=tuple(map(api.cell, columns))))
+    for cell in comparison.cells:
+        assert cell.status == "ok", cell.error
+    return comparison
 
 
 @pytest.fixture(scope="module")
-def by_transformers(comparison, tmp_path_factory) -> dict[str, list[int]]:
+def comparisons(builtin, two_layers, tmp_path_factory):
+    """The built-in model, whose code converts its GGUF file, and two layers of it in a folder in every form."""
+    pirate = tiny_models.cut_adapter(builtin_path("pirate"), tmp_path_factory.mktemp("adapters") / "pirate")
+    columns = ["bf16", "int8", FP16_COMPUTE, f"{FP16_COMPUTE} + {pirate}*0.5"]
+    return [compared(BUILTIN_MODEL, [FP16_COMPUTE]), compared(str(two_layers), columns)]
+
+
+@pytest.fixture(scope="module")
+def by_transformers(comparisons, tmp_path_factory) -> list[list[int]]:
     """What the code of each column gives, run in one process that knows nothing of this one."""
     folder = tmp_path_factory.mktemp("snippets")
-    for number, cell in enumerate(comparison.cells):
-        assert cell.status == "ok", cell.error
+    cells = [(cell, comparison) for comparison in comparisons for cell in comparison.cells]
+    for number, (cell, comparison) in enumerate(cells):
         (folder / f"{number}.py").write_text(snippet(cell, comparison), encoding="utf-8")
     code = (
         "import json, runpy\n"
-        f"found = [runpy.run_path(f'{{n}}.py')['new_tokens'] for n in range({len(comparison.cells)})]\n"
+        f"found = [runpy.run_path(f'{{n}}.py')['new_tokens'] for n in range({len(cells)})]\n"
         "print(json.dumps(found))\n"
     )
     done = subprocess.run(
@@ -60,15 +74,14 @@ def by_transformers(comparison, tmp_path_factory) -> dict[str, list[int]]:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    return {cell.label: tokens for cell, tokens in zip(comparison.cells, found, strict=True)}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("column", COLUMNS)
-def test_the_snippet_gives_the_same_tokens(column, comparison, by_transformers):
-    cell = next(c for c in comparison.cells if c.label == column)
+@pytest.mark.parametrize("number", range(len(COLUMNS)), ids=COLUMNS)
+def test_the_snippet_gives_the_same_tokens(number, comparisons, by_transformers):
+    cell = [cell for comparison in comparisons for cell in comparison.cells][number]
     assert len(cell.token_ids) == 12
-    assert by_transformers[column] == list(cell.token_ids), f"{column}: transformers gives other tokens"
+    assert by_transformers[number] == list(cell.token_ids), f"{cell.label}: transformers gives other tokens"
 
 
 def test_packages_are_pinned_as_they_were():
