@@ -74,7 +74,7 @@ def _unbroken(text: str) -> str:
 
 
 def _dtype(row: LayerRow) -> str:
-    return f'<code>{esc(row.storage_dtype)}</code> {_unbroken(layer_summary.shape(row.storage_shape))}'
+    return f"<code>{esc(row.storage_dtype)}</code> {_unbroken(layer_summary.shape(row.storage_shape))}"
 
 
 def _shape(row: LayerRow) -> str:
