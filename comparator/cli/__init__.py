@@ -26,6 +26,7 @@ from comparator.cli import (
     sensitivity,
     sweep,
     train,
+    vote,
 )
 from comparator.core.errors import UserError
 
@@ -60,6 +61,7 @@ app.command("run", epilog=run.EXAMPLES)(run.run)
 app.command("layers", epilog=inspect.LAYERS_EXAMPLES)(inspect.layers)
 app.command("variants")(inspect.variants)
 app.command("show", epilog=inspect.SHOW_EXAMPLES)(inspect.show)
+app.command("vote", epilog=vote.EXAMPLES)(vote.vote)
 app.command("quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("train", epilog=train.EXAMPLES)(train.train)

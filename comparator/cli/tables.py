@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comparator.core import devices
 from comparator.core.result import Comparison, LayerRow
 from comparator.metrics.definitions import Place, present
-from comparator.reporting import prompt_set
+from comparator.reporting import prompt_set, votes
 from comparator.reporting.ratios import beside
 from comparator.reporting.summary import column_name, shape_text
 from comparator.util import formatting
@@ -98,11 +98,31 @@ def prompt_set_table(comparison: Comparison) -> str:
     """A line per column of a prompt set, and the prompts whose check flipped; "" without a set."""
     if comparison.prompt_set is None:
         return ""
-    rows = [tuple(map(printable, row)) for row in prompt_set.summary_rows(comparison)]
-    columns = [(head, [row[n] for row in rows]) for n, head in enumerate(prompt_set.SUMMARY_HEAD) if n]
-    table = _table([prompt_set.SUMMARY_HEAD[0], *(row[0] for row in rows)], columns)
+    table = _rows_table(prompt_set.SUMMARY_HEAD, prompt_set.summary_rows(comparison))
     flipped = [row for row in prompt_set.rows(comparison) if any(row.flips)]
     return to_text("", printable(prompt_set.title(comparison)), table, *_flipped(comparison, flipped))
+
+
+def votes_table(comparison: Comparison) -> str:
+    """Win rates of the columns by blind votes, of everybody and of each visitor; "" without a vote."""
+    from rich.text import Text
+
+    if not votes.title(comparison):
+        return ""
+    visitors = votes.visitor_rows(comparison)
+    parts = [_rows_table(votes.HEAD, votes.totals(comparison))]
+    if len(visitors) > 1:
+        parts += ["", _rows_table(votes.visitor_head(comparison), visitors)]
+    return to_text("", printable(votes.title(comparison)), *parts) + to_text(
+        Text(votes.RULE), width=prose_width()
+    )
+
+
+def _rows_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    """A table of texts under its heads; the first column has the names."""
+    safe = [tuple(map(printable, row)) for row in rows]
+    columns = [(printable(title), [row[n] for row in safe]) for n, title in enumerate(head) if n]
+    return _table([head[0], *(row[0] for row in safe)], columns)
 
 
 def _flipped(comparison: Comparison, rows: list[prompt_set.Row]) -> list[str]:

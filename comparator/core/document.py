@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from comparator.core.errors import UserError
 from comparator.core.result import SCHEMA, Comparison
 from comparator.core.settings import get_settings
+from comparator.core.votes import fits
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -84,6 +85,7 @@ def loads(data: str | bytes, *, max_bytes: int | None = None) -> Comparison:
         ) from None
     _check_numbers(comparison)
     _check_set(comparison)
+    _check_votes(comparison)
     return comparison
 
 
@@ -96,6 +98,16 @@ def _check_set(comparison: Comparison) -> None:
     if len(result.answers) != len(comparison.cells) or lengths != {len(result.prompts)}:
         raise UserError(
             "This document's prompt set is damaged: its answers are not one per column and prompt.",
+            "Take the original file.",
+        )
+
+
+def _check_votes(comparison: Comparison) -> None:
+    """Raises `UserError` where votes are not on this document's columns and prompts."""
+    prompts = len(comparison.prompt_set.prompts) if comparison.prompt_set else 1
+    if comparison.votes is not None and not fits(comparison.votes, len(comparison.cells), prompts):
+        raise UserError(
+            "This document's votes are damaged: they are not on its columns and prompts, or too many.",
             "Take the original file.",
         )
 

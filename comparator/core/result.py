@@ -12,6 +12,7 @@ from typing import Any, Literal
 from comparator.core.prompt_set import SetResult
 from comparator.core.request import BUILTIN_MODEL, GenerationSettings
 from comparator.core.variant import CellName
+from comparator.core.votes import Votes
 
 SCHEMA = 2  # the newest; a document without a prompt set is written as schema 1
 
@@ -307,11 +308,13 @@ class Comparison:
     cells: tuple[CellResult, ...] = ()
     schema: int = 1
     prompt_set: SetResult | None = None
+    votes: Votes | None = None  # of a saved comparison they lie beside the document, which never changes
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        if self.prompt_set is None:
-            del values["prompt_set"]
+        for part in ("prompt_set", "votes"):
+            if values[part] is None:
+                del values[part]
         return values
 
     def cell(self, variant: str, adapter: str | None = None) -> CellResult | None:

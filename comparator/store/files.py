@@ -1,7 +1,7 @@
 """Saved comparisons as files: an immutable document each, and a small sidecar beside it that may change.
 
     DATA_DIR/comparisons/ID.json        the document, written once
-    DATA_DIR/comparisons/ID.meta.json   its sidecar: name, owner, deletion, and a summary for the index
+    DATA_DIR/comparisons/ID.meta.json   its sidecar: name, owner, deletion, votes, and a summary for the index
     DATA_DIR/tmp/                       what is being written; nothing else ever looks in here
     DATA_DIR/purging/ID                 is being removed for good (an empty file)
     DATA_DIR/purged/ID                  was removed everywhere; kept for a day
@@ -31,13 +31,14 @@ from pydantic import StrictBool
 
 from comparator.core.errors import UserError
 from comparator.core.result import Comparison
+from comparator.core.votes import Votes
 from comparator.store.links import check_id
 from comparator.util import disk
 from comparator.util.records import record
 
 log = logging.getLogger(__name__)
 
-MAX_SIDECAR_BYTES = 64_000
+MAX_SIDECAR_BYTES = 1_000_000  # the most votes take some 300,000
 MAX_NAME = 200  # characters
 MAX_EXCERPT = 4_000  # characters of the prompt that are kept in the summary, and so can be searched
 _ABANDONED_S = 3600.0  # a temporary file of another machine is left alone for this long
@@ -67,6 +68,7 @@ class Sidecar:
     deleted_at: str | None = None
     imported: StrictBool = False  # came from a file, not from a run here
     summary: Summary | None = None
+    votes: Votes | None = None
 
 
 class Folder:

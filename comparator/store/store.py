@@ -27,7 +27,9 @@ from comparator.core.settings import Settings, get_settings
 from comparator.store.files import MAX_NAME, Folder, Sidecar, Summary, parse_sidecar, summarize
 from comparator.store.index import Entry, Index
 from comparator.store.links import BadId, check_id, new_id
-from comparator.store.owner import digest
+from comparator.store.owner import digest, owned
+from comparator.store.problems import Deleted, NotFound, NotYours
+from comparator.store.voting import attached, separated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,18 +42,6 @@ RECENT, RECENT_BYTES = 8, 8_000_000  # documents kept parsed; as objects they ta
 _AGAIN = "Ask for a new link, or run the comparison here."
 
 log = logging.getLogger(__name__)
-
-
-class NotFound(UserError):
-    """The id has the right form, and no document here has it."""
-
-
-class Deleted(UserError):
-    """The comparison was deleted; its owner can bring it back."""
-
-
-class NotYours(UserError):
-    """Somebody else's; only its owner may change it."""
 
 
 def open_store(settings: Settings | None = None) -> Store:
@@ -147,7 +137,7 @@ class Store:
             sidecar = self._fetch(id)
         if sidecar is not None and sidecar.deleted_at is not None:
             raise Deleted(f"This comparison was deleted on {sidecar.deleted_at[:10]}.", _AGAIN)
-        return self._parse(id)
+        return attached(self._parse(id), sidecar.votes if sidecar else None)
 
     def entry(self, id: str) -> Entry:
         """What the history says about one comparison, deleted ones included. Raises `BadId` or `NotFound`."""
@@ -196,18 +186,17 @@ class Store:
         name = " ".join(name.split())
         if len(name) > MAX_NAME:
             raise UserError(f"The name has {len(name)} characters.", f"A name may have {MAX_NAME}.")
-        self._change(id, owner, name=name)
+        self.update(id, owned(self.public, owner, name=name))
 
     def delete(self, id: str, owner: str | None = None) -> None:
         """Links to it stop working and it leaves the history, until `undelete`. Raises like `rename`."""
-        self._change(id, owner, deleted_at=_now())
-
+        self.update(id, owned(self.public, owner, deleted_at=_now()))
         if self.cleaner is not None:
             self.cleaner.wake()
 
     def undelete(self, id: str, owner: str | None = None) -> None:
         """Undo `delete`. Raises like `rename`."""
-        self._change(id, owner, deleted_at=None)
+        self.update(id, owned(self.public, owner, deleted_at=None))
 
     # ---- for good
 
@@ -273,14 +262,14 @@ class Store:
     # ---- inside
 
     def _save(self, comparison: Comparison, owner: str | None, name: str, *, imported: bool) -> str:
-        comparison = replace(comparison, id=new_id())
+        comparison, votes = separated(replace(comparison, id=new_id()))
         data = document.dumps(comparison).encode()
         if not imported:
             comparison = document.loads(
                 data, max_bytes=OWN_DOCUMENT_BYTES
             )  # better told now than by the link
         name = " ".join(name.split())[:MAX_NAME]
-        sidecar = Sidecar(digest(owner), _now(), name, imported=imported, summary=summarize(comparison))
+        sidecar = Sidecar(digest(owner), _now(), name, None, imported, summarize(comparison), votes)
         if self.remote is not None:
             self.remote.mark(comparison.id)  # first: a document without its mark would never be uploaded
         self.folder.write(comparison.id, data, sidecar)
@@ -296,17 +285,16 @@ class Store:
         if self.remote is not None:
             self.remote.wake()
 
-    def _change(self, id: str, owner: str | None, **changes) -> None:
+    def update(self, id: str, change: Callable[[Sidecar], Sidecar]) -> None:
+        """Replace the sidecar by what `change` makes of it, with no other change in between; raises what `change` raises."""
         self._sidecar(id)  # if it has to come from the Hub, then before anybody is kept waiting
         with self._index.exclusive():
             sidecar = self._sidecar(id)
             if self.folder.is_removed(id):
                 raise _not_found()
-            if self.public and (owner is None or sidecar.owner != digest(owner)):
-                raise NotYours("This comparison is somebody else's.", "Run it here, and the result is yours.")
             if sidecar.summary is None:
                 sidecar = replace(sidecar, summary=summarize(self._parse(id)))
-            sidecar = replace(sidecar, **changes)
+            sidecar = change(sidecar)
             if self.remote is not None:
                 self.remote.mark(id)
             self.folder.write_sidecar(id, sidecar)

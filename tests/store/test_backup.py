@@ -23,6 +23,7 @@ from comparator.core.errors import UserError
 from comparator.core.result import CellResult, PromptInfo
 from comparator.core.settings import Settings, get_settings
 from comparator.store import backup, links, open_store
+from comparator.store.files import MAX_SIDECAR_BYTES
 from tests.sample import comparison
 
 MANIFEST = (backup.MANIFEST, json.dumps({"format": 1}).encode())
@@ -185,7 +186,7 @@ ID = "A" * 22
         (member(f"comparisons/{ID}.json", type=tarfile.BLKTYPE, devmajor=8), b""),
         (member("adapters", type=tarfile.SYMTYPE, linkname="/tmp"), b""),
         (member("comparisons", type=tarfile.DIRTYPE), b""),
-        (f"comparisons/{ID}.meta.json", b" " * 64_001),
+        (f"comparisons/{ID}.meta.json", b" " * (MAX_SIDECAR_BYTES + 1)),
         ("adapters/a/adapter_config.json", b" " * 16_000_001),
     ],
     ids=lambda bad: str(getattr(bad[0], "name", bad[0]))[:40],

@@ -1,0 +1,47 @@
+"""Votes → win rates per column, of all visitors or of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from comparator.core.result import Comparison
+from comparator.core.votes import Standing, Vote
+from comparator.util import bradley_terry
+
+
+def standings(comparison: Comparison, votes: Sequence[Vote] | None = None) -> tuple[Standing, ...]:
+    """The columns that were voted on, in the document's order. `votes`: some of them; None: all of the comparison's.
+
+    The rate of two columns is their share of the votes, a tie or "both bad" as half; from three on it is the
+    Bradley–Terry model's expected share against the other columns, so that it does not depend on whom a column met.
+    """
+    if votes is None:
+        votes = comparison.votes.votes if comparison.votes else ()
+    count = len(comparison.cells)
+    wins = [[0.0] * count for _ in range(count)]
+    for vote in votes:
+        left = {"left": 1.0, "right": 0.0}.get(vote.choice, 0.5)
+        wins[vote.left][vote.right] += left
+        wins[vote.right][vote.left] += 1 - left
+    return tuple(
+        Standing(cell.label, *_counts(votes, number), rate.share, rate.low, rate.high)
+        for number, (cell, rate) in enumerate(
+            zip(comparison.cells, bradley_terry.win_rates(wins), strict=True)
+        )
+        if rate is not None
+    )
+
+
+def by_visitor(comparison: Comparison) -> dict[str, tuple[Standing, ...]]:
+    """The standings of each visitor's own votes; who voted first comes first."""
+    votes = comparison.votes.votes if comparison.votes else ()
+    visitors = dict.fromkeys(v.visitor for v in votes)
+    return {who: standings(comparison, [v for v in votes if v.visitor == who]) for who in visitors}
+
+
+def _counts(votes: Sequence[Vote], column: int) -> tuple[int, int, int, int, int]:
+    """(votes, won, lost, tied, both bad)."""
+    own = [(v.left == column, v.choice) for v in votes if column in (v.left, v.right)]
+    tied, bad = (sum(choice == c for _, choice in own) for c in ("tie", "bad"))
+    won = sum(choice == ("left" if is_left else "right") for is_left, choice in own)
+    return len(own), won, len(own) - won - tied - bad, tied, bad
