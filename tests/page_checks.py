@@ -1,4 +1,4 @@
-"""What is wrong with an open page: axe-core's findings, what scrolls sideways, tables that lose their edge."""
+"""What is wrong with an open page: axe-core's findings, what scrolls sideways, tables that lose their edge, labels over labels."""
 
 from __future__ import annotations
 
@@ -33,4 +33,22 @@ def cut_tables(page) -> list[str]:
     return page.evaluate(
         "() => [...document.querySelectorAll('#tabs .scroll')].filter((e) => e.offsetParent"
         " && e.scrollWidth > e.clientWidth + 1).map((e) => `${e.getAttribute('aria-label')}: ${e.scrollWidth} px`)"
+    )
+
+
+def overlapping(page, labels: str) -> list[str]:
+    """Pairs of the visible elements that a selector names whose boxes share more than a pixel, and those cut off by the window."""
+    return page.evaluate(
+        """(labels) => {
+          const boxes = [...document.querySelectorAll(labels)].filter((e) => e.getClientRects().length)
+            .map((e) => [e.textContent, e.getBoundingClientRect()]);
+          const found = boxes.filter(([, b]) => b.left < 0 || b.right > innerWidth).map(([text]) => `${text} is cut off`);
+          boxes.forEach(([text, a], n) => boxes.slice(n + 1).forEach(([other, b]) => {
+            const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+            const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+            if (wide > 1 && high > 1) found.push(`${text} and ${other}`);
+          }));
+          return boxes.length ? found : ["there are no labels"];
+        }""",
+        labels,
     )

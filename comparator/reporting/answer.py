@@ -16,6 +16,7 @@ from comparator.core.result import CellResult
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import METRICS
 from comparator.reporting import recommendation
+from comparator.reporting.plots import labels
 from comparator.reporting.plots.style import colours
 from comparator.reporting.prompt_set import ColumnSummary
 from comparator.util import formatting
@@ -25,13 +26,7 @@ _TEMPLATES = Path(__file__).with_name("templates")
 WIDTH, HEIGHT = 520, 300  # of the chart, in its own units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 42  # margins: tick labels and axis titles
 _SMALLEST, _LARGEST = 6.0, 20.0  # radius of a bubble
-_TEXT, _LETTER = 13.0, 7.0  # height of a label's line; width of a letter in its font
-_LONGEST = 26  # letters of a label
-_WORSE = 10  # a label over another cannot be read; over a bubble it can
-_SPOTS = 16  # directions that are tried for a label, at each of these distances from its bubble:
-_DISTANCES = (4.0, 14.0, 28.0, 46.0, 70.0, 100.0)
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
+_FRAME = (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM)
 
 
 @dataclass
@@ -50,10 +45,6 @@ class Bubble:
     text_y: float = 0.0
     leader: bool = False  # whether a line has to join it with its label
 
-    @property
-    def box(self) -> Box:
-        return (self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius)
-
 
 def render(
     cells: Sequence[CellResult], reference: CellResult | None, summaries: Sequence[ColumnSummary] = ()
@@ -67,7 +58,7 @@ def render(
     return str(
         environment(_TEMPLATES)
         .get_template("answer.html")
-        .render(recommended=recommended, chart=drawn, palette=palette, rule=recommendation.RULE, text=_TEXT)
+        .render(recommended=recommended, chart=drawn, palette=palette, rule=recommendation.RULE)
     )
 
 
@@ -93,7 +84,7 @@ def chart(cells: Sequence[CellResult], reference: CellResult | None) -> dict[str
         x, y = place(megabytes, rate)
         bubbles.append(
             Bubble(
-                _short(cell.label), palette[cell.variant], x, y, _SMALLEST + (_LARGEST - _SMALLEST) * share,
+                labels.short(cell.label), palette[cell.variant], x, y, _SMALLEST + (_LARGEST - _SMALLEST) * share,
                 _title(cell, loss, cell is reference), cell is reference,
                 (loss is not None or cell is reference) and not verdict.disturbed(cell),
             )
@@ -110,14 +101,6 @@ def chart(cells: Sequence[CellResult], reference: CellResult | None) -> dict[str
         "sized": worst > 0,
         "grey": not all(b.measured for b in bubbles),
     }  # fmt: skip
-
-
-def _short(label: str) -> str:
-    """A label that leaves room for others: the path of a checkpoint keeps its end."""
-    if len(label) <= _LONGEST:
-        return label
-    method, at, source = label.partition("@")
-    return f"{method}@…{source[-(_LONGEST - len(method) - 2) :]}" if at else f"{label[: _LONGEST - 1]}…"
 
 
 def _title(cell: CellResult, loss: float | None, is_reference: bool) -> str:
@@ -152,47 +135,8 @@ def _ticks(largest: float) -> list[float]:
 
 
 def place_labels(bubbles: list[Bubble]) -> None:
-    """Sets `text_x` and `text_y`, the middle of each label's baseline, so that no label covers another or a bubble.
-
-    Each in turn takes the nearest free spot around its bubble; where none is free, the one that covers least.
-    """
-    labels: list[Box] = []
-    for bubble in sorted(bubbles, key=lambda b: (b.x, b.y)):
-        width = _LETTER * len(bubble.label)
-        best: tuple[float, float, Box] | None = None
-        for distance in _DISTANCES:
-            for box in _spots(bubble, width, distance):
-                covered = sum(_overlap(box, other.box) for other in bubbles)
-                covered += _WORSE * (sum(_overlap(box, other) for other in labels) + _outside(box))
-                if best is None or (covered, distance) < best[:2]:
-                    best = (covered, distance, box)
-        assert best is not None
-        _, distance, box = best
-        labels.append(box)
-        bubble.text_x, bubble.text_y = (box[0] + box[2]) / 2, box[3] - 3
-        bubble.leader = distance > _DISTANCES[1]
-
-
-def _spots(bubble: Bubble, width: float, distance: float) -> list[Box]:
-    """Boxes of the label around the bubble, the one above first."""
-    boxes = []
-    for spot in range(_SPOTS):
-        angle = math.pi / 2 + 2 * math.pi * ((spot + 1) // 2 * (-1) ** spot) / _SPOTS
-        reach = bubble.radius + distance
-        x = bubble.x + math.cos(angle) * (reach + width / 2)
-        y = bubble.y - math.sin(angle) * (reach + _TEXT / 2)
-        boxes.append((x - width / 2, y - _TEXT / 2, x + width / 2, y + _TEXT / 2))
-    return boxes
-
-
-def _overlap(one: Box, other: Box) -> float:
-    """Area that two boxes share."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
-
-
-def _outside(box: Box) -> float:
-    """Area of a box that lies outside of the axes."""
-    inner = _overlap(box, (_LEFT, _TOP, WIDTH - _RIGHT, HEIGHT - _BOTTOM))
-    return (box[2] - box[0]) * (box[3] - box[1]) - inner
+    """Sets `text_x` and `text_y`, the middle of each label's baseline, and `leader`."""
+    points = [labels.Point(b.label, b.radius, ((b.x, b.y),)) for b in bubbles]
+    for bubble, spot in zip(bubbles, labels.place(points, [_FRAME]), strict=True):
+        bubble.text_x, bubble.text_y = bubble.x + spot.dx, bubble.y + spot.dy + labels.LINE / 2 - 3
+        bubble.leader = spot.far

@@ -16,6 +16,7 @@ from comparator.core.settings import Settings
 from comparator.ui.admission import Admission
 from comparator.ui.form import Runs, Shown
 from comparator.ui.gradio_compat import unchecked
+from comparator.ui.markup import render
 
 # Every listener is private (API clients cannot call it), shows no spinner over its outputs, and is limited only by the
 # engine's own queue.
@@ -89,7 +90,7 @@ Ticks = unchecked(
 
 
 def picture(title: str) -> gr.Plot:
-    """A plot on its own card, with a title above it."""
+    """A plot on its own card, with a title above it and buttons that save it as a picture and as a table (plots.js)."""
     with gr.Column(elem_classes="picture"):
-        html(f"<h3>{title}</h3>")
+        html(render("picture.html", title=title))
         return gr.Plot(show_label=False, container=False)

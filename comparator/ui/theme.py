@@ -112,7 +112,7 @@ def appearance() -> dict:
     """
     script = "\n".join(
         (_HERE / name).read_text(encoding="utf-8")
-        for name in ("page.js", "columns.js", "tree.js", "recordings.js")
+        for name in ("page.js", "plots.js", "columns.js", "tree.js", "recordings.js")
     )
     style = "\n".join(
         path.read_text(encoding="utf-8")

@@ -11,12 +11,13 @@ import sample
 
 from comparator.core.result import CellResult, Latency, Memory
 from comparator.reporting import answer
-from comparator.reporting.answer import _LETTER, _TEXT, Box, Bubble, _overlap, chart, pareto, place_labels
+from comparator.reporting.answer import Bubble, chart, pareto, place_labels
+from comparator.reporting.plots.labels import LETTER, LINE, Box, overlap
 
 
 def label_box(bubble: Bubble) -> Box:
-    half = _LETTER * len(bubble.label) / 2
-    return (bubble.text_x - half, bubble.text_y + 3 - _TEXT, bubble.text_x + half, bubble.text_y + 3)
+    half = LETTER * len(bubble.label) / 2
+    return (bubble.text_x - half, bubble.text_y + 3 - LINE, bubble.text_x + half, bubble.text_y + 3)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -33,7 +34,7 @@ def test_no_label_covers_another_or_a_bubble(seed: int):
         box = label_box(bubble)
         assert box[0] >= 0 and box[2] <= answer.WIDTH, f"{bubble.label} is cut off"
         for other in bubbles[number + 1 :]:
-            assert not _overlap(box, label_box(other)), f"{bubble.label} covers {other.label}"
+            assert not overlap(box, label_box(other)), f"{bubble.label} covers {other.label}"
 
 
 def test_the_front_is_what_no_other_beats():

@@ -96,15 +96,14 @@ def test_the_pareto_front():
 def test_memory_against_divergence():
     comparison = only(scored())
     figure = plots_fidelity.trade_off(comparison)
-    named = {t.name: t for t in figure.data if t.mode == "markers+text"}
-    assert set(named) == {"bf16", "nf4"}
+    named = {t.name: t for t in figure.data if t.mode == "markers" and t.marker.symbol != "line-ew"}
+    assert set(named) == {"bf16", "nf4"} == {a.text for a in figure.layout.annotations}
     assert named["nf4"].x == ((sample.NF4.memory.weight_bytes + sample.NF4.memory.quant_state_bytes) / 1e6,)
     assert named["nf4"].y == (0.321,)
     assert named["bf16"].marker.size > named["nf4"].marker.size, "bf16 decodes faster, so its dot is larger"
     assert figure.layout.yaxis.type == "log"
-    assert plots_fidelity.trade_off(comparison, bits=True).layout.xaxis.title.text.startswith(
-        "bits per weight"
-    )
+    in_bits = plots_fidelity.trade_off(comparison, bits=True).layout.xaxis.title.text
+    assert in_bits == "← better: bits per weight, with quant state"
 
 
 def test_lines_by_token_leave_the_reference_out_and_mark_the_first_difference():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from comparator.core.result import CellResult, Comparison
 from comparator.fidelity.verdict import divergence, floor, reference_of
 from comparator.metrics.definitions import bits_per_weight, stored_bytes
+from comparator.reporting.plots import labels
 from comparator.reporting.plots.style import GRID, PALETTE, TEXT, apply_layout, comparison_colours
 
 if TYPE_CHECKING:
@@ -18,13 +19,20 @@ if TYPE_CHECKING:
     from comparator.fidelity.sensitivity import Part
 
 _LAYER = re.compile(r"^(?:.*\.)?(\d+)\.(.+?)\.(?:weight|qweight)$")
-LABELS = (
-    "top center",
-    "bottom center",
-    "middle right",
-    "middle left",
-)  # by turns: variants of one size lie close
 MOST_PARTS = 30  # bars; more could not be read
+UNSCORED = "Nothing was scored: select an option under Fidelity and press Run."
+HEIGHT_PX = 420  # of the trade-off
+MARGINS_PX = {"l": 74, "r": 14, "t": 34, "b": 58}
+LONGEST = 20  # letters of a label
+WIDTHS_PX = (
+    190,
+    260,
+    330,
+    420,
+    560,
+    800,
+    1100,
+)  # of the area within its margins: from a phone to a wide screen
 SMALLEST = 1e-7  # divergences below this are drawn here: a logarithmic axis has no 0
 
 
@@ -57,12 +65,23 @@ def kl_by_token(comparison: Comparison) -> Figure:
                 marker={"symbol": "diamond-open", "size": 12, "color": colour_of[cell.variant], "line": {"width": 2}},
                 hovertemplate="first different choice, token %{x}<extra>%{fullData.name}</extra>",
             )  # fmt: skip
-    return apply_layout(figure, "token of the reference's answer", "KL divergence, nats")
+    return apply_layout(
+        figure,
+        "token of the reference's answer",
+        "KL divergence, nats",
+        better=(None, "lower"),
+        empty=UNSCORED,
+    )
 
 
 def _quoted(token: str) -> str:
-    """A token so that white space can be seen; Plotly's hover text knows tags, so none may be in it."""
-    return "“" + token.replace("\n", "⏎").replace("<", "‹").replace(">", "›").replace("&", "＆")[:40] + "”"
+    """A token so that white space can be seen."""
+    return "“" + _plain(token.replace("\n", "⏎"))[:40] + "”"
+
+
+def _plain(text: str) -> str:
+    """Without what Plotly reads as a tag or an entity."""
+    return text.replace("<", "‹").replace(">", "›").replace("&", "＆")
 
 
 def trade_off(comparison: Comparison, bits: bool = False) -> Figure:
@@ -81,7 +100,7 @@ def trade_off(comparison: Comparison, bits: bool = False) -> Figure:
         if (x := _place(cell, bits)) and (y := _height(comparison, cell)) is not None
     ]
     if not points:
-        return apply_layout(figure, _x_title(bits), "mean KL divergence, nats")
+        return apply_layout(figure, _x_title(bits), "mean KL divergence, nats", empty=UNSCORED)
     heights = [max(y, SMALLEST) for _, _, y in points if y > 0]
     floors = [f.mean for c, _, _ in points if (f := floor(c)) and f.mean > 0]
     bottom = max(SMALLEST, min(heights, default=1e-4) / 5)
@@ -100,18 +119,16 @@ def trade_off(comparison: Comparison, bits: bool = False) -> Figure:
         line={"color": TEXT, "width": 1, "dash": "dash", "shape": "hv"}, hoverinfo="skip",
     )  # fmt: skip
     fastest = max((c.latency.decode_tok_s or 0 for c, _, _ in points), default=0)
-    for number, (cell, x, y) in enumerate(points):
-        speed = cell.latency.decode_tok_s
-        size_px = 10 + 26 * ((speed or 0) / fastest) ** 0.5 if fastest else 14
-        own = floor(cell)
+    sizes_px = [_dot_px(cell, fastest) for cell, _, _ in points]
+    for (cell, x, y), size_px in zip(points, sizes_px, strict=True):
+        speed, own = cell.latency.decode_tok_s, floor(cell)
         speed_text = f"{speed:,.1f} tok/s" if speed else "speed not measured"
         figure.add_scatter(
-            x=[x], y=[max(y, bottom)], name=cell.label, mode="markers+text", text=[cell.label],
-            textposition=LABELS[number % len(LABELS)], textfont={"size": 12, "color": TEXT}, showlegend=False,
-            error_y=_error_bar(cell, y),
+            x=[x], y=[max(y, bottom)], name=cell.label, mode="markers", showlegend=False, cliponaxis=False,
+            error_y=_error_bar(cell, y), customdata=[f"{_kl_words(y)}, {speed_text}"],
             marker={"size": size_px, "color": colour_of[cell.variant], "opacity": 0.85,
-                    "symbol": "diamond" if y == 0 else "circle"},
-            hovertemplate=f"%{{x:,.4g}} {'bits per weight' if bits else 'MB'}<br>{_kl_words(y)}<br>{speed_text}"
+                    "symbol": "diamond" if cell is reference else "circle"},
+            hovertemplate=f"%{{x:,.4g}} {'bits per weight' if bits else 'MB'}<br>%{{customdata}}"
                           "<extra>%{fullData.name}</extra>",
         )  # fmt: skip
         if own and own.mean > bottom:
@@ -120,14 +137,54 @@ def trade_off(comparison: Comparison, bits: bool = False) -> Figure:
                 marker={"symbol": "line-ew", "size": 22, "line": {"width": 2, "color": colour_of[cell.variant]}},
                 hovertemplate="its own noise floor: %{y:.2g} nats<extra>%{fullData.name}</extra>",
             )  # fmt: skip
-    apply_layout(figure, _x_title(bits), "mean KL divergence, nats (log)", height=420)
-    figure.update_yaxes(type="log", range=[math.log10(bottom), math.log10(top)], rangemode="normal")
+    apply_layout(
+        figure, _x_title(bits), "mean KL divergence, nats (log)", HEIGHT_PX, better=("lower", "lower")
+    )
+    right, low, high = max(x for _, x, _ in points) * 1.08, math.log10(bottom), math.log10(top)
+    # The labels' places are computed for these ranges and margins.
+    figure.update_layout(margin=MARGINS_PX, legend={"x": 0.97, "xanchor": "right"})
+    figure.update_xaxes(range=[0, right], rangemode="normal", automargin=False)
+    figure.update_yaxes(type="log", range=[low, high], rangemode="normal", automargin=False)
     figure.update_yaxes(dtick=1, exponentformat="power")
+    height = HEIGHT_PX - MARGINS_PX["t"] - MARGINS_PX["b"]
+    frames = [(0.0, 0.0, width, height) for width in WIDTHS_PX]
+    levels = [math.log10(max(y, bottom)) for _, _, y in points]
+    dots = [
+        labels.Point(
+            labels.short(cell.label, LONGEST),
+            size_px / 2
+            if cell is not reference
+            else size_px * 0.65,  # a diamond reaches further than a circle
+            tuple((x / right * width, (high - level) / (high - low) * height) for width in WIDTHS_PX),
+        )
+        for (cell, x, _), level, size_px in zip(points, levels, sizes_px, strict=True)
+    ]
+    spots = labels.place(dots, frames)
+    for (cell, x, _), level, dot, spot in zip(points, levels, dots, spots, strict=True):
+        figure.add_annotation(x=x, y=level, **_label(dot.label, cell.label, spot))
     return figure
 
 
+def _dot_px(cell: CellResult, fastest: float) -> float:
+    """Diameter of a column's dot; its area grows with the speed."""
+    return 8 + 16 * ((cell.latency.decode_tok_s or 0) / fastest) ** 0.5 if fastest else 12.0
+
+
+def _label(text: str, whole: str, spot: labels.Spot) -> dict:
+    """A column's name beside its dot as a Plotly annotation, the whole name on hover."""
+    shift = (
+        {"showarrow": True, "ax": spot.dx, "ay": spot.dy, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": TEXT}
+        if spot.far
+        else {"showarrow": False, "xshift": spot.dx, "yshift": -spot.dy}
+    )
+    return {
+        "text": _plain(text), "hovertext": _plain(whole) if text != whole else None, "xanchor": "center",
+        "yanchor": "middle", "borderpad": 0, "font": {"size": 12, "color": TEXT}, **shift,
+    }  # fmt: skip
+
+
 def _x_title(bits: bool) -> str:
-    return "bits per weight, quant state included" if bits else "weights and quant state, MB (10⁶ bytes)"
+    return "bits per weight, with quant state" if bits else "weights + quant state, MB"
 
 
 def _kl_words(y: float) -> str:
@@ -215,11 +272,17 @@ def layer_map(cell: CellResult) -> Figure:
             z=[[math.log10(v) if v else None for v in row] for row in values], customdata=values,
             hovertemplate="%{y}, %{x}: %{customdata:.2%}<extra></extra>", xgap=1, ygap=1,
             colorbar={
-                "title": {"text": "relative error (log)", "side": "right"}, "thickness": 14, "outlinewidth": 0,
+                "title": {"text": "← better: relative error (log)", "side": "right", "font": {"size": 12}}, "thickness": 14, "outlinewidth": 0,
                 "tickvals": ticks, "ticktext": [f"{10**t * 100:.2g} %" for t in ticks],
             },
         )  # fmt: skip
-    apply_layout(figure, None, None, height=110 + 17 * max(len(layers), 8))
+    apply_layout(
+        figure,
+        None,
+        None,
+        110 + 17 * max(len(layers), 8),
+        empty="No weight errors: this variant's weights are the reference's.",
+    )
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, rangemode="normal")
     figure.update_xaxes(type="category", showgrid=False, rangemode="normal")
     return figure
@@ -241,5 +304,9 @@ def parts_bars(parts: Sequence[Part], colour: str = PALETTE[0]) -> Figure:
             hovertemplate="%{x:.3g} nats, agrees %{customdata:.1%}<extra>%{y}</extra>",
         )  # fmt: skip
     return apply_layout(
-        figure, "mean KL divergence, nats (± standard error)", None, height=90 + 24 * max(len(worst), 2)
+        figure,
+        "mean KL divergence, nats (± standard error)",
+        None,
+        90 + 24 * max(len(worst), 2),
+        better=("lower", None),
     )

@@ -10,6 +10,8 @@ from comparator.reporting.plots.style import apply_layout, comparison_colours, h
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+UNTIMED = "No token was timed: ask for two new tokens or more and press Run."
+
 
 def token_timeline(comparison: Comparison) -> Figure:
     """Tokens written (y) over seconds since the prompt (x): TTFT is where a line starts, speed is its slope."""
@@ -29,7 +31,7 @@ def token_timeline(comparison: Comparison) -> Figure:
             marker={"size": 4},
             hovertemplate="token %{y} after %{x:.3f} s<extra>%{fullData.name}</extra>",
         )
-    return apply_layout(figure, "seconds since the prompt", "tokens")
+    return apply_layout(figure, "seconds since the prompt", "tokens", better=("lower", None), empty=UNTIMED)
 
 
 def token_times(cell: CellResult) -> list[float]:
@@ -59,4 +61,6 @@ def inter_token_box(comparison: Comparison) -> Figure:
             hovertemplate="%{x:.1f} ms<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(showlegend=False)
-    return apply_layout(figure, "ms between two tokens", None, height=height_for(len(cells)))
+    return apply_layout(
+        figure, "ms between two tokens", None, height_for(len(cells)), better=("lower", None), empty=UNTIMED
+    )

@@ -52,7 +52,7 @@ def memory_bars(comparison: Comparison) -> Figure:
             hovertemplate="%{x:,.1f} MB at the peak<extra>%{y}</extra>",
         )
     figure.update_layout(barmode="stack", bargap=0.45)
-    return apply_layout(figure, "MB (10⁶ bytes)", None, height=height_for(len(cells)) + 30)
+    return apply_layout(figure, "MB (10⁶ bytes)", None, height_for(len(cells)) + 30, better=("lower", None))
 
 
 # What a variant's memory consists of, from the axis outwards: (field of Memory, label, fill pattern).

@@ -8,13 +8,14 @@ dark pages.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from comparator.core.result import CellResult, Comparison
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+Better = Literal["lower", "higher"] | None
 NEUTRAL = "#7d8490"
 # Yellow last: it has the least contrast on white. The second row is for a limit above 8 columns.
 PALETTE = (
@@ -52,8 +53,21 @@ def height_for(rows: int) -> int:
     return 90 + 44 * max(rows, 1)
 
 
-def apply_layout(figure: Figure, x_title: str, y_title: str | None, height: int = 320) -> Figure:
-    """Set axis titles, fonts, grid and legend of a figure; `y_title` None: the y axis holds categories."""
+def apply_layout(
+    figure: Figure,
+    x_title: str | None,
+    y_title: str | None,
+    height: int = 320,
+    *,
+    better: tuple[Better, Better] = (None, None),
+    empty: str = "",
+) -> Figure:
+    """Set axis titles, fonts, grid and legend of a figure.
+
+    y_title: None where the y axis holds categories.
+    better: which end of the x axis and of the y axis is the better one; written beside the title.
+    empty: what to do to get data, shown in place of the axes where the figure has none.
+    """
     figure.update_layout(
         height=height,
         margin={"l": 8, "r": 12, "t": 34, "b": 8},
@@ -68,13 +82,29 @@ def apply_layout(figure: Figure, x_title: str, y_title: str | None, height: int 
         "gridcolor": GRID,
         "zeroline": False,
         "automargin": True,
-        "title_font": {"size": 13},
+        "title_font": {"size": 12},
         "ticklabelstandoff": 6,
     }
-    figure.update_xaxes(title_text=x_title, title_standoff=12, rangemode="tozero", **axis)
+    x_better, y_better = better
+    figure.update_xaxes(
+        title_text=_directed(x_title, x_better), title_standoff=12, rangemode="tozero", **axis
+    )
     figure.update_yaxes(
-        title_text=y_title, **(axis if y_title else axis | {"showgrid": False, "type": "category"})
+        title_text=_directed(y_title, y_better),
+        **(axis if y_title else axis | {"showgrid": False, "type": "category"}),
     )
     if y_title:
         figure.update_yaxes(rangemode="tozero")
+    if empty and not figure.data:
+        figure.update_layout(height=90, margin={"t": 8})
+        figure.update_xaxes(visible=False)
+        figure.update_yaxes(visible=False)
+        figure.add_annotation(text=empty, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return figure
+
+
+def _directed(title: str | None, better: Better) -> str | None:
+    """An axis title with an arrow to the better end; on a vertical axis, whose title is turned, it points down or up."""
+    if better is None or not title:
+        return title
+    return f"← better: {title}" if better == "lower" else f"{title}: better →"

@@ -40,7 +40,7 @@ def loss_curve(curve: Sequence[LossPoint], of: int = 0) -> Figure:
             marker={"size": 9, "symbol": "diamond-open", "line": {"width": 2}},
             hovertemplate="after step %{x}: %{y:.4f} nats, held-out<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    apply_layout(figure, "step", "loss, nats", height=300)
+    apply_layout(figure, "step", "loss, nats", height=300, better=(None, "lower"))
     last = max([of, *(x for x, _ in trained), *(x for x, _ in held_out), 1])
     figure.update_xaxes(range=[-0.02 * last, last * 1.02], rangemode="normal")
     if last <= 10:
@@ -107,4 +107,6 @@ def evaluation_bars(evaluation: Evaluation, named: dict[str, str] | None = None)
     for label, pattern in (("without", "/"), ("with the adapter", "")):
         figure.add_bar(y=[None], x=[None], orientation="h", name=label, marker=filled(NEUTRAL, pattern))
     figure.update_layout(barmode="group", bargap=0.35)
-    return apply_layout(figure, "loss on held-out samples, nats", None, height=height_for(len(variants)) + 20)
+    return apply_layout(
+        figure, "loss on held-out samples, nats", None, height_for(len(variants)) + 20, better=("lower", None)
+    )
