@@ -217,13 +217,15 @@ class Shown:
         self,
         comparison: Comparison | None = None,
         recorded: bool = False,
-        running: bool = False,
+        running: Request | None = None,
         load: Callable[[], Comparison] | None = None,
     ):
         """`load`: reads a saved comparison again whenever it is needed, so that a page that is left open holds none."""
         self._comparison = None if load else comparison
         self._load = load
-        self.running = running  # only the columns that have answered so far, without fidelity
+        self.running = (
+            running  # the request at work: only the columns that have answered so far, scored or not
+        )
         self.recorded = recorded  # a saved comparison was opened: nothing of it is in memory here
         self.unloaded: dict[str, int] = {}  # column label → bytes freed
 

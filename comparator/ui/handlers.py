@@ -18,7 +18,7 @@ from comparator.comparison.pace import Pace
 from comparator.comparison.plan import Plan
 from comparator.comparison.validation import checked
 from comparator.core.errors import UserError
-from comparator.core.events import Event, Generated, Scoring
+from comparator.core.events import Event, Finished, Generated, Scoring
 from comparator.core.request import Request
 from comparator.engine.explain import explain
 from comparator.engines import get_engine
@@ -189,8 +189,10 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
             return
         plan = Plan(request, Pace(page.settings.cache_dir), page.settings.repeats)
         live = Live(request.cells, request.reference, request.model, plan)
+        view.shown = Shown(running=request)
         view.draw(live, set(range(len(live.columns))))
         yield view.values(running=True)
+        view.shown = gr.skip()
         background = Background(lambda emit: page.admission.run(request, owner_of(owner), stop, emit, asker))
         began = sent_at = time.monotonic()
         while True:
@@ -198,7 +200,7 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
             events = [event for (event,) in background.drain()]
             moved = _take(live, events, view)
             if _tabs_may_draw(live, events):
-                view.shown = Shown(live.so_far(request), running=True)
+                view.shown = Shown(live.so_far(request), running=request)
             plan.tick(time.monotonic())
             line = notice.render(live, stop.is_set(), time.monotonic() - began)
             if ended:
@@ -210,10 +212,10 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
             await asyncio.sleep(TICK_S)
         if background.error is not None:
             view.notice = _explain(background.error)
-            _settle(live, view)
+            _settle(live, view, request)
         elif live.comparison is None:  # the ZeroGPU call ended before any column was complete
             view.notice = notice.say("Stopped.")
-            _settle(live, view)
+            _settle(live, view, request)
         else:
             view.notice, view.shown = line, page.admission.shown(live.comparison)
             if not stop.is_set():
@@ -222,7 +224,7 @@ async def stream(page: Page, form: Form, asker: gr.Request, owner: str = "") -> 
             view.share = share.render(page, live.comparison, asker, saved=saved)
         yield view.values(running=False)
     except Exception as problem:  # otherwise Run would stay disabled until the page is loaded again
-        view.notice = _explain(problem)
+        view.notice, view.shown = _explain(problem), Shown()
         yield view.values(running=False)
     finally:
         stop.set()  # the visitor left: the generator was closed
@@ -248,19 +250,20 @@ def _take(live: Live, events: list[Event], view: RunOutputs) -> bool:
 
 
 def _tabs_may_draw(live: Live, events: list[Event]) -> bool:
-    """Whether the tabs are drawn with what has been answered so far: while the next column loads or one is scored, when
-    nothing is timed that drawing could disturb."""
+    """Whether the tabs are drawn with what has been measured so far: while the next column loads, and while columns are
+    scored, when nothing is timed that drawing could disturb."""
     if live.comparison or not any(c.result and c.answered for c in live.columns):
         return False
     if any(not c.answered for c in live.columns):
         return any(isinstance(event, Generated) for event in events)
     first = not live.scoring
     live.scoring = live.scoring or any(isinstance(event, Scoring) for event in events)
-    return first and live.scoring
+    return live.scoring and (first or any(isinstance(event, Finished) for event in events))
 
 
-def _settle(live: Live, view: RunOutputs) -> None:
-    """The whole run ended early: mark every unfinished card as stopped."""
+def _settle(live: Live, view: RunOutputs, request: Request) -> None:
+    """The whole run ended early: mark every unfinished card as stopped; the tabs keep what was measured."""
+    view.shown = Shown(live.so_far(request) if any(c.answered for c in live.columns) else None)
     for column in live.columns:
         if not column.finished:
             column.state = "stopped"

@@ -70,12 +70,13 @@ class Page:
     def on_comparison(self, render, outputs, *, running: bool = False) -> None:
         """Call `render(shown)` whenever another comparison is shown; its return values go to `outputs`.
 
-        running: also while it runs, with the columns that have answered so far.
+        running: also while one runs, with the columns that have answered so far. Otherwise `render` gets a `Shown` without a
+        comparison then: what an earlier run measured does not stand beside another one's answers.
         """
 
         def ready(shown: Shown):
             if shown.running and not running:
-                return tuple(gr.skip() for _ in outputs)
+                return render(Shown())
             return render(shown)
 
         self.shown.change(ready, inputs=[self.shown], outputs=outputs, **PRIVATE)

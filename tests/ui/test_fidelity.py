@@ -9,7 +9,10 @@ from dataclasses import replace
 import pytest
 import sample
 
+from comparator.backends import resolve
+from comparator.core.request import Request
 from comparator.core.result import Fidelity, PromptFidelity, TopToken
+from comparator.core.variant import Cell
 from comparator.fidelity import verdict
 from comparator.reporting.plots import fidelity as plots_fidelity
 
@@ -208,3 +211,21 @@ def test_the_form_asks_for_it():
     assert Form(model="m", picked={"on": ["bf16"]}, prompt="Hi").request(8).evaluation.text is None
     with pytest.raises(UserError, match="Context"):
         replace(form, context="many").request(8)
+
+
+# ---------------------------------------------------------------- while a comparison runs
+
+
+def test_the_tab_says_what_has_to_happen_and_fills_as_columns_are_scored():
+    cells = (Cell(resolve("bf16")), Cell(resolve("nf4")))
+    request = Request("model", cells, "A prompt")
+    intro, verdicts, *_ = fidelity.show(Shown(running=request))
+    assert "0 of 2 variants have answered" in intro and not verdicts, "an earlier run's figures are gone"
+    answered = sample.comparison(cells=(sample.REFERENCE, replace(sample.NF4, fidelity=None)))
+    assert "2 of 2 variants have answered" in fidelity.show(Shown(answered, running=request))[0]
+    scored = sample.comparison(cells=(sample.REFERENCE, sample.NF4))
+    intro, verdicts, *_ = fidelity.show(Shown(scored, running=request))
+    assert "still being scored" in intro and "0.321" in verdicts
+    assert "still being scored" not in fidelity.show(Shown(scored))[0]
+    off = replace(request, fidelity="none")
+    assert "Turn it on" in fidelity.show(Shown(answered, running=off))[0], "nothing will be scored"

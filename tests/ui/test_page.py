@@ -250,6 +250,8 @@ def test_copy_text(compared):
 def test_stop_takes_effect_at_once(visitor):
     visitor.run(tokens=1000, prompt=LONG, variants=("bf16", "nf4"))
     visitor.streams()
+    visitor.tab("Fidelity")
+    visitor.page.get_by_text("0 of 2 variants have answered").wait_for()
     began = time.monotonic()
     visitor.page.click("#stop")
     visitor.finished(timeout_s=30)
@@ -262,6 +264,7 @@ def test_stop_takes_effect_at_once(visitor):
     visitor.run(tokens=4, variants=("bf16",))
     visitor.finished()
     assert visitor.states() == {"bf16": "done"}, "the engine was not free after Stop"
+    visitor.page.get_by_text("There is only one variant").wait_for()
 
 
 def test_unload_shows_what_came_back(visitor):

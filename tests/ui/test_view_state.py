@@ -9,6 +9,7 @@ from comparator.backends import resolve
 from comparator.core.events import Chunk, Failed, Finished, Generated, Generating, Loading, Queued, Scoring
 from comparator.core.result import CellResult, ErrorInfo, Latency, RunFigures
 from comparator.core.variant import Cell, parse_adapter
+from comparator.ui import handlers
 from comparator.ui.results import cards, summary
 from comparator.ui.view_state import Live
 
@@ -113,3 +114,21 @@ def test_every_state_of_a_run_can_be_drawn(chosen: int):
         else:
             live.apply(Failed(cell, "No room.", "Unload bf16.", measured))
         draw()
+
+
+def test_the_tabs_are_drawn_where_nothing_is_timed():
+    """While the next column loads, and after each score; not while an answer or its repeats are timed."""
+    live = Live((BF16, NF4))
+
+    def drawn(*events) -> bool:
+        for event in events:
+            live.apply(event)
+        return handlers._tabs_may_draw(live, list(events))
+
+    assert not drawn(Loading(BF16, 0.5, ""))
+    assert drawn(Generated(BF16, result(BF16)))
+    assert not drawn(Generating(NF4, Chunk("two", (1,), (10.0,))))
+    assert not drawn(Generated(NF4, result(NF4))), "the first repeat may follow at once"
+    assert not drawn(Generating(BF16, Chunk("two", (1,), (10.0,)), 1, 2))
+    assert drawn(Scoring(BF16, 0.0, "")) and not drawn(Scoring(BF16, 0.5, ""))
+    assert drawn(Finished(BF16, result(BF16)))

@@ -16,7 +16,7 @@ from comparator.ui.results.token_view import percent, visible
 from comparator.ui.text_diff import differences
 from comparator.util import formatting
 
-EMPTY = "Once two variants have answered, this tab shows their answers aligned word by word."
+EMPTY = "Select two variants and press Run. Once both have answered, this tab shows their answers aligned word by word."
 HOW = (
     "Plain text is the same in both. Where two lines stand, the upper one is the reference's and the lower one the variant's. "
     "The place where the two answers part is framed: hover over it or reach it with Tab for the probabilities of both tokens."
@@ -31,7 +31,7 @@ def build(page: Page) -> None:
 
 
 def show(shown: Shown):
-    return gr.skip() if shown.comparison is None else view_of(shown.comparison)
+    return note(EMPTY) if shown.comparison is None else view_of(shown.comparison)
 
 
 def view_of(comparison: Comparison) -> str:

@@ -14,15 +14,15 @@ from comparator.ui.results.fidelity_tables import refusals, text_table, verdict_
 from comparator.ui.results.token_view import coloured, token_table
 from comparator.ui.tabs import sensitivity
 
+EMPTY = (
+    "Select two variants and press Run. Variants are scored after the last answer; this tab then shows how far their "
+    "predictions are from the reference's."
+)
+
 
 def build(page: Page) -> None:
     with gr.Tab("Fidelity", id="fidelity"):
-        intro = html(
-            note(
-                "Variants are scored after the last answer. This tab then shows how far their predictions are from the "
-                "reference's."
-            )
-        )
+        intro = html(note(EMPTY))
         verdicts = html(elem_id="fidelity-verdict")
         with gr.Row(elem_classes="plots", visible=False) as pictures:
             scatter = picture("Memory and KL divergence")
@@ -34,7 +34,9 @@ def build(page: Page) -> None:
         with gr.Row(elem_classes="plots one", visible=False) as map_row:
             heat = picture("Weight error by layer and module")
         sensitivity.build(page)
-        page.on_comparison(show, [intro, verdicts, pictures, scatter, lines, text, controls, column])
+        page.on_comparison(
+            show, [intro, verdicts, pictures, scatter, lines, text, controls, column], running=True
+        )
         gr.on(
             [page.shown.change, column.change],
             view, inputs=[page.shown, column], outputs=[tokens, map_row, heat], trigger_mode="always_last", **PRIVATE,
@@ -43,16 +45,15 @@ def build(page: Page) -> None:
 
 def show(shown: Shown):
     comparison = shown.comparison
-    if comparison is None:
-        return tuple(gr.skip() for _ in range(8))
-    names = measured(comparison)
-    if not any(c.fidelity for c in comparison.cells):
+    if comparison is None or not any(c.fidelity for c in comparison.cells):
         return (
-            note(esc(why_nothing(comparison))), "", gr.Row(visible=False), gr.skip(), gr.skip(), "",
+            note(esc(why_nothing(shown))), "", gr.Row(visible=False), gr.skip(), gr.skip(), "",
             gr.Row(visible=False), gr.Dropdown(choices=[], value=None),
         )  # fmt: skip
+    names = measured(comparison)
+    unfinished = "Variants are still being scored. " if shown.running else ""
     return (
-        note(esc(explained(comparison))),
+        note(esc(unfinished + explained(comparison))),
         verdict_table(comparison) + refusals(comparison),
         gr.Row(visible=True),
         fidelity.trade_off(comparison),
@@ -77,8 +78,15 @@ def most_divergent(comparison: Comparison, names: list[str]) -> str | None:
     return max(names, key=lambda name: far.get(name, -1.0)) if names else None
 
 
-def why_nothing(comparison: Comparison) -> str:
-    if len(comparison.cells) < 2:
+def why_nothing(shown: Shown) -> str:
+    """What has to happen until there is something to show."""
+    comparison, request = shown.comparison, shown.running
+    if request and request.fidelity != "none" and len(request.cells) > 1:
+        answered = len(comparison.cells) if comparison else 0
+        return f"{answered} of {len(request.cells)} variants have answered. They are scored after the last answer."
+    if comparison is None and request is None:
+        return EMPTY
+    if len(request.cells if request else comparison.cells) < 2:
         return "There is only one variant, so nothing to compare it with. Select a second one and press Run."
     return "Fidelity was not measured in this comparison. Turn it on under Fidelity and press Run."
 

@@ -13,12 +13,12 @@ from comparator.ui.page import Page, html, picture
 from comparator.util import formatting
 from comparator.util.stats import LEAST_RUNS
 
+EMPTY = "Press Run. Once a variant has answered, this tab shows when each of its tokens was generated."
+
 
 def build(page: Page) -> None:
     with gr.Tab("Latency", id="latency"):
-        intro = html(
-            note("Once a variant has answered, this tab shows when each of its tokens was generated.")
-        )
+        intro = html(note(EMPTY))
         with gr.Row(elem_classes="plots", visible=False) as pictures:
             timeline = picture("Tokens over time")
             boxes = picture("Time between two tokens")
@@ -29,7 +29,7 @@ def build(page: Page) -> None:
 def show(shown: Shown):
     comparison = shown.comparison
     if comparison is None:
-        return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return note(EMPTY), gr.Row(visible=False), gr.skip(), gr.skip(), ""
     return (
         note(esc(explained(comparison))),
         gr.Row(visible=True),

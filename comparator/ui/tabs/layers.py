@@ -33,6 +33,7 @@ PART_HEADS = (
     ("Bits per weight", "8 × (bytes + quant state) / parameters"),
 )
 NOTHING = "none"
+EMPTY = "Press Run. Once a variant has answered, this tab shows how every tensor of it is stored."
 
 
 def build(page: Page) -> None:
@@ -40,7 +41,7 @@ def build(page: Page) -> None:
         with gr.Row(elem_classes="controls", visible=False) as controls:
             column = Choice([], label="Variant", filterable=False, elem_id="layers-column")
             other = Choice([], label="Compare with", filterable=False, elem_id="layers-other")
-        summary = html(note("Once a variant has answered, this tab shows how every tensor of it is stored."))
+        summary = html(note(EMPTY))
         with gr.Row(elem_classes="controls search", visible=False) as finder:
             search = gr.Textbox(
                 "", label="Search tensors", placeholder="layers.0 q_proj, uint8, norm …", elem_id="layers-search",
@@ -103,7 +104,9 @@ def view(shown: Shown, name: str, against: str, query: str, only_changed: bool, 
     ticked: of each of FACETS the chosen values; none chosen is all.
     """
     cell, other = _cell(shown, name), _cell(shown, against)
-    if cell is None:
+    if not _names(shown):
+        return note(EMPTY), "", gr.Checkbox(visible=False), *(gr.skip() for _ in FACETS)
+    if cell is None:  # the choices follow
         return tuple(gr.skip() for _ in range(3 + len(FACETS)))
     other = None if other is cell else other
     wanted = Filter(query or "", bool(only_changed), tuple(tuple(values or ()) for values in ticked))

@@ -11,6 +11,7 @@ from comparator.ui.markup import code, esc, note, table
 from comparator.ui.metric_table import explained, heading
 from comparator.ui.page import PRIVATE, Page, html, picture
 
+_WAITING = "Once a variant with an adapter has answered, this tab shows every variant with every adapter."
 _EMPTY = "Select an adapter in addition to “none” and press Run to see every variant with every adapter."
 
 
@@ -21,17 +22,17 @@ def build(page: Page) -> None:
         with gr.Row(elem_classes="plots", visible=False) as pictures:
             heat = picture("Variants × adapters")
         figures = html()
-        page.on_comparison(show, [intro, figure, pictures, heat, figures])
+        page.on_comparison(show, [intro, figure, pictures, heat, figures], running=True)
         figure.input(redraw, inputs=[page.shown, figure], outputs=[heat, figures], **PRIVATE)
 
 
 def show(shown: Shown):
     comparison = shown.comparison
-    if comparison is None:
-        return (gr.skip(),) * 5
-    choices = matrix.choices(comparison)
-    if not matrix.is_matrix(comparison) or not choices:
-        return note(_EMPTY), gr.Dropdown(visible=False), gr.Row(visible=False), gr.skip(), ""
+    choices = matrix.choices(comparison) if comparison else []
+    if not choices or not matrix.is_matrix(comparison):
+        wanted = shown.running and any(cell.adapter for cell in shown.running.cells)
+        text = _WAITING if wanted else _EMPTY
+        return note(text), gr.Dropdown(visible=False), gr.Row(visible=False), gr.skip(), ""
     key = choices[0][1]
     heat, figures = redraw(shown, key)
     return (

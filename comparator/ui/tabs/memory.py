@@ -19,9 +19,12 @@ FIRST_USE_HEAD = ("Variant", "Weights, as loaded", "after first use", "Quant sta
                   "Tensors repacked")  # fmt: skip
 
 
+EMPTY = "Press Run. Once a variant has answered, this tab shows where its bytes are."
+
+
 def build(page: Page) -> None:
     with gr.Tab("Memory", id="memory"):
-        intro = html(note("Once a variant has answered, this tab shows where its bytes are."))
+        intro = html(note(EMPTY))
         with gr.Row(elem_classes="plots one", visible=False) as pictures:
             bars = picture("Where the bytes are")
         figures = html()
@@ -31,7 +34,7 @@ def build(page: Page) -> None:
 def show(shown: Shown):
     comparison = shown.comparison
     if comparison is None:
-        return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return note(EMPTY), gr.Row(visible=False), gr.skip(), ""
     return (
         note(esc(explained(comparison))),
         gr.Row(visible=True),

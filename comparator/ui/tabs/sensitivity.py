@@ -105,7 +105,7 @@ def build(page: Page) -> None:
 def offer(shown: Shown):
     """The variants to select from; the quantized one furthest from the reference is preselected."""
     if shown.comparison is None:
-        return tuple(gr.skip() for _ in range(4))
+        return gr.Column(visible=False), gr.skip(), gr.Row(visible=False), ""
     names = list(dict.fromkeys(cell.variant for cell in shown.comparison.cells))
     chosen = gr.Dropdown(choices=names, value=first_choice(shown.comparison, names))
     return gr.Column(visible=True), chosen, gr.Row(visible=False), ""
