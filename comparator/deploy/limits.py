@@ -2,8 +2,7 @@
 
     limits = limits_of(settings)
     limits.check(request, prompt_tokens=…, facts=…)   # pure; call it again when more is known
-    limiter = RateLimiter(limits)
-    limiter.admit(visitor(headers, client_host, settings))
+    visitor(headers, client_host, settings)       # who asks; `rate_limit.RateLimiter` counts them
 
 On a private installation only the settings that were set apply, and local paths are allowed. In public mode every
 limit has a value, and models come from the Hub or are built in, never from a path. COMPARATOR_ALLOWED_MODELS is
@@ -13,10 +12,7 @@ read here and nowhere else: the page, the command line, training and the engines
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,7 +46,6 @@ _CHARACTERS_PER_TOKEN = (
     20  # a prompt with more characters per allowed token is refused before it is tokenized
 )
 BUNDLED_BYTES = 14_000  # of the text that is shipped (comparator/data/eval_text.txt)
-_MOST_VISITORS = 10_000
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re.ASCII)
 
 
@@ -251,58 +246,6 @@ def limits_of(settings: Settings) -> Limits:
         requests_per_minute=value("requests_per_minute"),
         requests_per_minute_total=value("requests_per_minute_total"),
     )
-
-
-class RateLimiter:
-    """Limits requests in a moving window of one minute, per visitor and overall. Safe from any thread."""
-
-    def __init__(self, limits: Limits):
-        from limits import RateLimitItemPerMinute
-        from limits.storage import MemoryStorage
-        from limits.strategies import MovingWindowRateLimiter
-
-        each, total = limits.requests_per_minute, limits.requests_per_minute_total
-        self._each = RateLimitItemPerMinute(each, namespace="visitor") if each is not None else None
-        self._total = RateLimitItemPerMinute(total, namespace="total") if total is not None else None
-        self._storage = MemoryStorage()
-        self._windows = MovingWindowRateLimiter(self._storage)
-        self._lock = threading.Lock()  # a request counts in both windows or in neither
-
-    def admit(self, visitor: str) -> None:
-        """Count one request, or raise `UserError` with the seconds until the next is allowed; refusals do not count."""
-        with self._lock:
-            if self._each and not self._windows.test(self._each, visitor):
-                most = self._each.amount
-                raise UserError(
-                    f"You have started {most} comparisons in the last minute; the limit here is {most} "
-                    "(COMPARATOR_REQUESTS_PER_MINUTE).",
-                    f"Try again in {self._wait_s(self._each, visitor)} s.",
-                )
-            if self._total and not self._windows.test(self._total):
-                most = self._total.amount
-                raise UserError(
-                    f"This server has started {most} comparisons in the last minute, for everybody together; "
-                    f"its limit is {most} (COMPARATOR_REQUESTS_PER_MINUTE_TOTAL).",
-                    f"Try again in {self._wait_s(self._total)} s, or run Quant Comparator on your own machine.",
-                )
-            if self._each:
-                self._windows.hit(self._each, visitor)
-            if self._total:
-                self._windows.hit(self._total)
-            self._prune()
-
-    def _wait_s(self, item, *key: str) -> int:
-        return max(1, math.ceil(self._windows.get_window_stats(item, *key).reset_time - time.time()))
-
-    def _prune(self) -> None:
-        """`MemoryStorage` keeps every key that it ever saw: beyond `_MOST_VISITORS`, drop the longest idle half."""
-        events = self._storage.events
-        if len(events) <= _MOST_VISITORS:
-            return
-        latest = {key: hits[0].atime if hits else 0.0 for key, hits in list(events.items())}
-        for key in sorted(latest, key=latest.get)[: -_MOST_VISITORS // 2]:
-            with self._storage.locks[key]:  # its own thread empties expired keys
-                self._storage.clear(key)
 
 
 def visitor(headers: Mapping[str, str], client_host: str | None, settings: Settings) -> str:

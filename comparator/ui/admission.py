@@ -21,7 +21,8 @@ from comparator.core.request import Request
 from comparator.core.result import Comparison
 from comparator.core.settings import Settings
 from comparator.deploy import zerogpu_runner
-from comparator.deploy.limits import RateLimiter, limits_of, visitor
+from comparator.deploy.limits import limits_of, visitor
+from comparator.deploy.rate_limit import RateLimiter
 from comparator.engine.queue import asked_by
 from comparator.engines import get_engine, get_trainings
 from comparator.store import Store, open_store

@@ -12,7 +12,7 @@ from comparator.deploy.limits import auth_pairs
 from comparator.ui import api, handlers
 from comparator.ui.admission import Admission
 from comparator.ui.form import Shown
-from comparator.ui.gradio_compat import bound_unread, keep_no_configs, poll_queue
+from comparator.ui.gradio_compat import bound_unread, keep_no_configs, poll_queue, skip_at_no_cost
 from comparator.ui.http_guard import middleware, new_token
 from comparator.ui.listeners import LISTENERS
 from comparator.ui.page import Page, html
@@ -85,6 +85,7 @@ def build_ui(settings_override: Settings | None = None, admission: Admission | N
     # decoding down. Every 50 ms is fast enough for a person.
     poll_queue(demo, idle_s=0.05, progress_s=0.25)
     keep_no_configs()
+    skip_at_no_cost(demo)
     bound_unread(demo, UNREAD_SESSIONS, LISTENERS.is_reading)
     return demo
 

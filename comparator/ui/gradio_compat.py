@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from collections.abc import Callable
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,13 @@ from gradio.context import Context
 from gradio.route_utils import API_PREFIX, get_root_url
 from gradio.state_holder import SessionState
 from gradio.utils import LRUCache
+from starlette.requests import Request
 
 WRITTEN_FOR = "6.31"
 UPLOAD_PATH = f"{API_PREFIX}/upload"  # where the browser sends files
 CALL_PATH = f"{API_PREFIX}/call/"  # + endpoint, and to read the answer + the event's id, which is its session
 STREAM_PATH = f"{API_PREFIX}/queue/data"  # where gradio_client reads answers, with ?session_hash=
+CONFIG_PATH = "/config"  # what gradio_client reads first
 STARTUP_PATH = f"{API_PREFIX}/startup-events"  # which `launch` asks for by HTTP
 
 
@@ -39,8 +42,8 @@ def poll_queue(demo: gr.Blocks, idle_s: float, progress_s: float) -> None:
 def keep_no_configs() -> None:
     """Have a session keep no config and last value of each component, which serve Gradio's own deep links alone.
 
-    They took 50 ms of the event loop for every new session, which a stranger invents with one request, and 0.4
-    MB for as long as it was kept, with each shown document once more.
+    They took 50 ms of the event loop for every new session, which a stranger invents with one request, as much again
+    for an event with many outputs, and 0.4 MB for as long as the session was kept, with each shown document once more.
     """
     if getattr(SessionState.__init__, "keeps_no_configs", False):
         return
@@ -48,11 +51,41 @@ def keep_no_configs() -> None:
 
     def init(self, blocks: Any) -> None:
         plain(self, SimpleNamespace(default_config=blocks.default_config, blocks={}))
+        self.blocks_config.config_for_block = lambda *arguments: {}  # the session's own copy
 
     init.keeps_no_configs = True
     SessionState.__init__ = init
-    SessionState._update_config = lambda self, key: None
-    SessionState._update_value_in_config = lambda self, key, value: None
+
+
+def skip_at_no_cost(demo: gr.Blocks) -> None:
+    """Leave outputs that are skipped alone: Gradio makes each of them anew, 0.5 ms of the event loop apiece, and a link
+    that opens skips fifty."""
+    plain = demo.postprocess_data
+
+    async def postprocess_data(block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        outputs = block_fn.outputs
+        if (
+            len(outputs) == 1
+            or not isinstance(predictions, (list, tuple))
+            or len(predictions) != len(outputs)
+        ):
+            return await plain(block_fn, predictions, state)
+        changed = [n for n, value in enumerate(predictions) if not _is_skip(value)]
+        sent: list[Any] = [None if block.stateful else gr.skip() for block in outputs]
+        if changed:
+            part = copy(block_fn)
+            part.outputs = [outputs[n] for n in changed]
+            values = [predictions[n] for n in changed]
+            done = await plain(part, values if len(values) > 1 else values[0], state)
+            for n, value in zip(changed, done, strict=True):
+                sent[n] = value
+        return sent
+
+    demo.postprocess_data = postprocess_data
+
+
+def _is_skip(value: Any) -> bool:
+    return isinstance(value, dict) and value == gr.skip()
 
 
 def root_url(request: Any) -> str:
@@ -65,8 +98,22 @@ def root_url(request: Any) -> str:
     """
     path = request.url.path
     route = path[path.rfind(API_PREFIX) :] if API_PREFIX in path else "/"
+    return _root(request, route) + "/"
+
+
+def server_root(scope: dict[str, Any]) -> str | None:
+    """What Gradio writes as `root` into the page or the configuration that this request (an ASGI scope) asks for; None
+    for a host that is no address."""
+    path = scope["path"].rstrip("/")
+    try:
+        return _root(Request(scope), path if path == CONFIG_PATH else "/")
+    except Exception:  # whatever httpx thinks of a stranger's Host header
+        return None
+
+
+def _root(request: Any, route: str) -> str:
     root_path = getattr(request.app, "root_path", "") or request.scope.get("root_path")
-    return get_root_url(request, route, root_path) + "/"
+    return get_root_url(request, route, root_path)
 
 
 def unchecked(name: str, base: type, clean: Callable[[Any], Any]) -> Any:
@@ -84,6 +131,11 @@ def unchecked(name: str, base: type, clean: Callable[[Any], Any]) -> Any:
     return ABCMeta.__new__(type(base), name, (base,), members)
 
 
+def has_messages(scope: dict[str, Any], session: str) -> bool:
+    """Whether there is anything to read for this session in the app that an ASGI request reached."""
+    return session in scope["app"].get_blocks()._queue.pending_messages_per_session
+
+
 class _Unread(LRUCache):
     """Messages to sessions. Beyond `max_size` sessions, those that nobody reads go first, the oldest of them."""
 
@@ -95,9 +147,16 @@ class _Unread(LRUCache):
         while session not in self and len(self) >= self.max_size:
             oldest = next((s for s in self if not self.is_read(s)), next(iter(self)))
             del self[oldest]
-            for event in self.queue.pending_event_ids_session.pop(oldest, ()):
-                self.queue.event_ids_to_events.pop(event, None)
         super().__setitem__(session, messages)
+
+    def __delitem__(self, session: str) -> None:
+        """Also drops the session's events: Gradio would end with a KeyError at their next message."""
+        if session in self:
+            super().__delitem__(session)
+        for id in self.queue.pending_event_ids_session.pop(session, ()):
+            event = self.queue.event_ids_to_events.pop(id, None)
+            if event is not None:
+                event.alive = False
 
 
 def bound_unread(demo: gr.Blocks, most: int, is_read: Callable[[str], bool]) -> None:

@@ -1,6 +1,7 @@
 """What stands before the page: security headers, the host that was asked, a limit on bodies, and a token.
 
-    Headers → Hosts → OwnOrigin (origin_guard.py) → BodyLimit → VisitorQuota (in public mode) → Token → Gradio, whose own login comes last
+    Headers → Hosts → OwnOrigin (origin_guard.py) → BodyLimit → VisitorQuota (in public mode) → Token → PageCache → Gradio, whose own
+    login comes last
 
 Each is ASGI middleware and judges nothing but a request's head, so nothing of a request is kept in memory before it has
 passed. `middleware(settings, token)` has them in order.
@@ -29,6 +30,7 @@ from comparator.ui.gradio_compat import STARTUP_PATH, UPLOAD_PATH
 from comparator.ui.listeners import Listening
 from comparator.ui.login_guard import LoginGuard
 from comparator.ui.origin_guard import OwnOrigin
+from comparator.ui.page_cache import PageCache
 from comparator.ui.visitor_quota import VisitorQuota
 
 BODY_BYTES = 8_000_000  # of any request but an upload; the longest prompt that is allowed has some 0.2 MB
@@ -48,7 +50,8 @@ def middleware(settings: Settings, token: str | None) -> list[Middleware]:
         Middleware(Listening),
         Middleware(LoginGuard, settings=settings),
     ]
-    return layers + ([Middleware(Token, token=token)] if token else [])
+    layers += [Middleware(Token, token=token)] if token else []
+    return layers + ([] if auth_pairs(settings) else [Middleware(PageCache)])
 
 
 def new_token(settings: Settings) -> str | None:

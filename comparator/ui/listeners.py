@@ -6,12 +6,13 @@ whether somebody is there. `Listening` is ASGI middleware that notes when a read
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import OrderedDict
 from urllib.parse import parse_qs
 
-from comparator.ui.gradio_compat import CALL_PATH, STREAM_PATH
+from comparator.ui.gradio_compat import CALL_PATH, STREAM_PATH, has_messages
 
 NEVER_CAME_S = 60.0  # a program may take so long to begin to read
 GONE_S = 3.0  # and may be away so long, say to connect anew
@@ -63,11 +64,27 @@ class Listening:
         if session is None:
             await self.app(scope, receive, send)
             return
+        if scope["path"].endswith(STREAM_PATH) and not has_messages(scope, session):
+            await _nothing_to_read(send)
+            return
         self.listeners.note(session, 1)
         try:
             await self.app(scope, receive, send)
         finally:
             self.listeners.note(session, -1)
+
+
+async def _nothing_to_read(send) -> None:
+    """What Gradio sends to a session that it does not know; it logs a traceback for each, which strangers can cause."""
+    message = {
+        "msg": "unexpected_error",
+        "message": "404: Not Found",
+        "success": False,
+        "session_not_found": True,
+    }
+    headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": f"data: {json.dumps(message)}\n\n".encode()})
 
 
 def _session(scope) -> str | None:
@@ -76,9 +93,7 @@ def _session(scope) -> str | None:
         return None
     path = scope["path"]
     if path.endswith(STREAM_PATH):
-        return parse_qs(scope.get("query_string", b"")[:2000].decode("latin-1")).get("session_hash", [None])[
-            0
-        ]
+        return parse_qs(scope.get("query_string", b"")[:2000].decode("latin-1")).get("session_hash", [""])[0]
     if CALL_PATH in path:
         return path.rstrip("/").rpartition("/")[2][:100]
     return None

@@ -24,13 +24,13 @@ from comparator.core.variant import Adapter, Cell, Variant
 from comparator.deploy.limits import (
     PUBLIC,
     Limits,
-    RateLimiter,
     auth_pairs,
     check_source,
     limits_of,
     parse_count,
     visitor,
 )
+from comparator.deploy.rate_limit import RateLimiter
 from comparator.engine.local import LocalEngine
 from comparator.training.registry import Trainings
 
@@ -313,14 +313,35 @@ def test_a_visitor_waits_and_the_others_do_not(clock):
 
 def test_everybody_together_has_a_limit_and_refusals_do_not_count(clock):
     limiter = RateLimiter(public(requests_per_minute=2, requests_per_minute_total=3))
-    for who in "abc":
+    for who in "aab":
         limiter.admit(who)
     for _ in range(50):
         with pytest.raises(UserError, match="everybody together"):
-            limiter.admit("d")
+            limiter.admit("b")
     clock.now += 60.5
-    limiter.admit("d")
-    limiter.admit("d")
+    limiter.admit("b")
+    limiter.admit("b")
+
+
+def test_a_few_who_take_all_leave_a_share_to_the_others(clock):
+    limiter = RateLimiter(public(requests_per_minute=6, requests_per_minute_total=12))
+    for who in "aaaaaabbbbbb":
+        limiter.admit(who)
+    for _ in range(4):  # 12 / 3 visitors
+        limiter.admit("c")
+    with pytest.raises(UserError, match="everybody together"):
+        limiter.admit("c")
+    admitted = 0
+    for number in range(100):  # addresses are cheap, so even that has an end
+        try:
+            limiter.admit(f"d{number}")
+            admitted += 1
+        except UserError:
+            pass
+    assert admitted == 2 * 12 - 16
+    clock.now += 60.5
+    limiter.admit("a")
+    assert len(limiter._recent) <= 2 * 12 + 1
 
 
 def test_on_ones_own_machine_nobody_counts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 pytest.importorskip("gradio")
 
 import gradio as gr
+from gradio.state_holder import SessionState
 
 from comparator.ui import gradio_compat as compat
 
@@ -59,20 +62,43 @@ def test_the_queue_has_the_two_intervals():
 
 def test_a_new_session_keeps_nothing_of_the_components(monkeypatch):
     """Invented sessions cost the event loop nothing, and a shown document is not kept once more."""
-    from gradio.state_holder import SessionState
-
-    for name in ("__init__", "_update_config", "_update_value_in_config"):
-        monkeypatch.setattr(SessionState, name, getattr(SessionState, name))
+    monkeypatch.setattr(SessionState, "__init__", SessionState.__init__)
     with gr.Blocks() as demo:
         box, state = gr.Textbox("x"), gr.State(["y"])
     compat.keep_no_configs()
     session = SessionState(demo)
     session._update_value_in_config(box._id, "z" * 1000)
     session[box._id] = gr.Textbox("w")
+    session._update_config(box._id)
+    session._update_value_in_config(box._id, "z" * 1000)
     assert session.config_values.keys() <= {box._id} and "z" not in str(session.config_values), (
         "Gradio keeps a session's configs elsewhere now"
     )
     assert session[state._id] == ["y"] and session[box._id].value == "w"
+
+
+def test_outputs_that_are_skipped_are_left_alone():
+    """Gradio makes a new component for each, which took the event loop 20 ms for a link that opens."""
+    with gr.Blocks() as demo:
+        box, other, state = gr.Textbox("x"), gr.Number(1), gr.State(["y"])
+        for outputs in ([box, other, state], [box, other]):
+            box.change(lambda: None, outputs=outputs)
+    three, two = demo.fns.values()
+    plain = demo.postprocess_data
+    compat.skip_at_no_cost(demo)
+    for fn, values in [
+        (three, [gr.skip(), 2, gr.skip()]),
+        (three, [gr.update(label="new"), gr.skip(), ["z"]]),
+        (two, (gr.skip(), gr.skip())),
+        (two, gr.skip()),
+    ]:
+        own, gradios = SessionState(demo), SessionState(demo)
+        with ThreadPoolExecutor(1) as thread:  # a browser test may have left an event loop in this one
+            sent = thread.submit(asyncio.run, demo.postprocess_data(fn, values, own)).result()
+            expected = thread.submit(asyncio.run, plain(fn, values, gradios)).result()
+        assert sent == expected and own[state._id] == gradios[state._id]
+        assert own[box._id].label == gradios[box._id].label
+    assert own[other._id] is other or values == gr.skip(), "a component was made anew"
 
 
 def test_a_choice_that_is_gone_reaches_the_handler():
@@ -107,9 +133,13 @@ def test_unread_answers_of_invented_sessions_push_out_nobody_who_reads():
     compat.bound_unread(demo, 3, lambda session: session == "read")
     pending = demo._queue.pending_messages_per_session
     pending["read"] = "messages"
+    events = [SimpleNamespace(alive=True) for _ in range(10)]
     for n in range(10):
         demo._queue.pending_event_ids_session[f"invented {n}"] = {n}
-        demo._queue.event_ids_to_events[n] = "event"
+        demo._queue.event_ids_to_events[n] = events[n]
         pending[f"invented {n}"] = "messages"
     assert len(pending) == 3 and "read" in pending
     assert set(demo._queue.event_ids_to_events) == {8, 9}, "events of sessions that are gone stay"
+    assert [n for n, event in enumerate(events) if event.alive] == [8, 9], (
+        "Gradio would look for the messages of a session that is gone"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from types import SimpleNamespace
@@ -41,7 +42,7 @@ def test_a_reader_is_there_while_its_request_lasts(path, query, clock):
         seen.append(known.hung_up("abc", since_s=100.0))
 
     clock.s = 150.0
-    asked = {"type": "http", "method": "GET", "path": path, "query_string": query}
+    asked = {"type": "http", "method": "GET", "path": path, "query_string": query, "app": _app("abc")}
     thread = threading.Thread(target=asyncio.run, args=(Listening(app, known)(asked, None, None),))
     thread.start()
     thread.join(10)
@@ -51,6 +52,32 @@ def test_a_reader_is_there_while_its_request_lasts(path, query, clock):
     assert not known.hung_up("abc", clock.s), (
         "a second call of a session is held against the first one's reader"
     )
+
+
+def _app(*sessions: str) -> SimpleNamespace:
+    """An app that has messages for these sessions."""
+    queue = SimpleNamespace(pending_messages_per_session=dict.fromkeys(sessions))
+    return SimpleNamespace(get_blocks=lambda: SimpleNamespace(_queue=queue))
+
+
+def test_an_invented_session_gets_gradios_answer_and_no_traceback_in_the_log():
+    sent = []
+
+    async def app(scope, receive, send):
+        raise AssertionError("Gradio would log a traceback")
+
+    async def send(message):
+        sent.append(message)
+
+    asked = {"type": "http", "method": "GET", "path": STREAM_PATH, "query_string": b"session_hash=x"}
+    known = Listeners()
+    thread = threading.Thread(
+        target=asyncio.run, args=(Listening(app, known)({**asked, "app": _app("abc")}, None, send),)
+    )
+    thread.start()
+    thread.join(10)
+    message = json.loads(sent[1]["body"].decode().removeprefix("data: "))
+    assert sent[0]["status"] == 200 and message["session_not_found"] and not known._readers
 
 
 def test_whoever_never_reads_is_given_a_minute(clock):
