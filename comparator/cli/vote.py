@@ -78,7 +78,7 @@ def _ask(comparison: Comparison, change: Change, visitor: str) -> Comparison:
     skipped: list[ballots.Ballot] = []
     hidden: dict[int, str] = {}  # names that wait, by column
     while ballot := ballots.next_ballot(comparison, visitor, skipped):
-        _print_ballot(comparison, ballot, len(ballots.left_for(comparison, visitor)) - len(skipped))
+        _print_ballot(comparison, ballot, len(ballots.left_for(comparison, visitor, skipped)))
         key = _key()
         if key == "q":
             break
@@ -97,7 +97,7 @@ def _ask(comparison: Comparison, change: Change, visitor: str) -> Comparison:
             continue
         choice = KEYS[key]
         comparison = change(lambda now, b=ballot, c=choice: ballots.cast(now, b, c, visitor))
-        if ballots.names_wait(comparison, visitor, ballot.prompt):
+        if ballots.names_wait(comparison, visitor, ballot.prompt, skipped):
             hidden |= names
             print("Noted. The names follow after the last pair of these answers.")
         else:
@@ -149,7 +149,7 @@ def _print_names(sides: dict[str, int], names: dict[int, str]) -> None:
 
     shown = [f"{side} was {names[number]}" for side, number in sides.items()]
     others = [label for number, label in names.items() if number not in sides.values()]
-    also = f"; the others were {', '.join(others)}" if others else ""
+    also = f"; the other{'s were' if others[1:] else ' was'} {', '.join(others)}" if others else ""
     print(printable(f"{', '.join(shown)}{also}."))
 
 

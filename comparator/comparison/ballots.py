@@ -72,9 +72,11 @@ def prompts(comparison: Comparison) -> int:
     return len(comparison.prompt_set.prompts) if comparison.prompt_set else 1
 
 
-def left_for(comparison: Comparison, visitor: str) -> list[tuple[int, int, int]]:
-    """(prompt, column, column) of every pair that this visitor has not voted on."""
-    done = {_pair(v) for v in _votes(comparison) if v.visitor == visitor}
+def left_for(
+    comparison: Comparison, visitor: str, skipped: Sequence[Ballot] = ()
+) -> list[tuple[int, int, int]]:
+    """(prompt, column, column) of every pair that this visitor has not voted on, without those of `skipped`."""
+    done = {_pair(v) for v in _votes(comparison) if v.visitor == visitor} | {_pair(b) for b in skipped}
     pairs = []
     for number in range(prompts(comparison)):
         texts = answers(comparison, number)
@@ -93,11 +95,11 @@ def next_ballot(
     the fewest votes. `skipped`: not these.
     """
     chance = chance or random.SystemRandom()
-    votes, passed = _votes(comparison), {_pair(b) for b in skipped}
+    votes = _votes(comparison)
     own = Counter(v.prompt for v in votes if v.visitor == visitor)
     met = Counter(_pair(v)[1:] for v in votes)
     on_pair = Counter(map(_pair, votes))
-    pairs = [pair for pair in left_for(comparison, visitor) if pair not in passed]
+    pairs = left_for(comparison, visitor, skipped)
     if not pairs:
         return None
     chance.shuffle(pairs)
@@ -106,10 +108,10 @@ def next_ballot(
     return Ballot(prompt, *sides)
 
 
-def names_wait(comparison: Comparison, visitor: str, prompt: int) -> bool:
+def names_wait(comparison: Comparison, visitor: str, prompt: int, skipped: Sequence[Ballot] = ()) -> bool:
     """Whether the names of a prompt's answers stay hidden after a vote: other pairs of the same answers come next, which
     the names would give away."""
-    remaining = {number for number, _, _ in left_for(comparison, visitor)}
+    remaining = {number for number, _, _ in left_for(comparison, visitor, skipped)}
     return remaining == {prompt}
 
 

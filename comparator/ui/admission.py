@@ -29,11 +29,13 @@ from comparator.store import Store, open_store
 from comparator.store.files import stored_bytes
 from comparator.store.links import check_id, comparison_url
 from comparator.ui.form import Shown
+from comparator.util import formatting
 
 if TYPE_CHECKING:
     from comparator.training.registry import Trainings
     from comparator.training.visitors import VisitorTrainings
 
+VOTES_PER_MINUTE = 40  # of one visitor of a public server
 _OWNER = re.compile(r"[A-Za-z0-9_-]{22,64}")
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,13 @@ class Admission:
         self.settings = settings
         self.limits = limits_of(settings)
         self.gate = RateLimiter(self.limits)
+        self._votes = RateLimiter(
+            replace(
+                self.limits,
+                requests_per_minute_total=None,
+                requests_per_minute=VOTES_PER_MINUTE if settings.public else None,
+            )
+        )
         self._store: Store | None = None
         self._stored_bytes, self._measured_s = 0, float("-inf")
         self._lock = threading.Lock()
@@ -106,6 +115,16 @@ class Admission:
     def count(self, asker: Any) -> None:
         """Count one request of this visitor; raises `UserError` above the rate limit."""
         self.gate.admit(self.visitor(asker))
+
+    def count_vote(self, asker: Any) -> None:
+        """Count one vote of this visitor; on a public server raises `UserError` above VOTES_PER_MINUTE."""
+        try:
+            self._votes.admit(self.visitor(asker))
+        except UserError as problem:
+            most = formatting.plural(VOTES_PER_MINUTE, "vote")
+            raise UserError(
+                f"You have cast {most} in the last minute, the most there may be.", problem.advice
+            ) from None
 
     def visitor(self, asker: Any) -> str:
         """Who asks: see `limits.visitor`."""

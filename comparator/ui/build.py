@@ -39,13 +39,14 @@ from comparator.ui.tabs import (
     matrix,
     memory,
     train,
+    votes,
 )
 from comparator.ui.theme import appearance
 from comparator.ui.train import status as train_status
 
 PANEL = (model, variants, custom_variant, adapters, settings, evaluation, residents)
 MAIN = (prompt, prompt_set, saved_comparison, notice, share, train_status, summary, cards, set_table)
-TABS = (differences, latency, memory, layers, fidelity, matrix, capacity, train, history)
+TABS = (differences, latency, memory, layers, fidelity, matrix, votes, capacity, train, history)
 TITLE = "Quant Comparator"
 QUEUE_SIZE = (
     64  # least number of events in Gradio's queue; COMPARATOR_QUEUE_SIZE limits the waiting comparisons

@@ -75,8 +75,10 @@ Object.assign(window.qc, (() => {
       try {
         const address = new URL(location.href);
         const theme = address.searchParams.get("__theme");
+        const voting = id && address.searchParams.get("c") === id && address.searchParams.has("vote");
         address.search = "";
         if (id) address.searchParams.set("c", id);
+        if (voting) address.searchParams.set("vote", "1"); // names stay hidden when the page is loaded again
         if (theme) address.searchParams.set("__theme", theme);
         history.replaceState(history.state, "", address);
       } catch (_) { /* a frame without an address of its own */ }
@@ -178,5 +180,5 @@ Object.assign(window.qc, (() => {
 
   const top = () => into("#notice");
 
-  return { visitor, share, recording, history: listed, said, download, into, top };
+  return { visitor, share, recording, history: listed, said, download, into, top, copyLink: copyText };
 })());

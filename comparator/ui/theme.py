@@ -112,14 +112,21 @@ def appearance() -> dict:
     """
     script = "\n".join(
         (_HERE / name).read_text(encoding="utf-8")
-        for name in ("page.js", "plots.js", "columns.js", "tree.js", "recordings.js")
+        for name in ("page.js", "plots.js", "columns.js", "tree.js", "recordings.js", "votes.js")
     )
     style = "\n".join(
         path.read_text(encoding="utf-8")
         for path in (
             *(
                 _HERE / name
-                for name in ("page.css", "columns.css", "tree.css", "recordings.css", "train.css")
+                for name in (
+                    "page.css",
+                    "columns.css",
+                    "tree.css",
+                    "recordings.css",
+                    "train.css",
+                    "votes.css",
+                )
             ),
             TEMPLATES / "prompt_set.css",
         )
