@@ -23,6 +23,7 @@ from comparator.core.variant import Cell, Variant
 from comparator.engine.protocol import Engine, OnProgress, Task, TaskContext, ignore
 from comparator.util import formatting
 from comparator.util.stats import percentile
+from comparator.util.streams import stopped_after
 
 LARGEST_BATCH = 1024
 PREFILLS_S = 3.0  # prefills are repeated while they take no longer than this together
@@ -49,6 +50,12 @@ class Options:
             )
         if self.new_tokens < 3 or self.repeats < 1:
             raise UserError("At least 3 new tokens and 1 repeat are needed to measure a rate.")
+
+    def tokens(self, variants: int) -> tuple[int, int]:
+        """At most how many tokens are read and how many are decoded, of all points together."""
+        sequences = variants * sum(self.batches)
+        read = sequences * sum(self.contexts) * self.repeats
+        return read, sequences * len(self.contexts) * (self.repeats * self.new_tokens + WARM_UP)
 
 
 @dataclass(frozen=True)
@@ -167,19 +174,24 @@ def run(
     cancel: threading.Event | None = None,
     on_progress: OnProgress = ignore,
     on_point: Callable[[Sweep], None] = ignore,
+    seconds: float | None = None,
 ) -> Sweep:
     """Measure every variant at every batch and context. Where all variants fit together they are measured next to each
     other, point by point, so that a change of the machine's load meets all of them; else one variant after the other.
 
-    on_point: called with the growing sweep after each point. A point that fails has its reason and the sweep goes on;
+    on_point: called with the growing sweep after each point. seconds: on the device, after which it is stopped. A point that fails has its reason and the sweep goes on;
     Stop ends it with what there is. Raises `UserError` for a wrong request, `Stopped` before the first point.
     """
     options.check()
     if not variants:
         raise UserError("No variant is selected.", "Select at least one.")
     cancel = cancel or threading.Event()
-    with engine.queue.turn(
-        cancel, lambda ahead, _: on_progress(None, f"{ahead} ahead"), lambda: "a sweep is being measured"
+    variants = list(dict.fromkeys(variants))
+    with (
+        engine.queue.turn(
+            cancel, lambda ahead, _: on_progress(None, f"{ahead} ahead"), lambda: "a sweep is being measured"
+        ),
+        stopped_after(seconds, cancel),
     ):
         facts = engine.open(model, cancel, on_progress)
         sweeper = _Sweeper(engine, model, facts, options, cancel, on_progress)
@@ -187,7 +199,7 @@ def run(
         sweep = Sweep(facts.source, facts.parameters, options, engine.environment(), total)
         began = time.monotonic()
         try:
-            for point in sweeper.points(list(dict.fromkeys(variants))):
+            for point in sweeper.points(variants):
                 sweep.points.append(point)
                 sweep.took_s = time.monotonic() - began
                 on_point(sweep)

@@ -64,11 +64,12 @@ def sweep(
     from comparator.core.settings import get_settings
     from comparator.engines import get_engine
     from comparator.reporting import export
+    from comparator.reporting.sweep import FORMATS
     from comparator.util import quantities
 
     if shapes and model:
         raise UserError("Both --shapes and --model are given.", "Use only one of them.")
-    files = [export.check_name(path, (".json", ".csv")) for path in output or ()]
+    files = [export.check_name(path, FORMATS) for path in output or ()]
     options = sweeps.Options(quantities.several(batch), quantities.several(context), new_tokens, repeats)
     options.check()
     variants = [resolve(name) for text in variant or ["bf16 int8 nf4"] for name in text.split()]
@@ -125,13 +126,7 @@ def _shown(measured: Sweep) -> str:
 
 
 def _write(files: list[Path], measured: Sweep) -> None:
-    from comparator.capacity import sweep_words
-    from comparator.reporting import export
-    from comparator.reporting.csv_export import table
+    from comparator.reporting import export, sweep
 
     for path in files:
-        if path.suffix.lower() == ".json":
-            text = json.dumps(measured.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        else:
-            text = table(*sweep_words.csv_rows(measured))
-        export.write_text(path, text)
+        export.write_text(path, sweep.text(measured, path.suffix.lower()))

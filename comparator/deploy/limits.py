@@ -42,9 +42,7 @@ PUBLIC = {
     "max_adapters": 5,
     "max_adapters_total": 100,
 }
-_CHARACTERS_PER_TOKEN = (
-    20  # a prompt with more characters per allowed token is refused before it is tokenized
-)
+_CHARACTERS_PER_TOKEN = 20  # a prompt with more is refused before it is tokenized
 BUNDLED_BYTES = 14_000  # of the text that is shipped (comparator/data/eval_text.txt)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re.ASCII)
 
@@ -106,22 +104,26 @@ class Limits:
             ("tokens (about) to measure fidelity on, overlaps and columns included", _evaluation_tokens(request),
              self.max_evaluation_tokens, "MAX_EVALUATION_TOKENS", "Choose a larger stride or a shorter text."),
         )  # fmt: skip
-        for what, count, most, setting, advice in counts:
-            if count is not None and most is not None and count > most:
-                raise UserError(
-                    f"{count:,} {what}: the limit here is {most:,} (COMPARATOR_{setting}).", advice
-                )
+        for count in counts:
+            _within(*count)
         if facts is not None:
             self.check_size(facts)
+
+    def check_sweep(self, read: int, decoded: int, new_tokens: int) -> None:
+        """Raises `UserError` for a sweep of too much work. read, decoded: tokens of all its points; new_tokens: of a sequence."""
+        advice = "Choose fewer variants, smaller batches or shorter contexts."
+        _within(
+            "tokens of prompts to read", read, self.max_evaluation_tokens, "MAX_EVALUATION_TOKENS", advice
+        )
+        _within(
+            "tokens to decode", decoded, self.max_tokens_per_comparison, "MAX_TOKENS_PER_COMPARISON", advice
+        )
+        _within("new tokens", new_tokens, self.max_new_tokens, "MAX_NEW_TOKENS", "Request fewer new tokens.")
 
     def check_characters(self, count: int) -> None:
         """Raises `UserError` if a prompt of so many characters has more than the limit of tokens in any case."""
         most = self.max_prompt_tokens * _CHARACTERS_PER_TOKEN
-        if count > most:
-            raise UserError(
-                f"{count:,} characters in the prompt: the limit here is {most:,} (COMPARATOR_MAX_PROMPT_TOKENS).",
-                "Shorten the prompt.",
-            )
+        _within("characters in the prompt", count, most, "MAX_PROMPT_TOKENS", "Shorten the prompt.")
 
     def check_size(self, facts: ModelFacts) -> None:
         """Raises `UserError` if the model has more parameters than are allowed here."""
@@ -296,6 +298,11 @@ def auth_pairs(settings: Settings) -> list[tuple[str, str]] | None:
             )
         pairs.append((user, password))
     return pairs
+
+
+def _within(what: str, count: int | None, most: int | None, setting: str, advice: str) -> None:
+    if count is not None and most is not None and count > most:
+        raise UserError(f"{count:,} {what}: the limit here is {most:,} (COMPARATOR_{setting}).", advice)
 
 
 def _named(source: str, revision: str | None) -> str:

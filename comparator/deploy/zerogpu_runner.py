@@ -35,7 +35,7 @@ def run(request: Request, engine: Engine, cancel: threading.Event, emit: Callabl
     if not zerogpu.active():
         runner.run(request, engine=engine, emit=emit, cancel=cancel)
         return
-    for event in _until(_on_gpu(runner.checked(request)), cancel):
+    for event in until(_on_gpu(runner.checked(request)), cancel):
         emit(event)
 
 
@@ -56,21 +56,21 @@ def sensitivity(
         return measure(
             engine, model, variant, reference, by=by, tokens=tokens, cancel=cancel, on_progress=on_progress
         )
-    for progress, parts in _until(_sensitivity_on_gpu(model, variant, reference, by, tokens), cancel):
+    for progress, parts in until(_sensitivity_on_gpu(model, variant, reference, by, tokens), cancel):
         if progress is None:
             return parts
         on_progress(*progress)
     raise Stopped
 
 
-def _engine() -> LocalEngine:
+def gpu_engine() -> LocalEngine:
     """The engine of the process that the GPU is lent to: threads do not survive a fork, so neither does an engine."""
     if os.getpid() != _PARENT:
         process_engine.cache_clear()
     return process_engine()
 
 
-# These two run in the GPU's process. Arguments and what they yield are pickled; a signal to stop cannot be.
+# These run in the GPU's process. Arguments and what they yield are pickled; a signal to stop cannot be.
 
 
 def _sensitivity(
@@ -81,7 +81,7 @@ def _sensitivity(
 
     def work(emit: streams.Emit) -> None:
         parts = measure(
-            _engine(), model, variant, reference, by=by, tokens=tokens,
+            gpu_engine(), model, variant, reference, by=by, tokens=tokens,
             on_progress=lambda *progress: emit((progress, None)),
         )  # fmt: skip
         emit((None, parts))
@@ -92,7 +92,7 @@ def _sensitivity(
 def _columns(request: Request) -> Iterator[Event]:
     from comparator.comparison.runner import compare
 
-    yield from compare(request, engine=_engine())
+    yield from compare(request, engine=gpu_engine())
 
 
 def _seconds(request: Request) -> int:
@@ -103,7 +103,7 @@ def _seconds(request: Request) -> int:
     return zerogpu.duration_s(request, parameters)
 
 
-def _until(items: Iterator[Any], cancel: threading.Event) -> Iterator[Any]:
+def until(items: Iterator[Any], cancel: threading.Event) -> Iterator[Any]:
     """The items until Stop; what the GPU's process has done until then is lost with it."""
     with contextlib.closing(items) if hasattr(items, "close") else contextlib.nullcontext():
         for item in items:

@@ -7,7 +7,6 @@ the engine never waits for the page. Only what changed is sent to the browser.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -28,14 +27,11 @@ from comparator.ui.form import Form, Shown
 from comparator.ui.page import DIRECT, PRIVATE, Page
 from comparator.ui.panel import header, residents, variants
 from comparator.ui.panel import model as model_panel
+from comparator.ui.progress import PULSE_S, TICK_S
 from comparator.ui.results import cards, notice, share, summary
 from comparator.ui.view_state import Live
 from comparator.util import error_log
 from comparator.util.streams import Background
-
-# Seconds between updates of the page. Each takes about 1.5 ms of a core, which matters on a CPU with few cores.
-TICK_S = 0.1 if (os.cpu_count() or 1) > 4 else 0.2
-PULSE_S = 1.0  # seconds between updates when nothing changed; sending one is how a closed tab is noticed
 
 
 class RunOutputs:
@@ -105,6 +101,7 @@ def wire(page: Page, demo: gr.Blocks) -> None:
     async def visitor_left(request: gr.Request) -> None:
         page.runs.stop(request.session_hash)
         page.sensitivity_runs.stop(request.session_hash)
+        page.sweep_runs.stop(request.session_hash)
         page.evaluation_runs.stop(request.session_hash)
 
     started = gr.on(

@@ -40,6 +40,7 @@ class Page:
     sensitivity_runs: Runs = field(
         default_factory=Runs
     )  # sensitivity runs, stopped separately from a comparison
+    sweep_runs: Runs = field(default_factory=Runs)
     evaluation_runs: Runs = field(default_factory=Runs)  # evaluations of trained adapters
     fields: dict[str, gr.components.Component] = field(default_factory=dict)  # by name of `Form`'s field
     shown: gr.State | None = None  # holds a Shown; tabs listen to its changes

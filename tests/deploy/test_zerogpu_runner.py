@@ -105,7 +105,7 @@ def test_events_end_with_stop_and_let_go():
             let_go.append(True)
 
     stop, seen = threading.Event(), []
-    for event in zerogpu_runner._until(events(), stop):
+    for event in zerogpu_runner.until(events(), stop):
         seen.append(event)
         if event == 2:
             stop.set()

@@ -1,4 +1,5 @@
-"""The Capacity tab: what of the selected model fits on a card, with how long a context and how many users. An estimate."""
+"""The Capacity tab: what of the selected model fits on a card, with how long a context and how many users (an estimate), and
+how fast the variants are under load (tabs/sweep.py)."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ from comparator.engines import get_engine
 from comparator.ui.markup import code, esc, note, sized, table
 from comparator.ui.page import PRIVATE, Choice, Page, html
 from comparator.ui.results.notice import problem, say
+from comparator.ui.tabs import sweep
 
 _INTRO = (
-    "What fits, estimated from the headers of the selected model's files: weights and quant state by method, the KV cache of all users, "
+    "An estimate from the headers of the selected model's files: weights and quant state by method, the KV cache of all users, "
     "activations, the longest context and the roofline. No weights are downloaded."
 )
 _PUBLIC = (
@@ -34,23 +36,25 @@ _EXPLAINED = {
 
 def build(page: Page) -> None:
     with gr.Tab("Capacity", id="capacity"):
-        html(note(esc(_PUBLIC if page.settings.public else _INTRO)))
-        if page.settings.public:
-            return
-        with gr.Row(elem_classes="controls"):
-            card = Choice(
-                cards.names(),
-                value=cards.HERE,
-                label="Card, or 24GB@1008GB/s",
-                allow_custom_value=True,
-                elem_id="capacity-card",
-            )
-            context = gr.Textbox(
-                "4k", label="Context, tokens per user", max_lines=1, elem_id="capacity-context"
-            )
-            users = gr.Textbox("1", label="Users at once", max_lines=1, elem_id="capacity-users")
-            start = gr.Button("Estimate", size="sm", scale=0, elem_id="capacity-run")
-        result = html(elem_id="capacity-result")
+        html(f"<h3>What fits</h3>{note(esc(_PUBLIC if page.settings.public else _INTRO))}")
+        if not page.settings.public:
+            _build_planner(page)
+        sweep.build(page)
+
+
+def _build_planner(page: Page) -> None:
+    with gr.Row(elem_classes="controls wide"):
+        card = Choice(
+            cards.names(),
+            value=cards.HERE,
+            label="Card, or 24GB@1008GB/s",
+            allow_custom_value=True,
+            elem_id="capacity-card",
+        )
+        context = gr.Textbox("4k", label="Context, tokens per user", max_lines=1, elem_id="capacity-context")
+        users = gr.Textbox("1", label="Users at once", max_lines=1, elem_id="capacity-users")
+        start = gr.Button("Estimate", size="sm", scale=0, elem_id="capacity-run")
+    result = html(elem_id="capacity-result")
 
     async def estimate(model: str, linked: tuple[str, ...], card: str, context: str, users: str):
         yield say("Reading the model's headers …")

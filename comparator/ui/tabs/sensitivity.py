@@ -5,7 +5,6 @@ Subject to the same limits and queue as a comparison.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +15,7 @@ import gradio as gr
 
 from comparator import sources
 from comparator.backends import methods, resolve
-from comparator.core.errors import Stopped, UserError
+from comparator.core.errors import UserError
 from comparator.core.request import GenerationSettings, Request
 from comparator.core.result import Comparison
 from comparator.core.variant import Cell, Variant
@@ -27,9 +26,9 @@ from comparator.fidelity import verdict
 from comparator.fidelity.sensitivity import Part
 from comparator.reporting.plots import fidelity, style
 from comparator.ui.form import Shown, variant_of
-from comparator.ui.handlers import PULSE_S, TICK_S
 from comparator.ui.markup import code, esc, note, sized, table
 from comparator.ui.page import DIRECT, PRIVATE, Choice, Page, html, picture
+from comparator.ui.progress import batches, broken_off, running_line
 from comparator.ui.results.notice import problem, say
 from comparator.util import formatting
 from comparator.util.streams import Background
@@ -191,18 +190,10 @@ async def stream(
         line, began = say("Starting …"), time.monotonic()
         yield [line, *_buttons(True), *_unchanged(3)]
         background = Background(lambda emit: measured(page, measurement, tokens, stop, emit))
-        sent_at = began
-        while True:
-            ended, before = background.ended, line  # checked before draining, so that no event is lost
-            for fraction, message in background.drain():
-                line = progress(fraction, message)
-            if ended:
-                break
-            line = say("Stopping …") if stop.is_set() else line
-            if line != before or time.monotonic() - sent_at > PULSE_S:
-                sent_at = time.monotonic()
-                yield [line, *_unchanged(5)]
-            await asyncio.sleep(TICK_S)
+        async for emitted in batches(background, stop):
+            for fraction, message in emitted:
+                line = running_line(fraction, message)
+            yield [say("Stopping …") if stop.is_set() else line, *_unchanged(5)]
         if background.error is None:
             parts = background.future.result()
             yield [
@@ -211,7 +202,11 @@ async def stream(
                 *results(shown.comparison, measurement, parts),
             ]
         else:
-            yield [broken_off(background.error), *_buttons(False), *_unchanged(3)]
+            yield [
+                broken_off(background.error, "The measurement", "Measure"),
+                *_buttons(False),
+                *_unchanged(3),
+            ]
     finally:
         stop.set()  # the visitor left: the generator was closed
         page.sensitivity_runs.end(session, stop)
@@ -225,31 +220,11 @@ def _buttons(running: bool) -> list[Any]:
     return [gr.Button(interactive=not running), gr.Button(interactive=running)]
 
 
-def progress(fraction: float | None, message: str) -> str:
-    if message.endswith(" ahead"):
-        return say(f"Queued: {message}. It starts automatically.")
-    return say(message, f"{fraction * 100:.0f} %" if fraction is not None else "")
-
-
 def over(parts: tuple, took_s: float) -> str:
     worst = parts[0]
     error = "" if worst.kl_se is None else f" ± {formatting.small(worst.kl_se, 1)}"
     return say(
         f"Done in {formatting.seconds(took_s)}: {worst.name} matters most, {formatting.small(worst.kl_mean)}{error} nats on its own."
-    )
-
-
-def broken_off(error: BaseException | None) -> str:
-    """Why there is no result: stopped, a user error, or a defect."""
-    if error is None or isinstance(error, Stopped):
-        return say("Stopped.")
-    if isinstance(error, UserError):
-        return problem(error)
-    return problem(
-        UserError(
-            f"The measurement failed: {type(error).__name__}: {error}".strip(),
-            "Press Measure to try again. If it happens again, please report this message.",
-        )
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +14,9 @@ from comparator.core.errors import Stopped, UserError
 from comparator.reporting.plots import training
 from comparator.reporting.plots.style import colours
 from comparator.training.types import EvalRow, Evaluation, TrainingResult
-from comparator.ui.handlers import PULSE_S, TICK_S
 from comparator.ui.markup import note
 from comparator.ui.page import DIRECT, PRIVATE, Page, Ticks, html, picture
+from comparator.ui.progress import batches
 from comparator.ui.results.notice import problem, say
 from comparator.ui.train import trained_view
 from comparator.util import formatting
@@ -142,28 +140,23 @@ async def stream(
         return
     stop = page.evaluation_runs.begin(session)
     try:
-        line, sent_at = say("Starting …"), time.monotonic()
+        line = say("Starting …")
         yield [line, *_evaluating(True), *[gr.skip()] * 3]
         rows: list[EvalRow] = []  # appended to by the background thread
         background = Background(
             lambda emit: mine.evaluate(result.name, on, stop, on_progress=emit, on_row=rows.append)
         )
         had = 0
-        while True:
-            ended, before = background.ended, line
-            for fraction, message in background.drain():
+        async for emitted in batches(background, stop):
+            for fraction, message in emitted:
                 line = say(message, "" if fraction is None else f"{fraction * 100:.0f} %")
-            if ended:
-                break
             line = say("Stopping …") if stop.is_set() else line
             if len(rows) != had:
                 had = len(rows)
                 table, row, bars = pictured(_so_far(result, rows), picked)
                 yield [line, gr.skip(), gr.skip(), row, bars, table]
-            elif line != before or time.monotonic() - sent_at > PULSE_S:
-                sent_at = time.monotonic()
+            else:
                 yield [line, *[gr.skip()] * 5]
-            await asyncio.sleep(TICK_S)
         evaluation = background.future.result() if background.error is None else None
         table, row, bars = pictured(evaluation or _so_far(result, rows), picked)
         last = [row, bars, table] if rows or evaluation else [gr.skip()] * 3
