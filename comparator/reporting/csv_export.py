@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from comparator.comparison.standings import standings
 from comparator.core.result import CellResult, Comparison, LayerRow
 from comparator.metrics.definitions import METRICS
 from comparator.reporting import prompt_set, ratios
@@ -41,6 +42,18 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return out.getvalue()
 
 
+VOTES = (
+    "votes",
+    "votes_won",
+    "votes_lost",
+    "votes_tied",
+    "votes_both_bad",
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+)
+
+
 def to_csv(comparison: Comparison) -> str:
     """One row per column: every metric in its base unit, followed by its ratio to the reference."""
     names = ["variant", "adapter", "reference", "status", "problem", "advice", "model", "revision", "kernel",
@@ -48,11 +61,15 @@ def to_csv(comparison: Comparison) -> str:
     for metric in METRICS.values():
         names += [metric.key] + ([f"{metric.key}_ratio"] if metric.ratio else [])
         names += [f"{metric.key}_at_least"] if metric.at_least else []
-    names += ["notes", "text", "device", "host", "created_at", "id"]
-    return table(names, (_row(comparison, cell) for cell in comparison.cells))
+    names += [*VOTES, "notes", "text", "device", "host", "created_at", "id"]
+    rates = {
+        s.label: [s.votes, s.won, s.lost, s.tied, s.bad, s.rate, s.low, s.high] for s in standings(comparison)
+    }
+    rows = (_row(comparison, cell, rates.get(cell.label, [None] * len(VOTES))) for cell in comparison.cells)
+    return table(names, rows)
 
 
-def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
+def _row(comparison: Comparison, cell: CellResult, votes: list[Any]) -> list[Any]:
     model, error, environment = cell.model, cell.error, cell.environment or comparison.environment
     row: list[Any] = [
         cell.variant,
@@ -75,7 +92,7 @@ def _row(comparison: Comparison, cell: CellResult) -> list[Any]:
             row.append(ratios.ratio(comparison, cell, metric))
         if metric.at_least:
             row.append("yes" if metric.at_least(cell) else None)
-    return [*row, " | ".join(cell.notes) or None, cell.text or None, environment.device, environment.host,
+    return [*row, *votes, " | ".join(cell.notes) or None, cell.text or None, environment.device, environment.host,
             comparison.created_at, comparison.id]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comparator.core.result import CellResult, Comparison, LayerRow
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, METRICS, Place, present
-from comparator.reporting import answer, prompt_set, ratios, set_matrix
+from comparator.reporting import answer, prompt_set, ratios, set_matrix, votes
 from comparator.reporting import summary as reporting_summary
 from comparator.util import formatting
 from comparator.util.templates import environment
@@ -43,6 +43,7 @@ def page(comparison: Comparison) -> str:
         headline=[fact for fact in reporting_summary.headline(comparison) if fact[1] != formatting.NONE],
         sections={name: _section(comparison, places) for name, places in reporting_summary.SECTIONS.items()},
         prompt_set=_prompt_set(comparison),
+        votes=_votes(comparison),
         verdict_head=reporting_summary.VERDICT_HEAD,
         verdicts=reporting_summary.verdict_rows(comparison),
         rule=verdict.RULE,
@@ -86,6 +87,21 @@ def _prompt_set(comparison: Comparison) -> dict[str, Any] | None:
         "rows": prompt_set.summary_rows(comparison),
         "note": prompt_set.NOTE,
         "matrix": Markup(set_matrix.render(comparison, prompt_set.rows(comparison))),
+    }
+
+
+def _votes(comparison: Comparison) -> dict[str, Any] | None:
+    """Win rates of all blind votes, and by visitor where there are several."""
+    if not votes.title(comparison):
+        return None
+    visitors = votes.visitor_rows(comparison)
+    return {
+        "title": votes.title(comparison),
+        "head": votes.HEAD,
+        "rows": votes.totals(comparison),
+        "visitor_head": votes.visitor_head(comparison),
+        "visitors": visitors if len(visitors) > 1 else [],
+        "rule": votes.RULE,
     }
 
 

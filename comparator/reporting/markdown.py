@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from comparator.core.result import Comparison
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, Place, present
-from comparator.reporting import prompt_set, ratios
+from comparator.reporting import prompt_set, ratios, votes
 from comparator.reporting.recommendation import recommend
 from comparator.reporting.summary import (
     SECTIONS,
@@ -46,6 +46,7 @@ def to_markdown(comparison: Comparison) -> str:
         f"MB is 10⁶ bytes; × is the ratio to the reference; – was not measured; {LEGEND}.",
         "",
         *_prompt_set(comparison),
+        *_votes(comparison),
         "## Answers",
     ]
     for cell in comparison.cells:
@@ -96,6 +97,19 @@ def _prompt_set(comparison: Comparison) -> list[str]:
                 heading = f"**{inline(label)}**: {inline(prompt_set.cell_words(answer, flip))}"
                 parts += ["", f"{heading} ({inline(why)})" if why else heading, "", _fenced(answer.text)]
     return [*parts, ""]
+
+
+def _votes(comparison: Comparison) -> list[str]:
+    """Win rates of all blind votes, and by visitor where there are several."""
+    if not votes.title(comparison):
+        return []
+    visitors = votes.visitor_rows(comparison)
+    tables = [(votes.HEAD, votes.totals(comparison))]
+    tables += [(votes.visitor_head(comparison), visitors)] if len(visitors) > 1 else []
+    parts = [f"## {inline(votes.title(comparison))}", ""]
+    for head, rows in tables:
+        parts += [_md_row(head), "|---" + "|---:" * (len(head) - 1) + "|", *map(_md_row, rows), ""]
+    return [*parts, inline(votes.RULE), ""]
 
 
 def _md_row(values: Iterable[str]) -> str:
