@@ -63,6 +63,11 @@ def _cause(error: BaseException, doing: str) -> tuple[str, str]:
     return f"Could not {doing}: {type(error).__name__}: {line}", REPORT
 
 
+def _is_panic(error: BaseException | None) -> bool:
+    """Rust's panics, of the tokenizers library for instance, are no Exception, so that nobody handles them."""
+    return type(error).__name__ == "PanicException"
+
+
 class explained(contextlib.AbstractContextManager):
     """Turn what libraries raise into a `UserError` with a way out, and free the memory that its frames hold. `UserError`
     and `Stopped` pass as they are.
@@ -76,7 +81,7 @@ class explained(contextlib.AbstractContextManager):
 
     def __exit__(self, kind, error, frames) -> None:
         del frames
-        if not isinstance(error, Exception) or isinstance(error, Stopped):
+        if isinstance(error, Stopped) or not (isinstance(error, Exception) or _is_panic(error)):
             return
         problem = explain(error, self.doing)
         if problem is error:

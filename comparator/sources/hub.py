@@ -15,7 +15,7 @@ from pathlib import Path
 
 from comparator.core.errors import Stopped, UserError
 from comparator.core.state import ModelFacts
-from comparator.sources import architectures, folder, hub_problems, weights
+from comparator.sources import architectures, folder, hub_problems, isolated, weights
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.hub_files import (
     ASK_S,
@@ -39,6 +39,7 @@ _SMALL = (
 )  # fmt: skip
 _LARGEST_SMALL = 200 * 10**6  # tokenizers
 _LARGEST_LOOKED_AT = 8 * 10**6  # a config has some kB; a tokenizer's may list added tokens
+_LARGEST_INDEX = 32 * 10**6  # of names of tensors; those of models of 600B have 9 MB
 _MOST_LOOK_UPS = 8  # at once: each has a thread while a stranger's server answers
 _looking_up = threading.BoundedSemaphore(_MOST_LOOK_UPS)
 _listings: dict[tuple, tuple[float, Listing | UserError]] = {}
@@ -54,7 +55,7 @@ def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint
     try:
         listing = list_repo(repo, revision, progress)
     except hub_problems.Unreachable as unreachable:
-        return _from_cache(repo, revision, source, unreachable)
+        return _from_cache(repo, revision, source, unreachable, progress)
     chosen = first_weights(listing, source)
     small = fetch(listing, _small_files(listing), progress, f"{source}: ")
     _refuse_early(small, listing, source)
@@ -66,7 +67,7 @@ def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint
         )
     path = fetch(listing, shards, progress, f"downloading {source}: ")
     remember_branch(path, revision, listing.commit)
-    return folder.inspect(path, source, revision=listing.commit)
+    return _opened(path, source, progress, listing.commit)
 
 
 def look_up(repo: str, revision: str | None) -> ModelFacts:
@@ -87,7 +88,7 @@ def _look_up(repo: str, revision: str | None) -> ModelFacts:
     try:
         listing = list_repo(repo, revision, _silent)
     except hub_problems.Unreachable as unreachable:
-        return _from_cache(repo, revision, source, unreachable).facts()
+        return _from_cache(repo, revision, source, unreachable, None).facts()
     names = [
         n
         for n in ("config.json", "tokenizer_config.json", "chat_template.jinja", "quantize_config.json")
@@ -218,6 +219,12 @@ def first_weights(listing: Listing, source: str) -> str:
     chosen = weights.choose(names)
     if not chosen:
         raise weights.no_weights(source, top)
+    for name, most in (("config.json", _LARGEST_LOOKED_AT), (chosen[0], _LARGEST_INDEX)):
+        if name.endswith(".json") and listing.files[name] > most:
+            raise UserError(
+                f"{source}: {name} has {listing.files[name] / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are read.",
+                "Choose another model.",
+            )
     return chosen[0]
 
 
@@ -248,23 +255,36 @@ def _whole_in_cache(repo: str, commit: str, source: str) -> Checkpoint | None:
     found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir(), revision=commit)
     if not isinstance(found, str):
         return None
+    if isolated.needed(commit) and not isolated.was_opened(Path(found).parent):
+        return None  # it has to be opened elsewhere first, which takes a while
     try:
         return folder.inspect(Path(found).parent, source, revision=commit)
     except UserError:
         return None
 
 
-def _from_cache(repo: str, revision: str | None, source: str, unreachable: UserError) -> Checkpoint:
-    """What an earlier download left, when the Hub cannot be asked. Raises the Hub's problem if there is nothing."""
+def _opened(path: Path, source: str, progress: Progress, commit: str, note: str | None = None) -> Checkpoint:
+    if isolated.needed(commit):
+        isolated.open_first(path, source, progress)
+    return folder.inspect(path, source, revision=commit, note=note)
+
+
+def _from_cache(
+    repo: str, revision: str | None, source: str, unreachable: UserError, progress: Progress | None
+) -> Checkpoint:
+    """What an earlier download left, when the Hub cannot be asked. Raises the Hub's problem if there is nothing, and
+    without `progress` where opening it would take a while."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir(), revision=revision or "main")
     if not isinstance(found, str):
         raise unreachable
     path = Path(found).parent
+    if progress is None and isolated.needed(path.name) and not isolated.was_opened(path):
+        raise unreachable
     note = f"The Hub could not be reached; this is the copy of commit {path.name[:7]} that was downloaded earlier."
     try:
-        return folder.inspect(path, source, revision=path.name, note=note)
+        return _opened(path, source, progress or _silent, path.name, note)
     except UserError as problem:
         raise UserError(
             f"{unreachable.problem} The copy that was downloaded earlier is not complete: {problem.problem}",

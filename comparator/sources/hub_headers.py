@@ -5,8 +5,10 @@ Enough to say what every method would hold. Some kB per file of weights are read
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from comparator.core.errors import Stopped, UserError
 from comparator.sources import architectures, consistency, counting, folder, hub, hub_problems, weights
@@ -17,6 +19,8 @@ from comparator.sources.safetensors_header import remote_tensor
 NOTE = "Its headers were read; its weights were not downloaded."
 _DEADLINE_S = 60.0
 _MOST_FILES = 400
+_FIRST_BYTES = 100_000  # nearly every header is shorter
+_MOST_BYTES = 16_000_000  # of a header; 60,000 tensors of a mixture of experts have some 8 MB
 _AT_ONCE = 8
 _MOST_KNOWN = 8  # models, of a few hundred kB each
 _known: dict[tuple[str, str], Checkpoint] = {}
@@ -62,17 +66,69 @@ def _read(listing: Listing, source: str, progress: Progress) -> Checkpoint:
     return folder.described(path, source, config, stored, tied, revision=listing.commit, note=NOTE)
 
 
+def _header(listing: Listing, name: str) -> dict[str, Any]:
+    """A file's header, by one range request or two. `huggingface_hub` has this too: it multiplies shapes of any numbers,
+    which held every thread for minutes, takes headers of 100 MB, and reads whatever the server sends."""
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(listing.repo, name, revision=listing.commit, endpoint=endpoint())
+    begin = _range(url, 0, _FIRST_BYTES)
+    size = int.from_bytes(begin[:8], "little")
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"The header of {name} of {listing.repo} has {size / 1e6:,.0f} MB; at most {_MOST_BYTES / 1e6:,.0f} MB are read.",
+            "Download the model, and name its folder.",
+        )
+    if size > len(begin) - 8:
+        begin += _range(url, len(begin), size + 8 - len(begin))
+    try:
+        header = json.loads(begin[8 : 8 + size], parse_int=_size)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise UserError(
+            f"The header of {name} of {listing.repo} is damaged.", "Its maker has to upload it again."
+        )
+    return header
+
+
+def _range(url: str, start: int, length: int) -> bytes:
+    """At most `length` bytes, whatever the server sends."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = build_hf_headers(token=login()) | {"range": f"bytes={start}-{start + length - 1}"}
+    data = bytearray()
+    with get_session().stream("GET", url, headers=headers, timeout=_DEADLINE_S) as response:
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) >= length:
+                break
+    return bytes(data[:length])
+
+
+def _size(digits: str) -> int:
+    """Numbers of any length are not what a header has; `remote_tensor` refuses what this makes of them."""
+    return int(digits) if len(digits) < 20 else -1
+
+
 def _headers(listing: Listing, shards: list[str], source: str, progress: Progress) -> list[weights.Stored]:
     """Every tensor of the files, read in threads. Raises `UserError`."""
     done: list[str] = []
 
     def read(name: str) -> list[weights.Stored]:
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=endpoint(), token=login())
-        header = api.parse_safetensors_file_metadata(listing.repo, name, revision=listing.commit)
+        header = _header(listing, name)
         file = Path(source) / name
-        tensors = [remote_tensor(file, str(key), t.dtype, t.shape) for key, t in header.tensors.items()]
+        try:
+            tensors = [
+                remote_tensor(file, key, t["dtype"], t["shape"])
+                for key, t in header.items()
+                if key != "__metadata__"
+            ]
+        except (KeyError, TypeError):
+            raise UserError(
+                f"The header of {name} of {source} is damaged.", "Its maker has to upload it again."
+            ) from None
         if sum(t.bytes for t in tensors) > listing.files[name]:
             raise UserError(
                 f"{name} of {source} is smaller than its header says.", "Its maker has to upload it again."

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import UserError
+from comparator.sources import isolated
 from comparator.sources.checkpoint import Checkpoint
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Imports transformers. Raises `UserError` where it cannot be read."""
-    from transformers import AutoTokenizer
+    """The tokenizer for comparisons: on a public server a stranger's runs in another process. Raises `UserError`."""
+    if isolated.needed(checkpoint.revision):
+        return isolated.IsolatedTokenizer(checkpoint)
+    return own_tokenizer(checkpoint)
 
+
+def own_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer itself, in this process, as trainers want it. Raises `UserError` where it cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(
-            str(checkpoint.path), local_files_only=True, trust_remote_code=False
-        )
+        return read_tokenizer(checkpoint.path)
     except Exception as error:
         raise UserError(
             f"The tokenizer of {checkpoint.source} cannot be read: {str(error).splitlines()[0][:200]}",
             "Check that the folder holds tokenizer.json or the files of a slow tokenizer.",
         ) from error
+
+
+def read_tokenizer(path: Path) -> Any:
+    """Imports transformers, and raises what it raises."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)

@@ -57,7 +57,7 @@ def load_tokenizer(checkpoint: Any) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a dataloader may fork
     from comparator.sources import tokenizer
 
-    return tokenizer.load_tokenizer(checkpoint)
+    return tokenizer.own_tokenizer(checkpoint)
 
 
 # ---------------------------------------------------------------- one sample

@@ -20,7 +20,7 @@ from comparator.training import base_model as bases
 from comparator.training.callbacks import Halted, Watch, callback
 from comparator.training.memory_estimate import checkpointing_for, estimate, optimizer_for
 from comparator.training.settings import TrainSettings
-from comparator.training.tokenize import Encoded
+from comparator.training.tokenize import Encoded, load_tokenizer
 from comparator.training.types import Estimate, Preparing, Saving, TrainingResult, TrainRequest
 from comparator.util.compat import trl
 from comparator.util.compat.transformers import use_one_gpu
@@ -63,7 +63,7 @@ class Train:
                 base = bases.load(checkpoint, self.variant, device, plan.gradient_checkpointing, on_progress)
                 watch = Watch(self.job, self.request, emit, cancel, device)
                 watch.notes += [n for n in base.notes if n not in watch.notes]
-                tokenizer = context.tokenizer_of(self.request.model)
+                tokenizer = load_tokenizer(checkpoint)  # trl wants the tokenizer itself
                 trainer = make_trainer(
                     base, tokenizer, self.request, self.train, self.heldout, Path(self.work), device, watch,
                     checkpoint.source,

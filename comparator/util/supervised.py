@@ -55,6 +55,13 @@ def call(
     return outcome["result"]
 
 
+def environment() -> dict[str, str]:
+    """Of a process that knows no token and no password, and imports what this one does."""
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    path = os.pathsep.join(os.path.abspath(p) for p in sys.path if p)
+    return passed_on | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 def _answer(
     function: str, argument: bytes, seconds: float, memory_bytes: int, most_bytes: int, folder: str
 ) -> tuple[bytes, bool]:
@@ -65,8 +72,7 @@ def _answer(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        | {"PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path if p), "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     late = threading.Event()
 

@@ -9,7 +9,8 @@ import tiny_models
 from model_hub import model_hub
 
 from comparator.core.errors import UserError
-from comparator.sources import hub, hub_headers, open_checkpoint, open_headers
+from comparator.sources import folder as folder_module
+from comparator.sources import hub, hub_headers, isolated, open_checkpoint, open_headers
 
 NAME = "someone/tiny-llama"
 
@@ -49,8 +50,12 @@ def test_headers_tell_what_the_files_tell(served):
 
 
 @pytest.mark.parametrize(
-    "change", ({"shape": [2**50, 2]}, {"shape": [-1, 4]}, {"dtype": "Q4"}, {"shape": [10**9, 64]})
-)
+    "change",
+    (
+        {"shape": [2**50, 2]}, {"shape": [-1, 4]}, {"dtype": "Q4"}, {"dtype": ["F32"]}, {"shape": [10**9, 64]},
+        {"shape": None}, {"shape": [10**4000] * 500},  # whose product takes every thread for minutes
+    ),
+)  # fmt: skip
 def test_a_header_that_lies_is_refused_by_name(served, change):
     server, folder = served
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -63,3 +68,33 @@ def test_a_header_that_lies_is_refused_by_name(served, change):
     server.add(NAME, files)
     with pytest.raises(UserError, match=name):
         open_headers(NAME)
+
+
+def test_a_header_of_any_size_is_refused_unread(served):
+    server, folder = served
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    name = next(n for n in files if n.endswith(".safetensors"))
+    files[name] = (2**40).to_bytes(8, "little") + files[name][8:]
+    server.add(NAME, files)
+    with pytest.raises(UserError, match=f"{name}.*at most 16 MB are read"):
+        open_headers(NAME)
+    assert server.served_bytes < 1e6
+
+
+def test_on_a_public_server_a_download_is_opened_in_another_process_first(served, monkeypatch):
+    monkeypatch.setenv("COMPARATOR_PUBLIC", "1")
+    opened, inspect = [], folder_module.inspect
+    monkeypatch.setattr(isolated, "open_first", lambda path, source, progress: opened.append(path))
+
+    def inspected(path, source, **about):
+        assert path in opened, "this process reads a stranger's files before they were tried elsewhere"
+        return inspect(path, source, **about)
+
+    monkeypatch.setattr(folder_module, "inspect", inspected)
+    path = hub.open_repo(NAME, None, lambda fraction, message: None).path
+    assert opened == [path]
+    assert hub.in_cache(NAME, None) is None, "it is opened without having been tried"
+    mark = isolated._mark(path)
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert hub.in_cache(NAME, None).path == path

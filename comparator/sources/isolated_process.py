@@ -1,0 +1,127 @@
+"""Opens strangers' checkpoints and runs their tokenizers, as a program of its own: a line of JSON in, a line of JSON out.
+
+    python -m comparator.sources.isolated_process BYTES
+
+A tokenizer.json is a program: rules that replace one character by ten, twenty times over, make text of any size, and
+patterns take any time. BYTES is the memory that this process may take beyond what the libraries do. The other end is
+`isolated.py`. Ends with its stdin.
+
+In: {"do", "path", …}. Out: {"result"}, {"problem", "advice"}, or {"memory": true}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from comparator.core.errors import UserError
+from comparator.util.recent import Recent
+
+_KEPT = 4  # tokenizers
+_SAMPLE = "The year 2024: 3.14 × 2 = 6.28!\n\tdef f(x):  return x  # ñ 안녕 日本 🙂\n"
+_tokenizers: Recent[str, Any] = Recent(_KEPT)
+
+
+def answered(question: dict[str, Any]) -> Any:
+    """Raises whatever a checkpoint makes libraries raise."""
+    path = Path(question["path"])
+    if question["do"] == "open":
+        return _open(path, question["source"])
+    tokenizer = _tokenizer(path)
+    if question["do"] == "encode":
+        return list(tokenizer(question["text"], **question["options"])["input_ids"])
+    if question["do"] == "decode":
+        return tokenizer.decode(question["ids"], **question["options"])
+    if question["do"] == "vocabulary":
+        return tokenizer.get_vocab()
+    return {
+        "chat_template": tokenizer.chat_template,
+        "special_tokens_map": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+        "length": len(tokenizer),
+        **{f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")},
+        **{
+            f"{name}_token_id": getattr(tokenizer, f"{name}_token_id")
+            for name in ("bos", "eos", "pad", "unk")
+        },
+    }
+
+
+def _open(path: Path, source: str) -> None:
+    """What is done with a checkpoint before its weights are loaded. Raises `UserError` for one that cannot be used."""
+    from comparator.sources import folder
+
+    folder.inspect(path, source)
+    tokenizer = _tokenizer(path)
+    tokenizer.decode(tokenizer(_SAMPLE)["input_ids"])
+    _build(path)
+
+
+def _build(path: Path) -> None:
+    """The modules that its config asks for, without memory for weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except MemoryError:
+        raise
+    except Exception:
+        return  # what is wrong with it, loading it will say
+
+
+def _tokenizer(path: Path) -> Any:
+    from comparator.sources.tokenizer import read_tokenizer
+
+    known = _tokenizers.get(str(path))  # one may be false: it has a length
+    return _tokenizers.put(str(path), read_tokenizer(path)) if known is None else known
+
+
+def _limit(extra: int) -> None:
+    """At most so much more memory than now; without core dumps. Threads of libraries reserve more than they use."""
+    try:
+        import resource
+    except ImportError:  # Windows: the parent's clock alone
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra,) * 2)
+
+
+def main(extra: int) -> None:
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - before the limit
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    _limit(extra)
+    for line in sys.stdin.buffer:
+        try:
+            answer = {"result": answered(json.loads(line))}
+        except MemoryError:
+            answer = {"memory": True}
+        except UserError as error:
+            answer = {"problem": error.problem, "advice": error.advice}
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the tokenizers library is no Exception
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            answer = {"problem": f"Its tokenizer fails: {first}.", "advice": "Choose another model."}
+        out.write(json.dumps(answer).encode() + b"\n")
+        out.flush()
+        if "memory" in answer:
+            os._exit(1)  # the next one begins with all of it
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
