@@ -11,7 +11,7 @@ LOCKED := $(INSTALL) --no-deps --require-hashes
 IS_LOCKED := import platform as p, sys; sys.exit((p.system(), p.machine()) != ("Linux", "x86_64") or p.libc_ver()[0] != "glibc" or sys.version_info[:2] > (3, 13))
 TOOLS := $(VENV)/tools
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-llamacpp.txt requirements.lock constraints.txt Makefile | cksum | cut -d' ' -f1)
-DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt requirements-autoround.txt requirements-llamacpp.txt requirements-endpoint.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
+DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt requirements-autoround.txt requirements-llamacpp.txt requirements-endpoint.txt requirements-tasks.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 # `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`
 ARGS ?=
 WORKERS ?= 2

@@ -17,7 +17,14 @@ from comparator.comparison.prompts import reader
 from comparator.core.errors import UserError
 from comparator.core.events import Done
 from comparator.core.prompt_set import PromptSet
-from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
+from comparator.core.request import (
+    ChatTemplate,
+    EvalSettings,
+    GenerationSettings,
+    Request,
+    TaskRequest,
+    parse_variables,
+)
 from comparator.core.result import Comparison
 from comparator.core.settings import get_settings
 from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
@@ -97,6 +104,9 @@ def request(
     max_memory: str | None = None,
     parallel: bool = False,
     prompts: str | Path | PromptSet | None = None,
+    task: str | Iterable[str] | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
     batch: int = 1,
     resume: bool = True,
     calibration: str | Path | Iterable[str] | None = None,
@@ -111,6 +121,8 @@ def request(
     `calibration` is what gptq columns that are made on the spot are rounded with: a file, "c4", "wikitext2" or the
     texts themselves. `parallel` runs columns on different devices of a Ray cluster at the same time.
     `prompts` is a set in place of `prompt`: a file, a shipped set by its name, or a `PromptSet` (docs/prompt-sets.md);
+    `task`: names or folders of tasks of lm-evaluation-harness (docs/tasks.md), `limit` documents of each, with `fewshot` examples;
+    `prompt` may then be left out, and is the first document's.
     `batch`: how many are decoded at once; `resume`: whether an interrupted run of it is taken up.
     `settings` are the fields of `GenerationSettings`; `repeats` may be "auto". Raises `UserError` for what cannot be understood; ranges are checked when the comparison starts.
     """
@@ -126,13 +138,16 @@ def request(
             )
         prompts = prompts if isinstance(prompts, PromptSet) else reader.load(prompts)
         prompt, system = prompts.prompts[0].text, prompts.prompts[0].system
+    if task is None and (limit, fewshot) != (None, None):
+        raise UserError("There is no task to limit.", "Name one: task=…, or --task NAME.")
     return Request(
         prompts=prompts,
+        task=None if task is None else TaskRequest(tuple(_listed(task)), limit, fewshot),
         batch=batch,
         resume=resume,
         model=model or get_settings().model,
         cells=cells(default_variants(model) if variants is None else variants, adapters),
-        prompt=_text("prompt", prompt),
+        prompt=_text("prompt", "" if prompt is None and task is not None else prompt),
         system=_text("system prompt", system) if system else None,
         chat=chat,
         template=ChatTemplate(template, _variables(template_vars)),

@@ -118,7 +118,8 @@ def test_what_make_installs_is_what_the_requirements_allow():
         return [Requirement(line) for line in lines if line and not line.startswith("-r")]
 
     names = ("requirements.txt", "requirements-dev.txt", "requirements-ray.txt", "requirements-formats.txt",
-             "requirements-autoround.txt", "requirements-llamacpp.txt", "requirements-endpoint.txt")  # fmt: skip
+             "requirements-autoround.txt", "requirements-llamacpp.txt", "requirements-endpoint.txt",
+             "requirements-tasks.txt")  # fmt: skip
     allowed = {r.name.lower().replace("_", "-"): r.specifier for n in names for r in read(n)}
     for pin in read("constraints.txt"):
         (only,) = pin.specifier

@@ -46,6 +46,20 @@ def run(
             help="A prompt set in place of one prompt: .jsonl, .csv, a prompt per line, or a shipped set (everyday).",
         ),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        _prompt_option(
+            metavar="NAME|FOLDER",
+            help="A task of lm-evaluation-harness, or a folder with a task's YAML and JSONL; repeatable. See docs/tasks.md.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, _prompt_option(min=1, metavar="N", help="Documents of each task. (default: all)")
+    ] = None,
+    fewshot: Annotated[
+        int | None,
+        _prompt_option(min=0, metavar="N", help="Examples before each document. (default: the task's own)"),
+    ] = None,
     batch: Annotated[
         int,
         _prompt_option(
@@ -55,7 +69,8 @@ def run(
     resume: Annotated[
         bool,
         _prompt_option(
-            "--resume/--fresh", help="Take up an interrupted run of the same prompt set, or begin again."
+            "--resume/--fresh",
+            help="Take up an interrupted run of the same prompt set or task, or begin again.",
         ),
     ] = True,
     variant: Annotated[
@@ -201,14 +216,17 @@ def run(
     for path in output or []:
         export.check_name(path)
     use(ray)
-    if prompt is None and prompts is None:
-        raise UserError("There is no prompt.", "Add --prompt TEXT, or --prompts FILE.")
+    if prompt is None and prompts is None and not task:
+        raise UserError("There is no prompt.", "Add --prompt TEXT, --prompts FILE or --task NAME.")
     request = api.request(
         None if prompt is None else _prompt(prompt),
         variant or None,
         model,
         adapter or (),
         prompts=prompts,
+        task=task or None,
+        limit=limit,
+        fewshot=fewshot,
         batch=batch,
         resume=resume,
         system=system,

@@ -99,8 +99,12 @@ def prompt_set_table(comparison: Comparison) -> str:
     if comparison.prompt_set is None:
         return ""
     table = _rows_table(prompt_set.SUMMARY_HEAD, prompt_set.summary_rows(comparison))
+    head, lines = prompt_set.score_table(comparison)
+    scores = [_rows_table(head, lines), ""] if lines else []
     flipped = [row for row in prompt_set.rows(comparison) if any(row.flips)]
-    return to_text("", printable(prompt_set.title(comparison)), table, *_flipped(comparison, flipped))
+    return to_text(
+        "", printable(prompt_set.title(comparison)), *scores, table, *_flipped(comparison, flipped)
+    )
 
 
 def votes_table(comparison: Comparison) -> str:

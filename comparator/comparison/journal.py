@@ -100,12 +100,19 @@ def open_journal(folder: Path, key: str, resume: bool = True) -> Journal:
         return Journal()
 
 
-def key_of(request: Request, columns: Sequence[Column], reference: Column, environment: Environment) -> str:
-    """What the answers follow from, as a hash: the set, the settings, the columns' weights, the machine and its packages."""
+def key_of(
+    request: Request,
+    columns: Sequence[Column],
+    reference: Column,
+    environment: Environment,
+    requests: Any = None,
+) -> str:
+    """What the answers follow from, as a hash: the set or a task's `requests`, the settings, the columns' weights, the machine
+    and its packages."""
     settings = asdict(request.settings)
     del settings["repeats"]
     parts: list[Any] = [
-        asdict(request.prompts) if request.prompts else None, settings, request.chat, asdict(request.template),
+        asdict(request.prompts) if request.prompts else requests, settings, request.chat, asdict(request.template),
         request.fidelity == "none", request.batch, asdict(environment),
         [(c.result.label, asdict(c.result.model) if c.result.model else None, c is reference) for c in columns],
     ]  # fmt: skip

@@ -99,7 +99,7 @@ class Plan:
         if self._began_s is None:
             self._began_s = now_s
         if isinstance(event, Answering):
-            self._answering = event
+            self._answering, self._prompts = event, event.total
             return
         column = self._columns.get(event.cell)
         if column is not None:
@@ -156,8 +156,8 @@ class Plan:
         parts = [self._load_left(c) for c in alive] + [self._runs_left(c) for c in alive]
         if self._scores:
             parts += [self._score_left(c) for c in alive]
-        if self._prompts:
-            parts.append(self._set_left(alive))
+        if self._prompts or self.request.task:  # how many documents a task has is known once it is loaded
+            parts.append(self._set_left(alive) if self._prompts else None)
         known = [p for p in parts if p is not None]
         return sum(known) if len(known) == len(parts) else None
 
@@ -185,7 +185,12 @@ class Plan:
         if self._prompts:
             done = self._prompts if self._over else self._answering.number - 1 if self._answering else 0
             listed.append(
-                Stage("Prompts", done, self._prompts, self._answering is not None and not self._over)
+                Stage(
+                    "Documents" if self.request.task else "Prompts",
+                    done,
+                    self._prompts,
+                    self._answering is not None and not self._over,
+                )
             )
         return listed
 

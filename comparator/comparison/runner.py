@@ -17,6 +17,7 @@ from typing import Any
 from comparator.backends import most_precise
 from comparator.comparison.figures import measured
 from comparator.comparison.set_runner import encode_all, run_set
+from comparator.comparison.task_runner import run_tasks
 from comparator.comparison.validation import checked
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import (
@@ -40,6 +41,8 @@ from comparator.engine.explain import explain
 from comparator.engine.protocol import Engine, OnProgress
 from comparator.fidelity.scorer import FidelityScorer, check_request
 from comparator.fidelity.tasks import EncodeText
+from comparator.harness import catalog, scoring
+from comparator.harness.catalog import Tasks
 from comparator.util import error_log, streams
 
 
@@ -78,6 +81,7 @@ class _Comparing:
         self.environment = Environment()
         self.text_ids: tuple[int, ...] = ()
         self.set_prompts: list[Prompt] = []
+        self.tasks: Tasks | None = None
         self.set_result: Any = None  # `SetResult`
         self.rounds = request.settings.repeats or 1
         self.at = 0  # the column that is being worked on, from 1
@@ -110,6 +114,8 @@ class _Comparing:
             self._score()
             if self.request.prompts:
                 self.set_result = run_set(self.request, self.engine, self.cancel, self.columns, self._reference_column(), self.set_prompts, self.emit)  # fmt: skip
+            if self.tasks:
+                self.set_result = run_tasks(self.request, self.tasks, self.engine, self.cancel, self.columns, self._reference_column(), self.emit)  # fmt: skip
         return self._settle()
 
     def _loading(self, column: Column) -> OnProgress:
@@ -124,6 +130,12 @@ class _Comparing:
         if not engine.state().ready:
             progress(None, "starting torch")
         self.environment = engine.environment()
+        if request.task:
+            progress(None, "loading the documents of the task")
+            self.tasks = catalog.load(request.task)
+            if not request.prompt:
+                first = scoring.text_of(self.tasks.documents[0])
+                request = self.request = replace(request, prompt=first, system=None, chat=False)
         self.prompt = engine.encode(
             request.model, request.prompt, request.system, request.chat, request.template
         )

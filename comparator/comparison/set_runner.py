@@ -6,11 +6,12 @@ that Stop leaves whole rows; each answer is on the disk before the next one begi
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comparator.comparison.journal import Journal, key_of, open_journal
 from comparator.comparison.prompts import checks
@@ -51,19 +52,46 @@ def run_set(
     emit: Callable[[Event], None],
 ) -> SetResult:
     """The set's result, also after Stop. `encoded`: the prompts' token ids, in the set's order."""
+    with journal_of(request, engine, cancel, columns, reference) as journal:
+        return _SetRun(request, engine, cancel, columns, reference, encoded, emit, journal).run()
+
+
+@contextlib.contextmanager
+def journal_of(
+    request: Request,
+    engine: Engine,
+    cancel: threading.Event,
+    columns: Sequence[Column],
+    reference: Column,
+    requests: Any = None,
+) -> Iterator[Journal]:
+    """The journal of this run, or of an interrupted one; removed where the run ends by itself."""
     journal = Journal()
     if (
         not engine.settings.public
     ):  # visitors' prompts lie nowhere but in the comparisons that they can delete
-        key = key_of(request, columns, reference, engine.environment())
+        key = key_of(request, columns, reference, engine.environment(), requests)
         journal = open_journal(engine.settings.data_dir / "prompt-sets", key, request.resume)
     try:
-        result = _SetRun(request, engine, cancel, columns, reference, encoded, emit, journal).run()
+        yield journal
     except BaseException:
         journal.close()
         raise
     journal.close(remove=not cancel.is_set())
-    return result
+
+
+def load_again(engine: Engine, request: Request, column: Column, cancel: threading.Event) -> str:
+    """The handle of a column, which is made resident where it was unloaded meanwhile."""
+    assert column.loaded is not None
+    if not engine.resident(column.loaded.handle):
+        column.loaded = engine.load(
+            LoadRequest(
+                request.model, column.exact.variant, column.exact.adapter,
+                max_memory=parse_max_memory(request.max_memory), evict=request.evict,
+            ),
+            cancel,
+        )  # fmt: skip
+    return column.loaded.handle
 
 
 class _SetRun:
@@ -216,16 +244,7 @@ class _SetRun:
         self.journal.add(at, number, answer, run.token_ids if at == self.reference else None)
 
     def _load(self, column: Column) -> str:
-        assert column.loaded is not None
-        if not self.engine.resident(column.loaded.handle):
-            column.loaded = self.engine.load(
-                LoadRequest(
-                    self.request.model, column.exact.variant, column.exact.adapter,
-                    max_memory=parse_max_memory(self.request.max_memory), evict=self.request.evict,
-                ),
-                self.cancel,
-            )  # fmt: skip
-        return column.loaded.handle
+        return load_again(self.engine, self.request, column, self.cancel)
 
     # ------------------------------------------------------------ distance from the reference
 

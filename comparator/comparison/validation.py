@@ -7,16 +7,19 @@ from dataclasses import replace
 from comparator.adapters import same_twice
 from comparator.backends import resolve
 from comparator.core.errors import UserError
-from comparator.core.request import GenerationSettings, Request
+from comparator.core.request import GenerationSettings, Request, TaskRequest
 from comparator.core.settings import Settings, get_settings, parse_max_memory
 from comparator.core.variant import Cell
 from comparator.fidelity.scorer import check_request
+from comparator.harness import catalog
 
 
 def checked(request: Request, settings: Settings | None = None) -> Request:
     """The request with canonical variants. Raises `UserError` for what is wrong whatever the model is."""
     settings = settings or get_settings()
-    if not request.prompt.strip():
+    if request.task:
+        _check_task(request.task, request, settings)
+    elif not request.prompt.strip():
         raise UserError("The prompt is empty.", "Enter a prompt.")
     if not request.cells:
         raise UserError("No variant is selected.", "Select at least one, for example bf16.")
@@ -47,6 +50,20 @@ def checked(request: Request, settings: Settings | None = None) -> Request:
         )
     parse_max_memory(request.max_memory)
     return replace(request, cells=cells, reference=reference, parallel=request.parallel or settings.parallel)
+
+
+def _check_task(task: TaskRequest, request: Request, settings: Settings) -> None:
+    if settings.public:
+        raise UserError("Tasks are not run on a public server.", "Run them on an installation of your own.")
+    if request.prompts:
+        raise UserError("A prompt set and a task are given.", "Give one of them.")
+    if not task.names or not all(name.strip() for name in task.names):
+        raise UserError("No task is named.", "Name one, for example arc_easy, or a folder (docs/tasks.md).")
+    if task.limit is not None and task.limit < 1:
+        raise UserError(f"The limit is {task.limit} documents.", "Use 1 or more.")
+    if task.fewshot is not None and not 0 <= task.fewshot <= 100:
+        raise UserError(f"{task.fewshot} examples are asked for.", "Use 0 to 100.")
+    catalog.require()
 
 
 def check_generation(generation: GenerationSettings, settings: Settings) -> None:

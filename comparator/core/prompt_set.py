@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -61,6 +61,7 @@ class SetAnswer:
         first_difference: the first of those tokens that is not, from 0; None where all are.
         compared: how many of them were compared.
         near_tie: decoded in a batch: the first token that the prompt alone may get otherwise, since rounding differs.
+        score: of a task's document, where its metric is no right or wrong.
         error: why there is no answer.
     """
 
@@ -75,7 +76,44 @@ class SetAnswer:
     first_difference: int | None = None
     compared: int = 0
     near_tie: int | None = None
+    score: float | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of one task, as lm-evaluation-harness computes it. The tuples have an entry per column.
+
+    Attributes:
+        filter: what it takes the answer out of the text with; "none": nothing.
+        documents: how many were scored.
+        errors: standard errors of `values`.
+        differences: mean over the documents of the column's value less the reference's, for metrics that are such a mean.
+        difference_errors: standard errors of `differences`, which are of pairs.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    higher_is_better: bool | None
+    documents: int
+    values: tuple[float | None, ...] = ()
+    errors: tuple[float | None, ...] = ()
+    differences: tuple[float | None, ...] = ()
+    difference_errors: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """What was asked of lm-evaluation-harness, with its version, and its scores. `total`: documents, those that were not reached
+    included. `fewshot`: examples by task."""
+
+    names: tuple[str, ...]
+    harness: str
+    limit: int | None = None
+    total: int = 0
+    fewshot: dict[str, int] = field(default_factory=dict)
+    scores: tuple[TaskScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +121,8 @@ class SetResult:
     """`answers[column][prompt]`, in the order of the document's cells and of `prompts`; None: not reached.
 
     `batch`: how many prompts were decoded at once at most. Latency figures are never from here: they come from rounds of
-    the first prompt alone. `resumed`: how many answers are of an earlier run that was interrupted.
+    the first prompt alone. `resumed`: how many answers are of an earlier run that was interrupted. `task`: the prompts are the
+    documents of tasks; `passed` is then their first metric.
     """
 
     name: str
@@ -91,3 +130,4 @@ class SetResult:
     answers: tuple[tuple[SetAnswer | None, ...], ...] = ()
     batch: int = 1
     resumed: int = 0
+    task: TaskRun | None = None

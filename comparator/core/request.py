@@ -83,6 +83,16 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
+class TaskRequest:
+    """Tasks of lm-evaluation-harness: names that it knows, and folders with the YAML of tasks. `limit`: documents of each,
+    from the first; `fewshot`: examples before each document. None: all, and what the task says."""
+
+    names: tuple[str, ...]
+    limit: int | None = None
+    fewshot: int | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One comparison as requested."""
 
@@ -99,6 +109,7 @@ class Request:
     evict: bool = True  # unload the least recently used variants to free memory
     max_memory: str | None = None  # "0=6GiB,cpu=20GiB": accelerate's device map
     prompts: PromptSet | None = None  # all go through each column; `prompt` is the first, for the latencies
+    task: TaskRequest | None = None  # in place of `prompts`; an empty `prompt` is then the first document's
     batch: int = 1  # prompts of the set that are decoded at once, where a column's runtime can
     resume: bool = True  # take up an interrupted run of the same set
     parallel: bool = False  # columns on different devices of a cluster at the same time

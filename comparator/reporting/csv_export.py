@@ -99,7 +99,7 @@ def _row(comparison: Comparison, cell: CellResult, votes: list[Any]) -> list[Any
 def to_prompts_csv(comparison: Comparison) -> str:
     """One row per prompt and column of a prompt set, where it matters first; the heading alone without one."""
     fields = ("passed", "failed_why", "kl", "at_least", "agreement", "first_difference", "compared", "tokens",
-              "finish_reason", "error", "text")  # fmt: skip
+              "finish_reason", "score", "error", "text")  # fmt: skip
     return table(
         ["id", "kind", "variant", "adapter", "flip", *fields, "check", "expected", "system", "turns", "prompt"],
         (

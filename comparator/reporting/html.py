@@ -83,9 +83,10 @@ def _prompt_set(comparison: Comparison) -> dict[str, Any] | None:
         return None
     return {
         "title": prompt_set.title(comparison),
+        "scores": prompt_set.score_table(comparison),
         "head": prompt_set.SUMMARY_HEAD,
         "rows": prompt_set.summary_rows(comparison),
-        "note": prompt_set.NOTE,
+        "note": prompt_set.note(comparison),
         "matrix": Markup(set_matrix.render(comparison, prompt_set.rows(comparison))),
     }
 

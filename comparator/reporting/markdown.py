@@ -70,11 +70,15 @@ def _prompt_set(comparison: Comparison) -> list[str]:
         return []
     labels = [cell.label for cell in comparison.cells]
     table = prompt_set.rows(comparison)
-    parts = [f"## {inline(prompt_set.title(comparison))}", "", _md_row(prompt_set.SUMMARY_HEAD)]
+    parts = [f"## {inline(prompt_set.title(comparison))}", ""]
+    head, scores = prompt_set.score_table(comparison)
+    if scores:
+        parts += [_md_row(head), "|---" * len(head) + "|", *map(_md_row, scores), ""]
+    parts += [_md_row(prompt_set.SUMMARY_HEAD)]
     parts += ["|---" * len(prompt_set.SUMMARY_HEAD) + "|", *map(_md_row, prompt_set.summary_rows(comparison))]
     parts += [
         "",
-        inline(prompt_set.NOTE),
+        inline(prompt_set.note(comparison)),
         "",
         _md_row(("prompt", "kind", *labels)),
         "|---" * (2 + len(labels)) + "|",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from comparator.core.prompt_set import SetAnswer, SetPrompt
+from comparator.core.prompt_set import SetAnswer, SetPrompt, SetResult, TaskRun
 from comparator.core.result import Comparison
 from comparator.util import formatting, stats
 
@@ -17,6 +17,13 @@ SUMMARY_HEAD = ("column", "answered", "checks passed", "95 % interval", "KL, nat
 NOTE = (
     "Latencies are of the first prompt alone. The interval of the checks is Wilson's; ± is the standard error over prompts. "
     "Flips are against the reference, and p is McNemar's exact test of whether they go one way."
+)
+
+
+TASK_NOTE = (
+    "The scores and their standard errors (±) are lm-evaluation-harness's own; ↑ higher is better, ↓ lower. A document passes where its task's first metric is 1; the "
+    "interval is Wilson's. Flips are against the reference, and p is McNemar's exact test of whether they go one way. Latencies are of "
+    "one prompt alone."
 )
 
 
@@ -115,12 +122,57 @@ def title(comparison: Comparison) -> str:
     result = comparison.prompt_set
     if result is None:
         return ""
+    if result.task:
+        return _task_title(result, result.task)
     resumed = (
         f" ({formatting.plural(result.resumed, 'answer')} of an interrupted run)" if result.resumed else ""
     )
     ties = sum(a is not None and a.near_tie is not None for column in result.answers for a in column)
     batch = f", {result.batch} at once ({formatting.plural(ties, 'near tie')})" if result.batch > 1 else ""
     return f"Prompt set “{result.name}”: {formatting.plural(len(result.prompts), 'prompt')}{batch}{resumed}"
+
+
+def _task_title(result: SetResult, task: TaskRun) -> str:
+    shots = sorted(set(task.fewshot.values()))
+    examples = (
+        f"{' to '.join(map(str, {shots[0]: 0, shots[-1]: 0}))} examples each, " if shots and shots[-1] else ""
+    )
+    count = formatting.plural(len(result.prompts), "document")
+    of = f" of {task.total:,}" if task.total > len(result.prompts) else ""
+    resumed = (
+        f", {formatting.plural(result.resumed, 'answer')} of an interrupted run" if result.resumed else ""
+    )
+    return f"Task “{result.name}”: {count}{of} ({examples}lm-evaluation-harness {task.harness}{resumed})"
+
+
+def note(comparison: Comparison) -> str:
+    """How the figures are meant."""
+    return TASK_NOTE if comparison.prompt_set and comparison.prompt_set.task else NOTE
+
+
+def score_table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(heading, a line for each metric of each task): the harness's scores ± standard errors, and below each other column's
+    score the paired difference from the reference. No lines without a task."""
+    task = comparison.prompt_set.task if comparison.prompt_set else None
+    labels = [c.label for c in comparison.cells]
+    lines = []
+    for s in task.scores if task else ():
+        better = {True: " ↑", False: " ↓", None: ""}[s.higher_is_better]
+        name = f"{s.task} {s.metric}" + ("" if s.filter == "none" else f" ({s.filter})")
+        lines.append((name + better, f"{s.documents:,}", *map(_figure, s.values, s.errors)))
+        if any(d is not None for d in s.differences):
+            base = "" if (n := reference_index(comparison)) is None else labels[n]
+            paired = map(_signed, s.differences, s.difference_errors)
+            lines.append((f"  difference from {base}, paired", "", *paired))
+    return ("score", "documents", *labels), lines
+
+
+def _figure(value: float | None, error: float | None) -> str:
+    return formatting.NONE if value is None else f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def _signed(value: float | None, error: float | None) -> str:
+    return "" if value is None else f"{value:+.3g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -163,6 +215,8 @@ def cell_words(answer: SetAnswer | None, flip: Flip = "") -> str:
     ]
     if answer.near_tie is not None:
         parts = [*parts, f"near tie at token {answer.near_tie + 1}"]
+    if answer.score is not None:
+        parts = [*parts, f"score {formatting.small(answer.score)}"]
     if flip:
         parts = [f"{parts[0]} (flipped)", *parts[1:]]
     return " · ".join(filter(None, parts)) or formatting.plural(answer.tokens, "token")

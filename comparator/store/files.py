@@ -294,7 +294,10 @@ def summarize(comparison: Comparison) -> Summary:
     text = prompt.text
     if result is not None:
         text = "\n".join(
-            [f"Prompt set {result.name} ({len(result.prompts)})", *(p.prompt for p in result.prompts[:50])]
+            [
+                f"{'Task' if result.task else 'Prompt set'} {result.name} ({len(result.prompts)})",
+                *(p.prompt for p in result.prompts[:50]),
+            ]
         )
     key = hashlib.sha256(json.dumps([text, prompt.system]).encode())
     return Summary(

@@ -31,6 +31,7 @@ from comparator.core.request import (
     ChatTemplate,
     GenerationSettings,
     Request,
+    TaskRequest,
     parse_variables,
     written_variables,
 )
@@ -101,6 +102,7 @@ class Recipe:
     reference: Cell | None = None
     fidelity: str | None = None
     prompts: PromptSet | None = None  # not in a link: it would be too long
+    task: TaskRequest | None = None
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -118,8 +120,9 @@ def recipe_of(source: Request | Comparison) -> Recipe:
     if isinstance(source, Request):
         return Recipe(
             source.model, source.cells, source.prompt, source.system, source.chat, source.template, source.settings,
-            source.reference, source.fidelity, source.prompts,
+            source.reference, source.fidelity, source.prompts, source.task,
         )  # fmt: skip
+    known = source.prompt_set
     return Recipe(
         source.model,
         tuple(_measured(c) for c in source.cells),
@@ -129,7 +132,8 @@ def recipe_of(source: Request | Comparison) -> Recipe:
         ChatTemplate(source.prompt.template, source.prompt.template_vars),
         source.settings,
         _measured(source.reference) if source.reference else None,
-        prompts=PromptSet(source.prompt_set.name, source.prompt_set.prompts) if source.prompt_set else None,
+        prompts=PromptSet(known.name, known.prompts) if known and not known.task else None,
+        task=TaskRequest(known.task.names, known.task.limit) if known and known.task else None,
     )
 
 

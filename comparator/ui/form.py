@@ -12,14 +12,21 @@ from comparator.backends import backend_for, calibration, resolve
 from comparator.comparison.prompts import reader
 from comparator.core.errors import UserError
 from comparator.core.prompt_set import PromptSet
-from comparator.core.request import ChatTemplate, EvalSettings, GenerationSettings, Request, parse_variables
+from comparator.core.request import (
+    ChatTemplate,
+    EvalSettings,
+    GenerationSettings,
+    Request,
+    TaskRequest,
+    parse_variables,
+)
 from comparator.core.result import Comparison
 from comparator.core.variant import Adapter, Cell, Variant, parse_adapter
 from comparator.engine.protocol import ignore
 
 AUTO = "auto"
 NO_ADAPTER = "none"
-ONE_PROMPT, OWN_SET = "", "own"  # `prompt_set`; else the name of a shipped set
+ONE_PROMPT, OWN_SET, TASK = "", "own", "task"  # `prompt_set`; else the name of a shipped set
 MAX_ADAPTERS = 4  # besides “none”
 _MOST_NAMES = 1_000  # variants, adapters or columns that a browser may list; the page lists some dozens
 _MOST_CALIBRATION = 2_000_000  # characters of a pasted calibration; MOST_SAMPLES need some 150,000
@@ -37,6 +44,8 @@ class Form:
     prompt: Any = ""
     prompt_set: Any = ONE_PROMPT
     set_text: Any = ""
+    task: Any = ""
+    limit: Any = 100
     max_new_tokens: Any = 64
     temperature: Any = 0.0
     top_p: Any = 1.0
@@ -88,6 +97,7 @@ class Form:
             prompt=prompt,
             system=system,
             prompts=prompts,
+            task=self.asked_task(),
             chat=chat,
             template=ChatTemplate(
                 str(self.template or "").strip() or None,
@@ -114,11 +124,18 @@ class Form:
 
     def prompts(self) -> PromptSet | None:
         """The chosen set; None for one prompt. Raises `UserError`."""
-        if not isinstance(self.prompt_set, str) or self.prompt_set == ONE_PROMPT:
+        if not isinstance(self.prompt_set, str) or self.prompt_set in (ONE_PROMPT, TASK):
             return None
         if self.prompt_set in reader.shipped():
             return reader.load(self.prompt_set)
         return reader.parse(str(self.set_text or ""))
+
+    def asked_task(self) -> TaskRequest | None:
+        """The tasks, separated by commas; None for prompts. A limit of 0 is none."""
+        if self.prompt_set != TASK:
+            return None
+        names = tuple(filter(None, (name.strip() for name in str(self.task or "")[:2000].split(","))))
+        return TaskRequest(names, _whole("Documents", self.limit or 0) or None)
 
     def calibrated(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
         """The columns, with the calibration text added to every variant that takes one and names none."""

@@ -11,7 +11,7 @@ from comparator.core.errors import UserError
 from comparator.core.request import written_variables
 from comparator.core.result import Comparison
 from comparator.store.links import Recipe, recipe_of
-from comparator.ui.form import AUTO, NO_ADAPTER, ONE_PROMPT, OWN_SET, Form
+from comparator.ui.form import AUTO, NO_ADAPTER, ONE_PROMPT, OWN_SET, TASK, Form
 from comparator.ui.page import Page
 from comparator.ui.panel import adapters as adapter_list
 from comparator.ui.panel import variants
@@ -50,6 +50,9 @@ def values(page: Page, recipe: Recipe) -> list[Any]:
     if recipe.prompt:
         new["prompt"] = recipe.prompt
     new["prompt_set"], new["set_text"] = _prompt_set(recipe)
+    if recipe.task is not None:
+        new["prompt_set"], new["task"] = TASK, ", ".join(recipe.task.names)
+        new["limit"] = recipe.task.limit or 0
     if recipe.system is not None:
         new["system"] = recipe.system
     if recipe.chat is not None:

@@ -181,3 +181,25 @@ def test_stop_ends_it_and_unloading_frees_it(toy, two_layers):
     engine.unload(handle)
     gc.collect()
     assert handle in toy.ToyModel.unloaded and model() is None and not engine.state().residents
+
+
+def test_a_task_of_the_harness_runs_on_it(toy, two_layers) -> None:
+    """Its log-probabilities are those of the toy's own matrices."""
+    from transformers import AutoTokenizer
+
+    from comparator import api
+
+    folder = Path(__file__).resolve().parents[1] / "harness" / "tasks"
+    result = api.run(
+        None, ["toy"], str(two_layers), task=str(folder / "capitals.yaml"), limit=1, fewshot=0, max_new_tokens=1,
+        fidelity="none",
+    ).prompt_set  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(two_layers)
+    prompt = result.prompts[0].prompt
+    before = tokenizer(prompt)["input_ids"]
+    e, o = toy.matrices(json.loads((two_layers / "config.json").read_text())["vocab_size"])
+    for choice in ("Rome", "Paris", "Berlin", "Madrid"):
+        ids = tokenizer(f"{prompt} {choice}")["input_ids"]
+        log_p = log_softmax(e[ids[len(before) - 1 : -1]] @ o)
+        expected = sum(log_p[n, token] for n, token in enumerate(ids[len(before) :]))
+        assert f"{expected:.3f}  {choice}" in result.answers[0][0].text

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+TASKS = Path(__file__).resolve().parents[1] / "harness" / "tasks"
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -36,5 +39,22 @@ def test_a_set_is_written_run_opened_and_linked(visit):
     page.click("[data-again]")
     page.wait_for_function(
         "() => document.querySelector('#prompt-set-text textarea')?.value.includes('What is 2 + 2?')"
+    )
+    assert not visitor.complaints, visitor.complaints
+
+
+def test_a_task_is_chosen_run_and_shown(visit):
+    visitor = visit()
+    page = visitor.page
+    page.locator("#prompt-set input").click()
+    page.get_by_role("option", name="a task of lm-evaluation-harness").click()
+    page.locator("#task-name input, #task-name textarea").first.fill(str(TASKS / "capitals.yaml"))
+    page.locator("#task-limit input").fill("2")
+    visitor.run(tokens=2, variants=("bf16", "nf4"))
+    visitor.finished()
+    page.wait_for_selector("#set-matrix .set-row")
+    assert page.locator("#set-matrix .set-row").count() == 2
+    assert "capitals acc" in visitor.text("#prompt-set-result") and "2 documents" in visitor.text(
+        "#prompt-set-result h3"
     )
     assert not visitor.complaints, visitor.complaints

@@ -9,7 +9,8 @@ import gradio as gr
 
 from comparator.comparison.prompts import checks, reader
 from comparator.core.errors import UserError
-from comparator.ui.form import ONE_PROMPT, OWN_SET, Form
+from comparator.harness import catalog
+from comparator.ui.form import ONE_PROMPT, OWN_SET, TASK, Form
 from comparator.ui.markup import esc
 from comparator.ui.page import PRIVATE, Choice, Page, html
 from comparator.util import formatting
@@ -23,6 +24,8 @@ HOW = (
 def build(page: Page) -> None:
     choices = [("one prompt, the one above", ONE_PROMPT), *((f"the set “{n}”", n) for n in reader.shipped()),
                ("your own set", OWN_SET)]  # fmt: skip
+    if not page.settings.public:
+        choices.append(("a task of lm-evaluation-harness", TASK))
     with gr.Column(elem_id="many-prompts"):
         with gr.Row(elem_id="prompt-set-row"):
             chosen = Choice(
@@ -53,12 +56,34 @@ def build(page: Page) -> None:
                 elem_id="prompt-set-text",
                 max_length=reader.MAX_BYTES,
             )
+        with gr.Row(visible=False, elem_id="task-row") as tasks:
+            task = gr.Textbox(
+                "",
+                label="Task",
+                info="A name such as arc_easy, or a folder with a task's YAML; several with commas between.",
+                max_lines=1,
+                scale=3,
+                elem_id="task-name",
+            )
+            limit = gr.Number(
+                100,
+                label="Documents",
+                info="of each task; 0: all",
+                precision=0,
+                minimum=0,
+                scale=1,
+                elem_id="task-limit",
+            )
     page.fields["prompt_set"], page.fields["set_text"] = chosen, text
-    shown: list[Any] = [about, editor, edit]
+    page.fields["task"], page.fields["limit"] = task, limit
+    shown: list[Any] = [about, editor, edit, tasks]
 
     def show(name: str, written: str):
         own = name == OWN_SET
-        return describe(name, written), gr.Column(visible=own), gr.Button(visible=name in reader.shipped())
+        return (
+            describe(name, written), gr.Column(visible=own), gr.Button(visible=name in reader.shipped()),
+            gr.Row(visible=name == TASK),
+        )  # fmt: skip
 
     def copy(name: str):
         return OWN_SET, reader.shipped()[name].read_text(
@@ -81,6 +106,13 @@ def describe(name: str, text: str) -> str:
     """What Run will do, or what is wrong with the set, as HTML."""
     if name == ONE_PROMPT:
         return '<p class="facts">A set shows how often answers become wrong: each prompt goes through every column.</p>'
+    if name == TASK:
+        if not catalog.is_installed():
+            return f'<p class="facts bad" role="alert">{esc(catalog.MISSING)} <code>{esc(catalog.INSTALL)}</code></p>'
+        return (
+            '<p class="facts">The documents go through every column, and the harness scores them. The prompt above is used '
+            "for the latencies.</p>"
+        )
     try:
         prompts = Form(prompt_set=name, set_text=text).prompts()
     except UserError as problem:

@@ -46,9 +46,10 @@ def render(live: Live, stopping: bool, took_s: float) -> str:
             f"Queued: {formatting.plural(live.ahead, 'run')} ahead of yours.{now} It starts automatically."
         )
     if at := live.answering:
-        return say("Answering the set:", f"prompt {at.number:,} of {at.total:,} ({at.cell.label})") + _plan(
-            live
-        )
+        what = ("task", "document") if live.plan and live.plan.request.task else ("set", "prompt")
+        return say(
+            f"Answering the {what[0]}:", f"{what[1]} {at.number:,} of {at.total:,} ({at.cell.label})"
+        ) + _plan(live)
     column = live.current
     if column is None:
         return say("Starting …") + _plan(live)
@@ -95,6 +96,13 @@ def _missing(live: Live) -> str:
     if result is None:
         return ""
     reached = [column for column in result.answers if any(column)] or result.answers
+    if result.task:
+        missing = result.task.total - len(result.prompts)
+        return (
+            f"{missing:,} of {formatting.plural(result.task.total, 'document')} not answered"
+            if missing
+            else ""
+        )
     missing = sum(None in row for row in zip(*reached, strict=True))
     return (
         f"{missing:,} of {formatting.plural(len(result.prompts), 'prompt')} not answered" if missing else ""

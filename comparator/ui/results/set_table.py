@@ -81,10 +81,19 @@ def show(shown: Shown):
 def summary_of(comparison: Comparison) -> str:
     rows = [[esc(value) for value in row] for row in prompt_set.summary_rows(comparison)]
     head = [(name, "") for name in prompt_set.SUMMARY_HEAD]
-    made = table(
-        head, rows, caption=prompt_set.title(comparison), numeric=range(1, len(head)), name="prompt-set"
-    )
-    return f"<h3>{esc(prompt_set.title(comparison))}</h3>{made}{note(esc(prompt_set.NOTE))}"
+    title, scores = prompt_set.title(comparison), ""
+    names, lines = prompt_set.score_table(comparison)
+    if lines:
+        cells = [[esc(value) for value in line] for line in lines]
+        scores = table(
+            [(n, "") for n in names],
+            cells,
+            caption="Scores",
+            numeric=range(1, len(names)),
+            name="task-scores",
+        )
+    made = table(head, rows, caption=title, numeric=range(1, len(head)), name="prompt-set")
+    return f"<h3>{esc(title)}</h3>{scores}{made}{note(esc(prompt_set.note(comparison)))}"
 
 
 def orders(comparison: Comparison) -> list[tuple[str, str]]:

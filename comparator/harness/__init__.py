@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness, answered by columns and scored by the harness itself. An optional package."""
