@@ -17,7 +17,9 @@ from typing import Any
 from comparator.backends import most_precise
 from comparator.comparison.figures import measured
 from comparator.comparison.set_runner import encode_all, run_set
-from comparator.comparison.task_runner import run_tasks
+from comparator.comparison.tasks import catalog, scoring
+from comparator.comparison.tasks.catalog import Tasks
+from comparator.comparison.tasks.runner import run_tasks
 from comparator.comparison.validation import checked
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import (
@@ -41,8 +43,6 @@ from comparator.engine.explain import explain
 from comparator.engine.protocol import Engine, OnProgress
 from comparator.fidelity.scorer import FidelityScorer, check_request
 from comparator.fidelity.tasks import EncodeText
-from comparator.harness import catalog, scoring
-from comparator.harness.catalog import Tasks
 from comparator.util import error_log, streams
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from comparator.adapters import same_twice
 from comparator.backends import resolve
+from comparator.comparison.tasks import catalog
 from comparator.core.errors import UserError
 from comparator.core.request import GenerationSettings, Request, TaskRequest
 from comparator.core.settings import Settings, get_settings, parse_max_memory
 from comparator.core.variant import Cell
 from comparator.fidelity.scorer import check_request
-from comparator.harness import catalog
 
 
 def checked(request: Request, settings: Settings | None = None) -> Request:

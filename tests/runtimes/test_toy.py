@@ -189,7 +189,7 @@ def test_a_task_of_the_harness_runs_on_it(toy, two_layers) -> None:
 
     from comparator import api
 
-    folder = Path(__file__).resolve().parents[1] / "harness" / "tasks"
+    folder = Path(__file__).resolve().parents[1] / "comparison" / "tasks" / "tasks"
     result = api.run(
         None, ["toy"], str(two_layers), task=str(folder / "capitals.yaml"), limit=1, fewshot=0, max_new_tokens=1,
         fidelity="none",

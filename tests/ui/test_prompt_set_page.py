@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TASKS = Path(__file__).resolve().parents[1] / "harness" / "tasks"
+TASKS = Path(__file__).resolve().parents[1] / "comparison" / "tasks" / "tasks"
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

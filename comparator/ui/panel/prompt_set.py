@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from comparator.comparison.prompts import checks, reader
+from comparator.comparison.tasks import catalog
 from comparator.core.errors import UserError
-from comparator.harness import catalog
 from comparator.ui.form import ONE_PROMPT, OWN_SET, TASK, Form
 from comparator.ui.markup import esc
 from comparator.ui.page import PRIVATE, Choice, Page, html

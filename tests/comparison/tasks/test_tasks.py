@@ -12,6 +12,7 @@ import pytest
 
 from comparator.backends import resolve
 from comparator.comparison import runner
+from comparator.comparison.tasks import catalog
 from comparator.core import document
 from comparator.core.errors import UserError
 from comparator.core.events import Answering
@@ -19,7 +20,6 @@ from comparator.core.request import GenerationSettings, Request, TaskRequest
 from comparator.core.settings import Settings
 from comparator.core.variant import Cell
 from comparator.engine.local import LocalEngine
-from comparator.harness import catalog
 from comparator.reporting import export, prompt_set
 
 TASKS = Path(__file__).with_name("tasks")
@@ -179,6 +179,6 @@ def test_without_the_package_the_command_is_named(monkeypatch, request_) -> None
 
 def test_the_examples_are_what_the_documents_say() -> None:
     """docs/tasks.md shows this folder's task."""
-    shown = (TASKS.parents[2] / "docs" / "tasks.md").read_text()
+    shown = (TASKS.parents[3] / "docs" / "tasks.md").read_text()
     assert (TASKS / "capitals.yaml").read_text().strip() in shown
     assert json.loads((TASKS / "capitals.jsonl").read_text().splitlines()[0])

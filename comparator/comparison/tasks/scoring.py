@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from comparator.comparison.tasks.catalog import Document, Tasks
 from comparator.core.prompt_set import SetAnswer, SetPrompt, TaskScore
-from comparator.harness.answering import Answer
-from comparator.harness.catalog import Document, Tasks
+from comparator.fidelity.harness import Answer
 from comparator.util import stats
 
 BOOTSTRAP = 1_000  # resamples, for metrics whose standard error has no formula

@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comparator.comparison.set_runner import journal_of, load_again
+from comparator.comparison.tasks import scoring
+from comparator.comparison.tasks.catalog import Document, Tasks, short
 from comparator.core.errors import Stopped, UserError
 from comparator.core.events import Answering
 from comparator.core.prompt_set import SetAnswer, SetResult, TaskRun
 from comparator.core.request import Request
 from comparator.engine.explain import explain
+from comparator.fidelity.harness import Answer, AnswerRequests
 from comparator.fidelity.tasks import ColumnRef
-from comparator.harness import scoring
-from comparator.harness.answering import Answer, AnswerRequests
-from comparator.harness.catalog import Document, Tasks, short
 from comparator.util import error_log
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""Tasks of lm-evaluation-harness, answered by columns and scored by the harness itself. An optional package."""
