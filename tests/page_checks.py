@@ -17,6 +17,20 @@ def violations(page, within: str | None = None) -> list[str]:
     ]
 
 
+def tabs(page) -> list[str]:
+    """Names of all tabs; where the window is narrow some stand in a menu."""
+    names = page.locator('#tabs button[role="tab"], #tabs .overflow-dropdown button').all_text_contents()
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def settled(page) -> None:
+    """Wait until every visible plot is drawn and has fitted itself to its place."""
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#tabs .js-plotly-plot')].every((e) =>"
+        " !e.offsetParent || Math.abs((e._fullLayout?.width ?? 0) - e.clientWidth) <= 1)"
+    )
+
+
 def sideways(page) -> list[str]:
     """What reaches over the right edge of the page, unless it scrolls inside something."""
     wide = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")

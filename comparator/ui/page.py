@@ -91,8 +91,11 @@ Ticks = unchecked(
 )
 
 
-def picture(title: str) -> gr.Plot:
-    """A plot on its own card, with a title above it and buttons that save it as a picture and as a table (plots.js)."""
+def picture(title: str, empty: str = "") -> gr.Plot:
+    """A plot on its own card, with a title above it and buttons that save it as a picture and as a table (plots.js).
+
+    empty: what to do to get data, shown until there is some; for a card that is on the page before.
+    """
     with gr.Column(elem_classes="picture"):
-        html(render("picture.html", title=title))
+        html(render("picture.html", title=title, empty=empty))
         return gr.Plot(show_label=False, container=False)

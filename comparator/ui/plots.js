@@ -10,17 +10,19 @@
     set(library) {
       plotly = library;
       const { react } = library, { resize } = library.Plots;
-      library.react = (place, ...figure) => {
-        if (place.offsetParent) return react(place, ...figure);
-        return new Promise((drawn) => {
-          new ResizeObserver((_, watcher) => {
-            if (!place.clientWidth) return;
-            watcher.disconnect();
-            drawn(react(place, ...figure));
-          }).observe(place);
-        });
-      };
-      library.Plots.resize = (place) => (place.offsetParent ? resize(place) : Promise.resolve());
+      library.react = (place, ...figure) => new Promise((drawn) => {
+        let waiting = true;
+        const fit = () => {
+          if (!place.clientWidth) return;
+          // What the window's size changed while it was hidden, Plotly itself would not notice.
+          if (!waiting) return void (Math.abs(place._fullLayout.width - place.clientWidth) > 1 && resize(place));
+          waiting = false;
+          drawn(react(place, ...figure));
+        };
+        fit();
+        new ResizeObserver(fit).observe(place);
+      });
+      library.Plots.resize = (place) => (place.clientWidth && place._fullLayout ? resize(place) : Promise.resolve());
     },
   });
 
@@ -34,7 +36,9 @@
 
   // One row per point, as hovering shows it; a heat map has one per tile, with the value that its colour stands for.
   function csv(plot) {
-    const title = (axis) => plot.layout[axis]?.title?.text?.replace(/^← better: |: better →$/, "") || axis.slice(0, 1);
+    const two = plot.data.some((trace) => trace.yaxis === "y2"); // then the series says what y is
+    const title = (axis) => (two && axis === "yaxis" ? "" : plot.layout[axis]?.title?.text?.replace(/^← better: |: better →$/, ""))
+      || axis.slice(0, 1);
     const rows = [["series", title("xaxis"), title("yaxis"), "value"]];
     for (const trace of plot.data) {
       if (trace.hoverinfo === "skip") continue; // drawn to guide the eye

@@ -13,25 +13,37 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 LOSS, EVAL = PALETTE[0], PALETTE[1]
+LEAST_SPAN = 5  # steps that smoothing averages over; a run shorter than twice as many is not smoothed
 MOST_POINTS = 600  # of a line; a browser draws every update anew
 
 
 def loss_curve(curve: Sequence[LossPoint], of: int = 0) -> Figure:
-    """Loss in nats (y) over steps (x): a line for the training samples, diamonds for the held-out ones.
+    """Loss in nats (left axis) and learning rate (right axis) over steps.
+
+    The loss of each step is thin once its smoothed line exists; diamonds are the held-out samples.
 
     of: the last step of the run; the x axis extends to it from the start.
     """
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    trained = _thinned([(p.step, p.loss) for p in curve if p.loss is not None])
+    losses = [(p.step, p.loss) for p in curve if p.loss is not None]
+    trained, span = _thinned(losses), max(LEAST_SPAN, len(losses) // 20)
+    smooth = _thinned(smoothed(losses, span)) if len(losses) > 2 * LEAST_SPAN else []
+    rates = _thinned([(p.step, p.learning_rate) for p in curve if p.learning_rate is not None])
     held_out = _thinned([(p.step, p.eval_loss) for p in curve if p.eval_loss is not None])
     if trained:
         figure.add_scatter(
             x=[x for x, _ in trained], y=[y for _, y in trained], name="loss",
             mode="lines+markers" if len(trained) <= 60 else "lines",
-            line={"color": LOSS, "width": 2}, marker={"size": 4},
+            line={"color": LOSS, "width": 1 if smooth else 2}, marker={"size": 4}, opacity=0.45 if smooth else 1.0,
             hovertemplate="step %{x}: %{y:.4f} nats<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    if smooth:
+        figure.add_scatter(
+            x=[x for x, _ in smooth], y=[y for _, y in smooth], name="smoothed", mode="lines",
+            line={"color": LOSS, "width": 2.5},
+            hovertemplate=f"step %{{x}}: %{{y:.4f}} nats, mean over about {span} steps<extra>%{{fullData.name}}</extra>",
         )  # fmt: skip
     if held_out:
         figure.add_scatter(
@@ -40,13 +52,47 @@ def loss_curve(curve: Sequence[LossPoint], of: int = 0) -> Figure:
             marker={"size": 9, "symbol": "diamond-open", "line": {"width": 2}},
             hovertemplate="after step %{x}: %{y:.4f} nats, held-out<extra>%{fullData.name}</extra>",
         )  # fmt: skip
+    if rates:
+        figure.add_scatter(
+            x=[x for x, _ in rates], y=[y for _, y in rates], name="learning rate", mode="lines", yaxis="y2",
+            line={"color": NEUTRAL, "width": 1.5, "dash": "dash"},
+            hovertemplate="step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
     apply_layout(figure, "step", "loss, nats", height=300, better=(None, "lower"))
+    if rates:
+        right = {
+            "overlaying": "y",
+            "side": "right",
+            "showgrid": False,
+            "zeroline": False,
+            "rangemode": "tozero",
+        }
+        figure.update_layout(
+            yaxis2={
+                **right,
+                "automargin": True,
+                "tickformat": ".1e",
+                "title": {"text": "learning rate", "font": {"size": 12}},
+            }
+        )
     last = max([of, *(x for x, _ in trained), *(x for x, _ in held_out), 1])
     figure.update_xaxes(range=[-0.02 * last, last * 1.02], rangemode="normal")
     if last <= 10:
         figure.update_xaxes(dtick=1)
     figure.update_layout(showlegend=True, uirevision="training")  # a zoom survives the next point
     return figure
+
+
+def smoothed(points: Sequence[tuple[int, float]], span: int) -> list[tuple[int, float]]:
+    """Exponential moving average of (step, value) points, corrected for its start, as Adam's moments are (Kingma and Ba,
+    2015). The newest of `span` values has the weight 2 / (span + 1)."""
+    keep, mean, weight = 1 - 2 / (span + 1), 0.0, 0.0
+    averages = []
+    for step, value in points:
+        mean = keep * mean + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        averages.append((step, mean / weight))
+    return averages
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

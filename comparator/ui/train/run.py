@@ -75,7 +75,7 @@ def build(page: Page) -> Watch:
     progress = html(train_progress.render(None), elem_id="train-progress")
     with gr.Row(elem_classes="plots"):
         with gr.Column():
-            curve = picture("Loss")
+            curve = picture("Loss", empty="Press Train to see the loss after each step.")
             table = html()
         with gr.Column(elem_classes="picture"):
             html("<h3>A sample answer</h3>")

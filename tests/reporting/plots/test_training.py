@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from comparator.reporting.plots import training
 from comparator.training.types import EvalRow, Evaluation, LossPoint, TokenStatistics
 
@@ -19,10 +21,26 @@ def test_the_loss_curve_has_what_was_measured_and_keeps_its_scale():
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point():
     curve = [LossPoint(n, loss=1 / n) for n in range(1, 10_001)]
-    (loss,) = training.loss_curve(curve).data
-    assert len(loss.x) <= training.MOST_POINTS + 1
+    loss, smooth = training.loss_curve(curve).data
+    assert len(loss.x) <= training.MOST_POINTS + 1 and len(smooth.x) == len(loss.x)
     assert (loss.x[-1], loss.y[-1]) == (10_000, 1 / 10_000)
     assert list(loss.x) == sorted(set(loss.x))
+
+
+def test_a_smoothed_loss_starts_at_the_first_and_averages_over_the_span():
+    points = [(n, 3.0 if n % 2 else 1.0) for n in range(200)]
+    averages = training.smoothed(points, 20)
+    assert averages[0] == (0, 1.0), "no bias towards 0"
+    assert averages[1][1] == pytest.approx((0.9047619 * 1 + 3) / 1.9047619), "the newest counts most"
+    assert all(abs(value - 2) < 0.11 for _, value in averages[60:])
+
+
+def test_the_learning_rate_has_an_axis_of_its_own():
+    curve = [LossPoint(n, loss=4 - n, learning_rate=1e-4 * n) for n in range(1, 4)]
+    figure = training.loss_curve(curve)
+    rate = figure.data[-1]
+    assert (rate.name, rate.yaxis, list(rate.y)) == ("learning rate", "y2", [1e-4 * n for n in range(1, 4)])
+    assert figure.layout.yaxis2.side == "right"
 
 
 def statistics(histogram, maximum=90) -> TokenStatistics:
