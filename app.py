@@ -18,7 +18,7 @@ def main() -> None:
     except UserError as problem:
         sys.exit(str(problem))
     error_log.setup()
-    from comparator.deploy import space, zerogpu  # noqa: F401 - zerogpu before anything that imports torch
+    from comparator.deploy import restart, space, zerogpu  # noqa: F401 - zerogpu before anything that imports torch
 
     space.prepare(settings)  # on a Space: the built-in model's package; elsewhere nothing
     from comparator.engines import get_engine
@@ -46,6 +46,7 @@ def main() -> None:
         )
     sys.setswitchinterval(0.001)  # the model's thread waits at most so long for one that draws the page
     admission.open_in_background()
+    restart.when_damaged(get_engine().queue)
     get_engine().start()  # torch and transformers load behind the page that is already up
     demo.block_thread()
 

@@ -72,4 +72,4 @@ class EngineState:
     gpu: bool = False  # whether the device is a GPU, so that its memory is not RAM
     residents: tuple[Resident, ...] = ()
     nodes: tuple[NodeState, ...] = ()  # of a cluster
-    problem: ErrorInfo | None = None  # why the cluster cannot be used now
+    problem: ErrorInfo | None = None  # why the GPU or the cluster cannot be used now

@@ -9,6 +9,9 @@ from comparator.core.errors import Stopped, UserError
 from comparator.core.settings import get_settings
 from comparator.util import cuda_errors, error_log
 
+AFTER_DAMAGE = (
+    "Nothing else can run on this GPU until the app has been started again, which `make run` does by itself."
+)
 REPORT = "The other columns are not affected. If this looks like a fault of this app, report it with the error's details."
 
 
@@ -38,10 +41,10 @@ def _cause(error: BaseException, doing: str) -> tuple[str, str]:
             f"Out of memory while trying to {doing}: {line}",
             "Unload other variants, shorten the prompt or the answer, or choose a smaller variant.",
         )
-    if cuda_errors.is_context_damaged(error):
+    if cuda_errors.note(error):
         return (
             f"The GPU failed while trying to {doing}, and its context is damaged: {line}",
-            "Restart the app: nothing else can run on this GPU until then. If it happens again, report it with the error's details.",
+            f"{AFTER_DAMAGE} If it happens again, report it with the error's details.",
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk is full.", "Free some space, or set COMPARATOR_CACHE_DIR to another disk."

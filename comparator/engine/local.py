@@ -19,22 +19,24 @@ from comparator.core.errors import UserError
 from comparator.core.events import Chunk
 from comparator.core.messages import Generation, Loaded, LoadRequest, Prompt
 from comparator.core.request import DEFAULT_TEMPLATE, ChatTemplate, GenerationSettings
-from comparator.core.result import Environment, LayerRow
+from comparator.core.result import Environment, ErrorInfo, LayerRow
 from comparator.core.settings import Settings, get_settings
 from comparator.core.state import EngineState, ModelFacts, Resident
 from comparator.core.variant import Adapter, Cell, Variant
-from comparator.engine.explain import explained
+from comparator.engine.explain import AFTER_DAMAGE, explained
 from comparator.engine.progress import throttled
 from comparator.engine.protocol import OnChunk, OnProgress, SinglePlaceEngine, Task, ignore
 from comparator.engine.queue import FairQueue
 from comparator.engine.worker import Worker
 from comparator.util import error_log
+from comparator.util.cuda_errors import DAMAGED
 from comparator.util.recent import Recent
 from comparator.util.streams import Emit
 
 if TYPE_CHECKING:
     from comparator.runtimes import ResidentModel
 
+_DAMAGED = ErrorInfo("The GPU's context is damaged by an earlier error.", AFTER_DAMAGE)
 MODELS_REMEMBERED = 8  # tokenizers and headers, which take up to 100 MB each; those used last
 
 
@@ -106,14 +108,20 @@ class LocalEngine(SinglePlaceEngine):
 
     def _call(self, work: Callable[[], Any]) -> Any:
         """Run `work` on the engine's thread and wait for it."""
-        self.start().result()  # raises what kept torch from being imported
+        self._require_device()
         return self._worker.call(work)
+
+    def _require_device(self) -> None:
+        """Raises what kept torch from being imported, and `UserError` once the GPU's context is damaged."""
+        self.start().result()
+        if DAMAGED.is_set():
+            raise UserError(_DAMAGED.problem, _DAMAGED.advice)
 
     def _follow(
         self, work: Callable[[Emit], Any], callback: Callable[..., None], cancel: threading.Event
     ) -> Any:
         """Run `work(emit)` on the engine's thread and pass what it emits to `callback` on this one."""
-        self.start().result()
+        self._require_device()
         return self._worker.follow(work, callback, cancel)
 
     def _with_progress(
@@ -126,7 +134,8 @@ class LocalEngine(SinglePlaceEngine):
 
     def state(self) -> EngineState:
         total = free = None
-        if self._ready:
+        damaged = DAMAGED.is_set()
+        if self._ready and not damaged:
             from comparator.metrics.memory import device_total_and_free
 
             total, free = device_total_and_free(self._device)
@@ -140,6 +149,7 @@ class LocalEngine(SinglePlaceEngine):
             ready=self._ready,
             gpu=self._device.startswith("cuda"),
             residents=self._residents,
+            problem=_DAMAGED if damaged else None,
         )
 
     def facts(self, model: str) -> ModelFacts:
@@ -180,9 +190,9 @@ class LocalEngine(SinglePlaceEngine):
             self._check_source(f"{named.source}@{named.revision}" if named.revision else named.source, what)
 
     def environment(self) -> Environment:
-        from comparator.metrics.environment import read
+        from comparator.metrics import environment
 
-        return self._call(lambda: read(self._device))
+        return self._call(lambda: environment.read(self._device))
 
     def unload(self, handle: str | None = None) -> int:
         return self._call(lambda: self._unload(handle)) if self._started else 0
@@ -246,11 +256,10 @@ class LocalEngine(SinglePlaceEngine):
         return self._call(lambda: backend.needed_bytes(variant, self._checkpoint(model), pick_device()))
 
     def _tokenizer(self, checkpoint: Any) -> Any:
-        key = str(checkpoint.path)
         from comparator.sources.tokenizer import load_tokenizer
 
-        tokenizer = self._tokenizers.get(key)  # one may be false: it has a length
-        return self._tokenizers.put(key, load_tokenizer(checkpoint)) if tokenizer is None else tokenizer
+        known = self._tokenizers.get(key := str(checkpoint.path))  # one may be false: it has a length
+        return self._tokenizers.put(key, load_tokenizer(checkpoint)) if known is None else known
 
     # ------------------------------------------------------------ resident variants
 

@@ -5,6 +5,9 @@ CUDA reports both as `torch.AcceleratorError` (a `RuntimeError` before torch 2.8
 
 from __future__ import annotations
 
+import threading
+
+DAMAGED = threading.Event()  # set once a context of this process is damaged
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 # Errors of one call, after which the context stays usable (CUDA runtime API, cudaError_t).
 _OF_ONE_CALL = ("no kernel image", "invalid argument", "invalid configuration", "invalid device", "invalid resource",
@@ -31,6 +34,14 @@ def is_context_damaged(error: BaseException) -> bool:
     if is_out_of_memory(error) or any(words in message for words in _OF_ONE_CALL):
         return False
     return type(error).__name__ == "AcceleratorError" or any(words in message for words in _OF_THE_CONTEXT)
+
+
+def note(error: BaseException) -> bool:
+    """Sets `DAMAGED` where this error says that the context is; returns whether it does."""
+    damaged = is_context_damaged(error)
+    if damaged:
+        DAMAGED.set()
+    return damaged
 
 
 def _first_line(error: BaseException) -> str:

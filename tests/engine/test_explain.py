@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
+import socket
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -22,6 +27,16 @@ from comparator.core.variant import Cell
 from comparator.engine.explain import explain, explained
 from comparator.engine.local import LocalEngine
 from comparator.util import error_log
+from comparator.util.cuda_errors import DAMAGED
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def undamaged():
+    """The GPU of this process is in order again after each test."""
+    yield
+    DAMAGED.clear()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +78,59 @@ def test_a_problem_that_a_library_caused_is_logged_with_its_cause():
 
 def test_a_damaged_gpu_is_not_called_out_of_memory():
     problem = explain(RuntimeError("CUDA error: device-side assert triggered"), "generate")
-    assert "Out of memory" not in problem.problem and "Restart the app" in problem.advice
+    assert "Out of memory" not in problem.problem and "started again" in problem.advice
+
+
+def test_a_damaged_gpu_is_asked_for_nothing_more_and_the_page_says_so():
+    from comparator.ui.panel import header
+
+    engine, raised = LocalEngine(Settings()), RuntimeError("CUDA error: device-side assert triggered")
+    assert engine.environment() and engine.state().problem is None
+    with pytest.raises(UserError, match="context is damaged"), explained("generate"):
+        raise raised
+    for ask in (engine.environment, engine.unload):
+        with pytest.raises(UserError, match="damaged by an earlier error"):
+            ask()
+    line = header.render(engine.state())
+    assert "damaged by an earlier error" in line and "started again" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="exec keeps the process only on Unix")
+def test_a_program_with_a_damaged_gpu_starts_itself_again():
+    """The port is free again, and threads of the old process are gone."""
+    script = """
+import os, socket, sys, threading
+from comparator.deploy import restart
+from comparator.engine.queue import FairQueue
+from comparator.util import cuda_errors
+
+restart._TOLD_S = restart._ENDED_S = 0.0
+port, lives = int(sys.argv[1]), int(os.environ.get(restart._COUNT, "0"))
+listening = socket.socket()
+listening.bind(("127.0.0.1", port))
+listening.listen()
+print("life", lives, os.getpid(), sys.argv[1:], flush=True)
+if lives == 2:
+    sys.exit(0)
+queue = FairQueue()
+restart.when_damaged(queue)
+cuda_errors.note(RuntimeError("CUDA error: device-side assert triggered"))
+with queue.turn(threading.Event()):
+    threading.Event().wait(60)
+"""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(port), "--flag"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=ROOT,
+    )
+    lives = [line.split(maxsplit=3) for line in ran.stdout.splitlines()]
+    assert [life[1] for life in lives] == ["0", "1", "2"], ran.stderr
+    assert len({life[2] for life in lives}) == 1 and {life[3] for life in lives} == {f"['{port}', '--flag']"}
 
 
 def test_visitors_of_a_public_installation_see_no_paths(settings_env):

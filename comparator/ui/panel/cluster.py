@@ -8,7 +8,7 @@ from comparator.util import formatting
 
 
 def shown(state: EngineState | None) -> bool:
-    """Whether a cluster is connected, or configured and unreachable."""
+    """Whether a cluster is connected, or it (or the GPU) cannot be used."""
     return state is not None and bool(state.nodes or state.problem)
 
 
