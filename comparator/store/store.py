@@ -30,6 +30,7 @@ from comparator.store.links import BadId, check_id, new_id
 from comparator.store.owner import digest, owned
 from comparator.store.problems import Deleted, NotFound, NotYours
 from comparator.store.voting import attached, separated
+from comparator.util.budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 OWN_DOCUMENT_BYTES = 256_000_000  # what we wrote ourselves may be larger than what is taken from strangers
 RECENT, RECENT_BYTES = 8, 8_000_000  # documents kept parsed; as objects they take some ten times their bytes
+# Reading a document holds all threads (0.3 s for each MB on two busy cores). One of a run has some 0.1 to 1 MB.
+LARGE_BYTES, LARGE_PER_MINUTE = 2_000_000, 40_000_000
 _AGAIN = "Ask for a new link, or run the comparison here."
 
 log = logging.getLogger(__name__)
@@ -90,6 +93,7 @@ class Store:
             OrderedDict()
         )  # id → stamp, bytes, parsed
         self._recent_lock = threading.Lock()
+        self._large = Budget(LARGE_PER_MINUTE, 60.0)
         self._index = Index(folder, index_dir, lambda id: summarize(self._parse(id)))
 
     def __enter__(self) -> Store:
@@ -137,7 +141,7 @@ class Store:
             sidecar = self._fetch(id)
         if sidecar is not None and sidecar.deleted_at is not None:
             raise Deleted(f"This comparison was deleted on {sidecar.deleted_at[:10]}.", _AGAIN)
-        return attached(self._parse(id), sidecar.votes if sidecar else None)
+        return attached(self._parse(id, asked=True), sidecar.votes if sidecar else None)
 
     def entry(self, id: str) -> Entry:
         """What the history says about one comparison, deleted ones included. Raises `BadId` or `NotFound`."""
@@ -307,7 +311,8 @@ class Store:
             sidecar = self._fetch(id)
         return sidecar or Sidecar(None, summarize(self._parse(id)).created_at)
 
-    def _parse(self, id: str) -> Comparison:
+    def _parse(self, id: str, asked: bool = False) -> Comparison:
+        """`asked`: by a visitor, so that large ones have a budget on a public server."""
         stamp = self.folder.document_stamp(id)
         with self._recent_lock:
             if id in self._recent and self._recent[id][0] == stamp:
@@ -316,6 +321,11 @@ class Store:
         data = self.folder.read_document(id, OWN_DOCUMENT_BYTES)
         if data is None:
             raise _not_found()
+        if asked and self.public and len(data) > LARGE_BYTES and not self._large.take(len(data)):
+            raise UserError(
+                "Large comparisons were opened too often on this server in the last minute.",
+                "Try again in a minute.",
+            )
         try:
             comparison = document.loads(data, max_bytes=OWN_DOCUMENT_BYTES)
         except UserError as problem:

@@ -6,8 +6,10 @@ import json
 import os
 import random
 import shutil
+import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from store_helpers import asked, index_files, run_python
@@ -20,6 +22,7 @@ from comparator.core.settings import Settings
 from comparator.store import index as index_module
 from comparator.store import links, open_store
 from comparator.store.files import format_sidecar, parse_sidecar
+from comparator.util import budget
 from tests.sample import comparison
 
 # ---------------------------------------------------------------- documents
@@ -46,6 +49,30 @@ def test_a_document_is_plain_json_named_by_its_id_and_never_written_again(settin
         saved.delete(id)
         saved.undelete(id)
         assert (path.read_bytes(), path.stat().st_ino) == before, "a document is immutable"
+
+
+def test_one_visitor_cannot_keep_a_public_server_reading_large_documents(settings, monkeypatch):
+    module = sys.modules[store.Store.__module__]
+    whole, clock = comparison(), SimpleNamespace(s=1000.0)
+    size = len(document.dumps(whole))
+    monkeypatch.setattr(budget.time, "monotonic", lambda: clock.s)
+    monkeypatch.setattr(module, "RECENT", 1)
+    monkeypatch.setattr(module, "LARGE_BYTES", size // 2)
+    monkeypatch.setattr(module, "LARGE_PER_MINUTE", 5 * size)
+    with open_store(settings.model_copy(update={"public": True})) as saved:
+        one, other, small = saved.save(whole), saved.save(whole), saved.save(asked("Hi"))
+        with pytest.raises(UserError, match="opened too often"):
+            for _ in range(4):
+                saved.load(one)
+                saved.load(other)
+        assert saved.load(small).prompt.text == "Hi", "others wait for whoever opens large ones"
+        clock.s += 61
+        assert saved.load(one).id == one
+    monkeypatch.setattr(module, "LARGE_PER_MINUTE", size)
+    with open_store(settings) as saved:  # on a machine of one's own
+        for _ in range(4):
+            saved.load(one)
+            saved.load(other)
 
 
 def test_opening_needs_no_torch_no_index_and_no_hub(settings):
