@@ -137,7 +137,7 @@ def request(
                 "A prompt and a prompt set are given.", "Give one of them; a set holds its system prompts."
             )
         prompts = prompts if isinstance(prompts, PromptSet) else reader.load(prompts)
-        prompt, system = prompts.prompts[0].text, prompts.prompts[0].system
+        prompt, system = prompts.prompts[0].conversation()[-1].content, prompts.prompts[0].system
     if task is None and (limit, fewshot) != (None, None):
         raise UserError("There is no task to limit.", "Name one: task=…, or --task NAME.")
     return Request(

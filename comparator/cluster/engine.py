@@ -175,8 +175,9 @@ class ClusterEngine(Engine):
         system: str | None,
         chat: bool | None,
         template: ChatTemplate = DEFAULT_TEMPLATE,
+        history: tuple[tuple[str, str], ...] = (),
     ) -> Prompt:
-        return self._call("encode", model, prompt, system, chat, template)
+        return self._call("encode", model, prompt, system, chat, template, history)
 
     # ------------------------------------------------------------ resident variants
 

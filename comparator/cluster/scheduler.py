@@ -191,8 +191,9 @@ class ClusterScheduler:
         system: str | None,
         chat: bool | None,
         template: ChatTemplate = DEFAULT_TEMPLATE,
+        history: tuple[tuple[str, str], ...] = (),
     ) -> Prompt:
-        return self._call_reader(Call("encode", (model, prompt, system, chat, template)))
+        return self._call_reader(Call("encode", (model, prompt, system, chat, template, history)))
 
     def environment(self) -> Environment:
         return self._call_reader(Call("environment"))

@@ -47,7 +47,9 @@ class Journal:
         for line in file:
             try:
                 column, prompt, answer, tokens = json.loads(line)
-                self.answers[column, prompt] = SetAnswer(**answer)
+                self.answers[column, prompt] = SetAnswer(
+                    **{**answer, "turns": tuple(answer.get("turns", ()))}
+                )
             except (ValueError, TypeError):
                 break
             if tokens is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from comparator.backends import most_precise
 from comparator.comparison.figures import measured
-from comparator.comparison.set_runner import encode_all, run_set
+from comparator.comparison.set_runner import Encoder, run_set
 from comparator.comparison.tasks import catalog, scoring
 from comparator.comparison.tasks.catalog import Tasks
 from comparator.comparison.tasks.runner import run_tasks
@@ -80,7 +80,7 @@ class _Comparing:
         self.facts: ModelFacts | None = None
         self.environment = Environment()
         self.text_ids: tuple[int, ...] = ()
-        self.set_prompts: list[Prompt] = []
+        self.encoder: Encoder | None = None
         self.tasks: Tasks | None = None
         self.set_result: Any = None  # `SetResult`
         self.rounds = request.settings.repeats or 1
@@ -112,8 +112,8 @@ class _Comparing:
             for _ in range(1, self.rounds):
                 self._round()
             self._score()
-            if self.request.prompts:
-                self.set_result = run_set(self.request, self.engine, self.cancel, self.columns, self._reference_column(), self.set_prompts, self.emit)  # fmt: skip
+            if self.encoder:
+                self.set_result = run_set(self.request, self.engine, self.cancel, self.columns, self._reference_column(), self.encoder, self.emit)  # fmt: skip
             if self.tasks:
                 self.set_result = run_tasks(self.request, self.tasks, self.engine, self.cancel, self.columns, self._reference_column(), self.emit)  # fmt: skip
         return self._settle()
@@ -136,11 +136,14 @@ class _Comparing:
             if not request.prompt:
                 first = scoring.text_of(self.tasks.documents[0])
                 request = self.request = replace(request, prompt=first, system=None, chat=False)
-        self.prompt = engine.encode(
-            request.model, request.prompt, request.system, request.chat, request.template
-        )
-        self._check_length(len(self.prompt.token_ids))
-        self.set_prompts = encode_all(request, engine, self._check_length)
+        if request.prompts:
+            self.encoder = Encoder(request, engine, self._check_length)
+            self.prompt = self.encoder.encoded[0]
+        else:
+            self.prompt = engine.encode(
+                request.model, request.prompt, request.system, request.chat, request.template
+            )
+            self._check_length(len(self.prompt.token_ids))
         if request.fidelity == "text":  # a text that is too short is refused before anything runs
             check_request(request, self.facts.context_length)
             progress(None, "reading the evaluation text")

@@ -48,12 +48,12 @@ def run_set(
     cancel: threading.Event,
     columns: Sequence[Column],
     reference: Column,
-    encoded: Sequence[Prompt],
+    encoder: Encoder,
     emit: Callable[[Event], None],
 ) -> SetResult:
-    """The set's result, also after Stop. `encoded`: the prompts' token ids, in the set's order."""
+    """The set's result, also after Stop."""
     with journal_of(request, engine, cancel, columns, reference) as journal:
-        return _SetRun(request, engine, cancel, columns, reference, encoded, emit, journal).run()
+        return _SetRun(request, engine, cancel, columns, reference, encoder, emit, journal).run()
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ class _SetRun:
         cancel: threading.Event,
         columns: Sequence[Column],
         reference: Column,
-        encoded: Sequence[Prompt],
+        encoder: Encoder,
         emit: Callable[[Event], None],
         journal: Journal,
     ):
@@ -116,11 +116,13 @@ class _SetRun:
             emit,
             journal,
         )
-        self.columns, self.prompts, self.encoded = columns, request.prompts.prompts, encoded
+        self.columns, self.prompts, self.encoder = columns, request.prompts.prompts, encoder
+        self.encoded = encoder.encoded
         self.reference = next(n for n, c in enumerate(columns) if c is reference)
         alive = [n for n, c in enumerate(columns) if c.alive and c.loaded]
         self.order = sorted(alive, key=lambda n: n != self.reference)
         self.answers: dict[tuple[int, int], SetAnswer] = dict(journal.answers)
+        self.turns: dict[int, tuple[str, ...]] = {}  # the reference's own answers to earlier turns
         self.logits: dict[int, StoredLogits] = {}  # the reference's, of the prompt at hand
 
     def run(self) -> SetResult:
@@ -161,9 +163,14 @@ class _SetRun:
         return SetResult(self.request.prompts.name, self.prompts, answers, self.request.batch, resumed)
 
     def _chunks(self) -> Iterator[list[int]]:
-        """Prompts that are decoded at once: `batch`, fewer where they are long."""
+        """Prompts that are decoded at once: `batch`, fewer where they are long, and a scripted conversation alone."""
         chunk: list[int] = []
         for number in range(len(self.encoded)):
+            if self.prompts[number].own_turns:
+                yield from ([chunk] if chunk else [])
+                yield [number]
+                chunk = []
+                continue
             longest = max(len(self.encoded[n].token_ids) for n in [*chunk, number])
             if chunk and (len(chunk) == self.request.batch or longest * (len(chunk) + 1) > MOST_PADDED):
                 yield chunk
@@ -223,15 +230,10 @@ class _SetRun:
         was cut short is not kept."""
         column, prompt = self.columns[at], self.prompts[number]
         try:
-            handle = self._load(column)
-            run = self.engine.generate(
-                handle, self.encoded[number], self.request.settings, self.cancel, adapter=column.exact.adapter
-            )
-            if self.cancel.is_set():
-                raise Stopped
+            run, turns = self._converse(column, number)
             if at == self.reference:
-                self.journal.tokens[number] = run.token_ids
-            answer = judged(run, prompt)
+                self.journal.tokens[number], self.turns[number] = run.token_ids, turns
+            answer = replace(judged(run, prompt), turns=turns)
             if self.request.fidelity != "none":
                 answer = with_fidelity(answer, self._fidelity(at, number, run.token_ids, folder))
         except Stopped:
@@ -242,6 +244,28 @@ class _SetRun:
             return
         self.answers[at, number] = answer
         self.journal.add(at, number, answer, run.token_ids if at == self.reference else None)
+
+    def _converse(self, column: Column, number: int) -> tuple[Generation, tuple[str, ...]]:
+        """(the answer to the last turn, the column's own answers before it)."""
+        prompt, turns = self.prompts[number], ()
+        handle = self._load(column)
+        while True:
+            ids = self.encoder.encode(prompt, turns) if turns else self.encoded[number]
+            run = self.engine.generate(
+                handle, ids, self.request.settings, self.cancel, adapter=column.exact.adapter
+            )
+            if self.cancel.is_set():
+                raise Stopped
+            if len(turns) == prompt.own_turns:
+                return run, turns
+            turns = (*turns, run.text[run.thinking.characters :].strip() if run.thinking else run.text)
+
+    def _prompt_of_reference(self, number: int) -> Prompt:
+        """What the reference's last answer follows: its own conversation."""
+        if not self.prompts[number].own_turns:
+            return self.encoded[number]
+        turns = self.turns.get(number) or self.answers[self.reference, number].turns
+        return self.encoder.encode(self.prompts[number], turns)
 
     def _load(self, column: Column) -> str:
         return load_again(self.engine, self.request, column, self.cancel)
@@ -265,11 +289,11 @@ class _SetRun:
         if number not in self.logits:  # the reference answered in a run that was interrupted
             self._keep_logits(number, folder)
         own, name = self._ref(self.columns[at]), reference.result.label
-        task = ScoreAnswer(own, name, self.encoded[number], theirs, self.logits[number])
+        task = ScoreAnswer(own, name, self._prompt_of_reference(number), theirs, self.logits[number])
         return self.engine.score(task, self.cancel)
 
     def _keep_logits(self, number: int, folder: Path | None) -> None:
-        ids, answer = self.encoded[number].token_ids, self.journal.tokens[number]
+        ids, answer = self._prompt_of_reference(number).token_ids, self.journal.tokens[number]
         task = KeepAnswer(self._ref(self.columns[self.reference]), ids, answer, f"{folder}/{number}")
         self.logits[number] = self.engine.score(task, self.cancel)
 
@@ -296,14 +320,25 @@ def with_fidelity(answer: SetAnswer, measured: PromptFidelity | None) -> SetAnsw
     )
 
 
-def encode_all(request: Request, engine: Engine, check_length: Callable[[int], None]) -> list[Prompt]:
-    """The token ids of every prompt. Raises `UserError` naming the prompt that does not fit."""
-    encoded = []
-    for prompt in request.prompts.prompts if request.prompts else ():
+class Encoder:
+    """The set's prompts as token ids. `encoded`: each up to the first turn that a column answers, in the set's order.
+
+    Raises `UserError` naming the prompt that does not fit, at once and in `encode`.
+    """
+
+    def __init__(self, request: Request, engine: Engine, check_length: Callable[[int], None]):
+        self.request, self.engine, self.check_length = request, engine, check_length
+        self.encoded = [self.encode(p) for p in (request.prompts.prompts if request.prompts else ())]
+
+    def encode(self, prompt: SetPrompt, answers: Sequence[str] = ()) -> Prompt:
+        """`answers`: a column's own to the turns before."""
+        *earlier, last = prompt.conversation(answers)
+        request, history = self.request, tuple((m.role, m.content) for m in earlier)
         try:
-            ids = engine.encode(request.model, prompt.text, prompt.system, request.chat, request.template)
-            check_length(len(ids.token_ids))
+            ids = self.engine.encode(
+                request.model, last.content, prompt.system, request.chat, request.template, history
+            )
+            self.check_length(len(ids.token_ids))
         except UserError as problem:
             raise UserError(f"Prompt {prompt.id}: {problem.problem}", problem.advice) from None
-        encoded.append(ids)
-    return encoded
+        return ids

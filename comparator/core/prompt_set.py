@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 
@@ -14,12 +16,15 @@ class Message:
 
 @dataclass(frozen=True)
 class SetPrompt:
-    """One prompt of a set. `check` is a name in `comparator/comparison/prompts/checks.py`; `expected` is what it compares with."""
+    """One prompt of a set. `check` is a name in `comparator/comparison/prompts/checks.py`; `expected` is what it compares with.
+
+    Where a user's turn follows another in `history`, each column's own answer stands between them: a scripted conversation.
+    """
 
     id: str
     prompt: str  # the last turn, the user's
     system: str | None = None
-    history: tuple[Message, ...] = ()  # the turns before it, user's and assistant's alternating
+    history: tuple[Message, ...] = ()  # the turns before it, the first of which is the user's
     expected: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()  # written below the prompt as A, B, C …
     check: str | None = None
@@ -32,6 +37,24 @@ class SetPrompt:
             return self.prompt
         listed = "\n".join(f"{letter(n)}) {choice}" for n, choice in enumerate(self.choices))
         return f"{self.prompt}\n{listed}\nAnswer with the letter of the right choice."
+
+    @property
+    def own_turns(self) -> int:
+        """How many turns before the last one a column answers itself."""
+        turns = [*self.history, Message("user", self.text)]
+        return sum(a.role == b.role == "user" for a, b in pairwise(turns))
+
+    def conversation(self, answers: Sequence[str] = ()) -> tuple[Message, ...]:
+        """The turns up to the next one that a column answers, which is its last. `answers`: its own so far, in order."""
+        turns, given = [], iter(answers)
+        for turn in (*self.history, Message("user", self.text)):
+            if turns and turns[-1].role == turn.role == "user":
+                own = next(given, None)
+                if own is None:
+                    break
+                turns.append(Message("assistant", own))
+            turns.append(turn)
+        return tuple(turns)
 
     @property
     def characters(self) -> int:
@@ -62,6 +85,7 @@ class SetAnswer:
         compared: how many of them were compared.
         near_tie: decoded in a batch: the first token that the prompt alone may get otherwise, since rounding differs.
         score: of a task's document, where its metric is no right or wrong.
+        turns: its own answers to earlier turns of a scripted conversation.
         error: why there is no answer.
     """
 
@@ -77,6 +101,7 @@ class SetAnswer:
     compared: int = 0
     near_tie: int | None = None
     score: float | None = None
+    turns: tuple[str, ...] = ()
     error: str | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -29,13 +30,19 @@ TAGS = (
 )
 
 
-def render(tokenizer: Any, prompt: str, system: str | None, chosen: ChatTemplate) -> str:
-    """The prompt as one turn of a conversation, ready for the answer.
+def render(
+    tokenizer: Any,
+    prompt: str,
+    system: str | None,
+    chosen: ChatTemplate,
+    history: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The prompt as the last turn of a conversation, ready for the answer. `history`: (role, content) of the turns before it.
 
     Raises `UserError` for a template or variable that does not exist, a system prompt that the template refuses or leaves
     out, and a template that raises, takes too long or too much memory.
     """
-    user = [{"role": "user", "content": prompt}]
+    user = [{"role": role, "content": text} for role, text in (*history, ("user", prompt))]
     conversations = [[{"role": "system", "content": system}, *user], user] if system else [user]
     template = _template(tokenizer, chosen.name)
     result = _rendered(_request(tokenizer, template, conversations, True, chosen.variables), date.today())

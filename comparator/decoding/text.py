@@ -18,8 +18,10 @@ def encode(
     system: str | None,
     chat: bool | None,
     template: ChatTemplate = DEFAULT_TEMPLATE,
+    history: tuple[tuple[str, str], ...] = (),
 ) -> Prompt:
-    """The prompt's token ids. `chat`: whether to use the chat template; None: where the tokenizer has one.
+    """The prompt's token ids. `chat`: whether to use the chat template; None: where the tokenizer has one. `history`: (role,
+    content) of the turns between the system prompt and this one.
 
     Without a template the system prompt stands before the prompt, a blank line between. The ids begin with one
     beginning-of-sequence token at most. Raises `UserError` for an empty prompt, and where `chat_template.render` does.
@@ -33,14 +35,19 @@ def encode(
         )
     if chat is False and (template.name or template.variables):
         raise UserError("Template variables need the chat template.", "Turn it on, or leave them out.")
-    messages = (*([("system", system)] if system else []), ("user", prompt))
+    if history and (chat is False or not has_template):
+        raise UserError(
+            "A conversation of several turns needs the model's chat template.",
+            "Choose a model that has one, and turn it on, or give single prompts.",
+        )
+    messages = (*([("system", system)] if system else []), *history, ("user", prompt))
     if chat is False or not has_template:
         text = f"{system}\n\n{prompt}" if system else prompt
         ids = _one_bos(tokenizer, tokenizer(text)["input_ids"])
         if not ids:
             raise UserError("The prompt has no tokens for this model.", "Type something longer.")
         return Prompt(ids, False, text=text, messages=messages)
-    text = chat_template.render(tokenizer, prompt, system, template)
+    text = chat_template.render(tokenizer, prompt, system, template, history)
     ids = _one_bos(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
     return Prompt(ids, True, chat_template.opened(text), text, messages)
 

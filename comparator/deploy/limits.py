@@ -80,7 +80,7 @@ class Limits:
             2 if settings.decode == "both" else 1
         )  # "both" decodes eagerly too
         prompts = request.prompts.prompts if request.prompts else ()
-        passes = runs + len(prompts)
+        passes = runs + sum(1 + p.own_turns for p in prompts)
         comparison = f"({columns} columns × {settings.max_new_tokens} new tokens × {passes} runs)"
         text = request.evaluation.text if request.fidelity == "text" else None
         parts = (request.prompt, request.system or "", *request.template.variables.values())

@@ -238,12 +238,18 @@ class LocalEngine(SinglePlaceEngine):
         system: str | None,
         chat: bool | None,
         template: ChatTemplate = DEFAULT_TEMPLATE,
+        history: tuple[tuple[str, str], ...] = (),
     ) -> Prompt:
         from comparator.decoding.text import encode
 
         def work():
-            with error_log.hidden(prompt, system), explained("encode the prompt"):
-                return encode(self._tokenizer(self._checkpoint(model)), prompt, system, chat, template)
+            with (
+                error_log.hidden(prompt, system, *(text for _, text in history)),
+                explained("encode the prompt"),
+            ):
+                return encode(
+                    self._tokenizer(self._checkpoint(model)), prompt, system, chat, template, history
+                )
 
         return self._call(work)
 

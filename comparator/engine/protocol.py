@@ -127,9 +127,10 @@ class Engine(ABC):
         system: str | None,
         chat: bool | None,
         template: ChatTemplate = DEFAULT_TEMPLATE,
+        history: tuple[tuple[str, str], ...] = (),
     ) -> Prompt:
         """The prompt's token ids. `chat`: use the chat template; None: where the model has one. `template`: which one,
-        and its variables."""
+        and its variables. `history`: (role, content) of the turns between the system prompt and this one."""
 
     # ------------------------------------------------------------ resident variants
 

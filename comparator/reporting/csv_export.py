@@ -105,7 +105,7 @@ def to_prompts_csv(comparison: Comparison) -> str:
         (
             [row.prompt.id, row.prompt.kind, cell.variant, cell.adapter, flip or None,
              *(getattr(answer, f) for f in fields), row.prompt.check, " | ".join(row.prompt.expected), row.prompt.system,
-             1 + len(row.prompt.history) // 2, row.prompt.text]
+             1 + sum(m.role == "user" for m in row.prompt.history), row.prompt.text]
             for row in prompt_set.rows(comparison)
             for cell, answer, flip in zip(comparison.cells, row.answers, row.flips, strict=True)
             if answer is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from comparator.core.prompt_set import SetPrompt
+from comparator.core.prompt_set import Message, SetPrompt
 from comparator.core.result import Comparison
 from comparator.reporting import prompt_set
 from comparator.reporting.prompt_set import Row
@@ -31,9 +31,12 @@ def render(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 def _turns(prompt: SetPrompt) -> list[tuple[str, str]]:
     """(who speaks, what) of every turn, the system prompt first."""
-    earlier = [(m.role, m.content) for m in prompt.history]
-    system = [("system", prompt.system)] if prompt.system else []
-    return [*system, *earlier, ("user", prompt.text)]
+    turns = [("system", prompt.system)] if prompt.system else []
+    for message in (*prompt.history, Message("user", prompt.text)):
+        if turns and turns[-1][0] == message.role == "user":
+            turns.append(("assistant", "(each column's own answer)"))
+        turns.append((message.role, message.content))
+    return turns
 
 
 def _cut(text: str) -> str:

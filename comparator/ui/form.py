@@ -71,7 +71,7 @@ class Form:
         `admit` gets it before anything of it is kept on the disk, as a pasted calibration is.
         """
         prompts = self.prompts()
-        prompt = prompts.prompts[0].text if prompts else str(self.prompt or "")
+        prompt = prompts.prompts[0].conversation()[-1].content if prompts else str(self.prompt or "")
         system = prompts.prompts[0].system if prompts else str(self.system or "").strip() or None
         if not prompt.strip():
             raise UserError("The prompt is empty.", "Type a prompt, then press Run.")

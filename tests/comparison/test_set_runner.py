@@ -86,3 +86,69 @@ def test_a_batch_answers_as_one_by_one(engine, request_) -> None:
                 "another answer in a batch, and it is not named"
             )
             assert b.kl is None or abs(a.kl - b.kl) < 0.02 or a.text != b.text
+
+
+TALK = """{"id": "given", "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "My name is Ann."},
+ {"role": "assistant", "content": "Hello Ann."}, {"role": "user", "content": "What is my name?"}], "expected": "Ann"}
+{"id": "own", "messages": [{"role": "user", "content": "Name a colour."}, {"role": "user", "content": "And another one."},
+ {"role": "user", "content": "Which was the first?"}]}""".replace(",\n ", ", ")
+
+
+def test_a_conversation_is_context_and_a_script_gets_the_columns_own_answers(
+    engine, request_, two_layers
+) -> None:
+    from transformers import AutoTokenizer
+
+    from comparator.core.messages import Prompt
+
+    prompts = reader.parse(TALK)
+    given, own = prompts.prompts
+    assert (given.own_turns, own.own_turns, len(given.history)) == (0, 2, 2)
+    assert reader.parse(reader.dumps(prompts)).prompts == prompts.prompts
+    asked = replace(request_, prompts=prompts, prompt=given.prompt, resume=False)
+    comparison = runner.run(asked, engine=engine, emit=lambda event: None)
+    answers = comparison.prompt_set.answers
+    assert comparison.cells[0].text == answers[0][0].text, "the rounds answer another conversation"
+    assert [len(a.turns) for column in answers for a in column] == [0, 2, 0, 2]
+    assert answers[1][1].kl is not None and answers[1][1].compared == answers[0][1].tokens
+    assert document.loads(document.dumps(comparison)) == comparison
+    assert answers[1][1].turns[0][:20] in export.render(comparison, "a.html").replace("&#39;", "'")
+
+    tokenizer = AutoTokenizer.from_pretrained(two_layers)
+
+    def says(column: int, messages: list[dict]) -> str:
+        """What plain transformers' template and one more run of the column make of a conversation."""
+        cell = comparison.cells[column]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = Prompt(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]), True)
+        handle = engine.handle_of(comparison.model, cell.variant)
+        return engine.generate(handle, ids, asked.settings, threading.Event()).text
+
+    for column, (first, second) in enumerate(answers):
+        before = [
+            {"role": "system", "content": "Be short."},
+            *({"role": m.role, "content": m.content} for m in given.history),
+        ]
+        assert first.text == says(column, [*before, {"role": "user", "content": given.prompt}])
+        talk = []
+        for turn, said in zip(
+            [m.content for m in own.history] + [own.prompt], [*second.turns, second.text], strict=True
+        ):
+            talk.append({"role": "user", "content": turn})
+            assert said == says(column, talk), "a turn did not follow the column's own answers"
+            talk.append({"role": "assistant", "content": said})
+
+
+def test_a_scripted_conversation_resumes_with_the_references_own_turns(engine, request_) -> None:
+    asked = replace(request_, prompts=reader.parse(TALK), prompt="My name is Ann.")
+    cancel = threading.Event()
+
+    def stop(event) -> None:  # once the reference has answered the last prompt
+        if isinstance(event, Answering) and event.number == 2 and event.cell.variant.notation == "nf4":
+            cancel.set()
+
+    part = runner.run(asked, engine=engine, emit=stop, cancel=cancel).prompt_set
+    assert part.answers[0][1] is not None and part.answers[1][1] is None
+    whole = runner.run(asked, engine=engine, emit=lambda event: None).prompt_set
+    fresh = runner.run(replace(asked, resume=False), engine=engine, emit=lambda event: None).prompt_set
+    assert whole.resumed == 3 and whole.answers == fresh.answers

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -223,18 +224,20 @@ def _turns(entry: dict) -> tuple[str, str | None, tuple[Message, ...]]:
         turns.append(Message(role, content))
     if turns and turns[0].role == "system":
         system, turns = system or turns[0].content, turns[1:]
-    if len(turns) > MAX_ENTRIES or any(m.role != ("user", "assistant")[n % 2] for n, m in enumerate(turns)):
+    if len(turns) > MAX_ENTRIES:
+        raise UserError(f"“messages” has {len(turns)} turns; the limit is {MAX_ENTRIES}.", "Leave some out.")
+    # A user's turn may follow another: the column's own answer stands between them.
+    roles = ["assistant", *(m.role for m in turns)]
+    if any(b != "user" and a != "user" for a, b in pairwise(roles)):
         raise UserError(
-            "user and assistant do not take turns in “messages”.",
-            f"Begin and end with the user; {MAX_ENTRIES} turns at most.",
+            "in “messages” an answer stands where the user has asked nothing.",
+            "Begin with the user, after a system prompt at most, and write one answer to a turn.",
         )
     if not turns or turns[-1].role != "user" or "prompt" in entry:
         raise UserError(
             "“messages” does not end with the user's turn alone.", "Leave the answer, and “prompt”, out."
         )
-    if len(turns) > 1:
-        raise UserError("conversations of several turns are not run yet.", "Give one user turn.")
-    return turns[-1].content, system, ()
+    return turns[-1].content, system, tuple(turns[:-1])
 
 
 def _text(entry: dict, name: str) -> str | None:

@@ -70,6 +70,14 @@ def test_no_pattern_runs_without_end() -> None:
         ('{"prompt": "a", "check": "number", "expected": "x"}', "no number"),
         ("prompt,expected\na,b,c", "Line 2"),
         ("", "empty"),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
+            "asked nothing",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            "does not end",
+        ),
     ],
 )
 def test_a_bad_entry_is_refused_with_its_place_and_a_way_out(text, words) -> None:
