@@ -10,21 +10,24 @@ from comparator.util import formatting
 from comparator.util.stats import LEAST_RUNS, differ
 
 if TYPE_CHECKING:
-    from comparator.capacity.sweep import Point
+    from comparator.capacity.points import Point
 
 Runs = Mapping[int, tuple[float, ...]]  # batch → decode tok/s of each repeat
 
 
 def sentences(points: Iterable[Point]) -> list[str]:
-    """A sentence for each context and each variant beside the first one that was swept."""
-    measured: dict[int, dict[str, dict[int, tuple[float, ...]]]] = {}
+    """A sentence for each context and each variant beside the first one that was swept. Servers are held against the first
+    server: their rate includes the prompts, and another machine may have them."""
+    measured: dict[tuple[int, bool], dict[str, dict[int, tuple[float, ...]]]] = {}
     for point in points:
         if point.runs:
-            measured.setdefault(point.context, {}).setdefault(point.variant, {})[point.batch] = point.runs
+            variants = measured.setdefault((point.context, point.served), {})
+            variants.setdefault(point.variant, {})[point.batch] = point.runs
     made = []
-    for context, variants in sorted(measured.items()):
+    contexts = {context for context, _ in measured}
+    for (context, _), variants in sorted(measured.items()):
         first, *others = variants
-        before = f"Context {context:,}: " if len(measured) > 1 else ""
+        before = f"Context {context:,}: " if len(contexts) > 1 else ""
         said = [sentence(first, variants[first], other, variants[other]) for other in others]
         made += [before + text for text in said if text]
     return made

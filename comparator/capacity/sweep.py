@@ -1,100 +1,25 @@
 """Sweep: speed, latency and memory of variants over batch sizes and contexts, measured on this machine.
 
-The prompts are random token ids of one length, the same for every variant, and no token ends a sequence, so that every
-variant does the same work. One pass reads all prompts of a batch, then each step decodes one token of each.
+How a point is measured: points.py.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from comparator.capacity.points import MeasurePoint, Options, Point
 from comparator.core.errors import Stopped, UserError
 from comparator.core.messages import LoadRequest
 from comparator.core.result import Environment
 from comparator.core.state import ModelFacts
 from comparator.core.variant import Cell, Variant
-from comparator.engine.protocol import Engine, OnProgress, Task, TaskContext, ignore
+from comparator.engine.protocol import Engine, OnProgress, ignore
 from comparator.util import formatting
-from comparator.util.stats import percentile
 from comparator.util.streams import stopped_after
-
-LARGEST_BATCH = 1024
-PREFILLS_S = 3.0  # prefills are repeated while they take no longer than this together
-WARM_UP = 3  # tokens that are decoded before anything is timed
-
-
-@dataclass(frozen=True)
-class Options:
-    """`new_tokens`: of each sequence and run. `repeats`: decode runs of each point; fewer than three carry no crossover."""
-
-    batches: tuple[int, ...] = (1, 4, 16)
-    contexts: tuple[int, ...] = (512,)
-    new_tokens: int = 32
-    repeats: int = 3
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises `UserError`."""
-        if not self.batches or not self.contexts:
-            raise UserError("A sweep needs a batch and a context.", "Write 1,4,16 and 512,2k, for instance.")
-        if max(self.batches) > LARGEST_BATCH:
-            raise UserError(
-                f"A batch of {max(self.batches):,} is too large.", f"Batches go up to {LARGEST_BATCH:,}."
-            )
-        if self.new_tokens < 3 or self.repeats < 1:
-            raise UserError("At least 3 new tokens and 1 repeat are needed to measure a rate.")
-
-    def tokens(self, variants: int) -> tuple[int, int]:
-        """At most how many tokens are read and how many are decoded, of all points together."""
-        sequences = variants * sum(self.batches)
-        read = sequences * sum(self.contexts) * self.repeats
-        return read, sequences * len(self.contexts) * (self.repeats * self.new_tokens + WARM_UP)
-
-
-@dataclass(frozen=True)
-class Point:
-    """One variant at one batch and context (tokens of each prompt).
-
-    Attributes:
-        runs: decode tok/s of all sequences together, one per repeat.
-        ttft_s: from all prompts to every sequence's first token, the median of the prefills.
-        itl_p50_s, itl_p99_s: of all steps of all repeats; a step gives each sequence one token.
-        peak_bytes: what the variant holds plus how far the measurement rose above it, a captured step included.
-        error: why there are no figures.
-    """
-
-    variant: str
-    batch: int
-    context: int
-    path: str | None = None
-    ttft_s: float | None = None
-    runs: tuple[float, ...] = ()
-    itl_p50_s: float | None = None
-    itl_p99_s: float | None = None
-    peak_bytes: int | None = None
-    joules_per_token: float | None = None
-    note: str = ""
-    error: str | None = None
-
-    @property
-    def tok_s(self) -> float | None:
-        """Decode tokens per second of all sequences together, the median of the repeats."""
-        return statistics.median(self.runs) if self.runs else None
-
-    @property
-    def tok_s_each(self) -> float | None:
-        return self.tok_s / self.batch if self.runs else None
-
-    def to_dict(self) -> dict[str, Any]:
-        figures = asdict(self)
-        return {**figures, "decode_tok_s": self.tok_s, "decode_tok_s_per_sequence": self.tok_s_each}
 
 
 @dataclass
@@ -116,54 +41,6 @@ class Sweep:
         own = {"options": asdict(self.options), "environment": asdict(self.environment)}
         points = {"points": [point.to_dict() for point in self.points], "crossover": sentences(self.points)}
         return {**vars(self), **own, **points}
-
-
-@dataclass(frozen=True)
-class MeasurePoint(Task):
-    """A `Point`'s figures, on the engine's thread."""
-
-    handle: str
-    batch: int
-    context: int
-    options: Options
-
-    def run(self, context: TaskContext, cancel: threading.Event, on_progress: OnProgress) -> Point:
-        from comparator.metrics import energy, memory
-
-        options = self.options
-        with context.column(self.handle) as column:
-            _check_memory(column, self.batch, self.context, options.new_tokens)
-            memory.give_back()
-            before = memory.used(column.device)
-            batch = column.timed_batch(_prompts(column.vocabulary, self), options.new_tokens, cancel)
-            joules, ran, prefills = [], [], []
-            with memory.track(column.device) as peak:
-                while not prefills or (
-                    len(prefills) < options.repeats and sum(prefills) + prefills[-1] < PREFILLS_S
-                ):
-                    prefills.append(batch.prefill())
-                batch.decode(WARM_UP)
-                for _ in range(options.repeats):
-                    with energy.metered(column.device) as used:
-                        start, times, _ = batch.decode()
-                    ran.append([start, *times])
-                    if (each := used.per_token(ran[-1])) is not None:
-                        joules.append(each / self.batch)
-            gaps = [b - a for times in ran for a, b in zip(times, times[1:], strict=False)]
-            above = max(0, peak.start_bytes - before) + (peak.above_bytes or 0)
-            return Point(
-                column.variant.notation,
-                self.batch,
-                self.context,
-                path=batch.path,
-                ttft_s=statistics.median(prefills),
-                runs=tuple(self.batch * (len(t) - 1) / (t[-1] - t[0]) for t in ran),
-                itl_p50_s=percentile(gaps, 50),
-                itl_p99_s=percentile(gaps, 99),
-                peak_bytes=(column.memory.resident_bytes or 0) + above,
-                joules_per_token=statistics.median(joules) if joules else None,
-                note=batch.note,
-            )
 
 
 def run(
@@ -305,34 +182,3 @@ class _Sweeper:
 def _work(batch: int, context: int, options: Options) -> float:
     """What a point costs, roughly: tokens of the prompts, and steps that cost as 16 tokens do and one for each sequence."""
     return batch * context + options.repeats * options.new_tokens * (16 + batch)
-
-
-def _prompts(vocabulary: int, point: MeasurePoint) -> list[list[int]]:
-    """Random token ids (batch, context); a batch's first rows are those of the smaller batches."""
-    import numpy as np
-
-    rows = (np.random.default_rng((point.options.seed, row)) for row in range(point.batch))
-    return [generator.integers(3, vocabulary, point.context).tolist() for generator in rows]
-
-
-def _check_memory(column: Any, batch: int, context: int, new_tokens: int) -> None:
-    """Raises `UserError` where a CPU's memory would not hold the caches and a pass: the system would end the process. A GPU
-    says so itself."""
-    if column.device.startswith("cuda"):
-        return
-    from comparator.capacity import kv_cache
-    from comparator.capacity.estimate import activation_bytes
-    from comparator.metrics.memory import RESERVE_BYTES, device_total_and_free
-    from comparator.sources.dimensions import dimensions
-
-    needed = RESERVE_BYTES
-    with suppress(OSError, KeyError, ValueError):  # a config that says too little is not held against the run
-        cache = kv_cache.geometry(column.checkpoint, "fp32" if column.logit_bytes == 4 else "bf16")
-        needed += batch * cache.bytes(context + new_tokens)
-        needed += activation_bytes(dimensions(column.checkpoint), batch * context, batch, column.logit_bytes)
-    free = device_total_and_free(column.device)[1]
-    if needed > free:
-        raise UserError(
-            f"Not enough memory: caches and activations need about {math.ceil(needed / 1e6):,} MB, {free // 10**6:,} MB are free.",
-            "Sweep smaller batches or contexts.",
-        )

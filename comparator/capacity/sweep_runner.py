@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from comparator.capacity import sweep
-from comparator.capacity.sweep import Options, Sweep
+from comparator.capacity.points import Options
+from comparator.capacity.sweep import Sweep
 from comparator.core.errors import Stopped
 from comparator.core.variant import Variant
 from comparator.deploy import zerogpu, zerogpu_runner

@@ -2,53 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from comparator.capacity.crossover import sentences
-from comparator.capacity.sweep import Point, Sweep
+from comparator.capacity.points import Point
+from comparator.capacity.sweep import Sweep
 from comparator.util import formatting
 from comparator.util.stats import LEAST_RUNS
 
-# (heading, what it is)
-HEADINGS = (
-    ("variant", ""),
-    ("context", "tokens of each prompt"),
-    ("batch", "sequences decoded at once"),
-    ("tok/s", "decode rate of all sequences together, the median of the repeats"),
-    ("each", "decode tok/s of one sequence"),
-    ("TTFT ms", "from all prompts to the first token of every sequence"),
-    ("p50 ms", "inter-token latency: the median time of a step, which gives each sequence a token"),
-    ("p99 ms", "99 of 100 steps took less"),
-    ("peak MB", "what the variant holds, caches and activations, at the highest"),
-    ("J/token", "energy per token as the GPU reports it (NVML)"),
-)
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table. why: what it is. value: the number it sorts by; text: as written."""
+
+    heading: str
+    why: str
+    value: Callable[[Point], Any]
+    text: Callable[[Any], str] = formatting.figure
+
+    def cell(self, point: Point) -> str:
+        return self.text(self.value(point))
+
+
+def _ms(value: float | None) -> str:
+    return formatting.figure(None if value is None else value * 1e3)
+
+
+COLUMNS = (
+    Column("variant", "", lambda p: p.variant, str),
+    Column("context", "tokens of each prompt", lambda p: p.context, formatting.count),
+    Column("batch", "sequences decoded at once; of a server, requests at once", lambda p: p.batch, str),
+    Column("tok/s", "decode rate of all sequences together, the median of the repeats; of a server over the whole run, prompts "
+           "included", lambda p: "failed" if p.error else p.tok_s, lambda v: v if isinstance(v, str) else formatting.figure(v)),
+    Column("each", "decode tok/s of one sequence", lambda p: p.tok_s_each),
+    Column("TTFT ms", "from all prompts to the first token of every sequence; of a server the median of its requests",
+           lambda p: p.ttft_s, _ms),
+    Column("p50 ms", "inter-token latency: the median time of a step, which gives each sequence a token",
+           lambda p: p.itl_p50_s, _ms),
+    Column("p99 ms", "99 of 100 steps took less", lambda p: p.itl_p99_s, _ms),
+    Column("good %", "goodput: the share of requests that meet the limits", lambda p: p.good_share, lambda v: formatting.figure(
+           None if v is None else v * 100)),
+    Column("good/s", "goodput: requests per second that meet the limits", lambda p: p.good_per_s),
+    Column("peak MB", "what the variant holds, caches and activations, at the highest", lambda p: p.peak_bytes,
+           lambda v: formatting.megabytes(v, unit=False)),
+    Column("J/token", "energy per token as the GPU reports it (NVML)", lambda p: p.joules_per_token),
+)  # fmt: skip
+MEETING = 0.95  # of requests meet the limits: what a batch has to reach to count as one that keeps them
 FIELDS = ("variant", "context", "batch", "path", "decode_tok_s", "decode_tok_s_per_sequence", "ttft_s", "itl_p50_s",
-          "itl_p99_s", "peak_bytes", "joules_per_token", "note", "error")  # fmt: skip
+          "itl_p99_s", "good_share", "good_per_s", "peak_bytes", "joules_per_token", "note", "error")  # fmt: skip
 
 
-def keys(point: Point) -> tuple:
-    """What the cells hold as numbers, in the order of `HEADINGS`, to sort by."""
-    return (
-        point.variant, point.context, point.batch, point.tok_s, point.tok_s_each, point.ttft_s, point.itl_p50_s,
-        point.itl_p99_s, point.peak_bytes, point.joules_per_token,
-    )  # fmt: skip
-
-
-def cells(point: Point) -> list[str]:
-    """A point's cells, in the order of `HEADINGS`; "failed" in place of the rate where there is none."""
-    return [
-        point.variant,
-        f"{point.context:,}",
-        str(point.batch),
-        "failed" if point.error else formatting.figure(point.tok_s),
-        formatting.figure(point.tok_s_each),
-        *(
-            formatting.figure(None if s is None else s * 1e3)
-            for s in (point.ttft_s, point.itl_p50_s, point.itl_p99_s)
-        ),
-        formatting.megabytes(point.peak_bytes, unit=False),
-        formatting.figure(point.joules_per_token),
-    ]
+def columns(sweep: Sweep) -> list[Column]:
+    """Those of which any point has a value."""
+    return [column for column in COLUMNS if any(column.value(point) is not None for point in sweep.points)]
 
 
 def ordered(sweep: Sweep) -> list[Point]:
@@ -69,11 +78,28 @@ def intro(sweep: Sweep) -> str:
 def remarks(sweep: Sweep) -> Iterator[str]:
     """The crossover first, then what failed and what the figures are not."""
     yield from sentences(sweep.points)
+    yield from _within_limits(sweep)
     if sweep.stopped:
         yield f"Stopped: {len(sweep.points)} of {sweep.total} points were measured."
     yield from _reasons(ordered(sweep))
     if sweep.options.repeats >= LEAST_RUNS and len({p.variant for p in sweep.points if p.runs}) > 1:
         yield "Noise is the spread of a point's repeats: a difference counts from four standard errors on."
+
+
+def _within_limits(sweep: Sweep) -> Iterator[str]:
+    """Up to which batch the requests meet the limits, for each variant and context."""
+    lines: dict[tuple[str, int], dict[int, float]] = {}
+    for point in ordered(sweep):
+        if point.good_share is not None:
+            lines.setdefault((point.variant, point.context), {})[point.batch] = point.good_share
+    several = len({context for _, context in lines}) > 1
+    for (variant, context), shares in lines.items():
+        before = f"Context {context:,}: " if several else ""
+        good = list(itertools.takewhile(lambda batch: shares[batch] >= MEETING, shares))  # noqa: B023 - used at once
+        over = next((batch for batch in shares if batch not in good), None)
+        start = f"up to batch {good[-1]}" if good else "at no batch"
+        end = f"; at batch {over}, {formatting.percent(shares[over])} of them do" if over is not None else ""
+        yield f"{before}{variant}: at least {MEETING * 100:.0f} % of the requests meet {sweep.options.limits} {start}{end}."
 
 
 def _reasons(points: list[Point]) -> Iterator[str]:

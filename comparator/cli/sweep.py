@@ -23,6 +23,9 @@ EXAMPLES = """Examples:
   python -m comparator sweep --shapes llama-8b -v bf16 -v nf4 --batch 1,8,32 \\
       --context 512,8k -o sweep.json -o sweep.csv
 
+  python -m comparator sweep -v endpoint@vllm --concurrency 1,2,4,8 \\
+      --ttft 0.5s --itl 50ms
+
 Exit code: 0 on success, 1 if no point could be measured, 2 for an invalid request, 130 if stopped; Ctrl-C keeps what was
 measured."""
 
@@ -38,12 +41,20 @@ def sweep(
         str | None,
         typer.Option(metavar="NAME", help="Random weights with the shapes of llama-8b, llama-1b or llama-tiny instead of a model."),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="LIST", help="Sequences decoded at once: 1,4,16.")] = "1,4,16",
+    batch: Annotated[
+        str, typer.Option("--batch", "--concurrency", metavar="LIST", help="Sequences decoded at once, of a server requests at once: 1,4,16.")
+    ] = "1,4,16",
     context: Annotated[str, typer.Option(metavar="LIST", help="Tokens of each prompt: 512,2k.")] = "512",
     new_tokens: Annotated[int, typer.Option(min=3, metavar="N", help="Tokens to generate per sequence.")] = 32,
     repeats: Annotated[
         int, typer.Option(min=1, metavar="N", help="Decode runs of each point; three carry a difference.")
     ] = 3,
+    ttft: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Goodput: count requests whose first token comes within this time, 0.5s say.")
+    ] = None,
+    itl: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Goodput: count requests whose mean inter-token latency is at most this, 50ms say.")
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the random weights here and keep them.")
     ] = None,
@@ -57,6 +68,7 @@ def sweep(
 ) -> None:  # fmt: skip
     """Measure speed, latency and memory over batch sizes and contexts: from which batch on is which variant faster?"""
     from comparator.backends import resolve
+    from comparator.capacity import points
     from comparator.capacity import sweep as sweeps
     from comparator.cli.bench import random_shapes
     from comparator.cli.progress import Progress, quiet, stoppable
@@ -70,7 +82,10 @@ def sweep(
     if shapes and model:
         raise UserError("Both --shapes and --model are given.", "Use only one of them.")
     files = [export.check_name(path, FORMATS) for path in output or ()]
-    options = sweeps.Options(quantities.several(batch), quantities.several(context), new_tokens, repeats)
+    options = points.Options(
+        quantities.several(batch), quantities.several(context), new_tokens, repeats,
+        ttft_limit_s=quantities.seconds(ttft) if ttft else None, itl_limit_s=quantities.seconds(itl) if itl else None,
+    )  # fmt: skip
     options.check()
     variants = [resolve(name) for text in variant or ["bf16 int8 nf4"] for name in text.split()]
     use(ray)
@@ -113,13 +128,11 @@ def _shown(measured: Sweep) -> str:
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
     )
-    points = sweep_words.ordered(measured)
-    energy = any(point.joules_per_token is not None for point in points)
-    shown = len(sweep_words.HEADINGS) - (not energy)  # the last column is energy
-    for heading, _ in sweep_words.HEADINGS[:shown]:
-        table.add_column(heading, justify="left" if heading == "variant" else "right")
-    for point in points:
-        table.add_row(*(Text(printable(cell)) for cell in sweep_words.cells(point)[:shown]))
+    columns = sweep_words.columns(measured)
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.heading == "variant" else "right")
+    for point in sweep_words.ordered(measured):
+        table.add_row(*(Text(printable(column.cell(point))) for column in columns))
     lines = (Text(printable(line)) for line in sweep_words.remarks(measured))
     intro = to_text(Text(printable(sweep_words.intro(measured))), "", width=prose_width())
     return intro + to_text(table, "") + to_text(*lines, width=prose_width())

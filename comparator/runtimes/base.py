@@ -96,6 +96,56 @@ class Choices:
     log_p: Mapping[int, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RequestTimes:
+    """One streamed answer of a server, as the client saw it.
+
+    Attributes:
+        start_s: `time.perf_counter()` when the request was sent. times_s: when each piece arrived.
+        tokens: of the answer. prompt_tokens: as the server counted them; None: it does not say.
+        error: why there is no whole answer.
+    """
+
+    start_s: float
+    times_s: tuple[float, ...] = ()
+    tokens: int = 0
+    prompt_tokens: int | None = None
+    error: str | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        return self.times_s[0] - self.start_s
+
+    @property
+    def mean_gap_s(self) -> float:
+        """Mean time between two tokens."""
+        return (self.times_s[-1] - self.times_s[0]) / max(1, self.tokens - 1)
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Times between two pieces, each divided by how many tokens a piece has in the mean."""
+        each = max(1.0, self.tokens / len(self.times_s))
+        return [(b - a) / each for a, b in zip(self.times_s, self.times_s[1:], strict=False)]
+
+
+class ServerLoad(ABC):
+    """Requests to a server that schedules them itself; a context manager, which ends what is still running."""
+
+    @abstractmethod
+    def open(self, at_once: int) -> None:
+        """Make so many connections."""
+
+    @abstractmethod
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[RequestTimes]:
+        """Answer all prompts, as many at once as there are connections. Raises `Stopped`."""
+
+    def __enter__(self) -> ServerLoad:
+        return self
+
+    @abstractmethod
+    def __exit__(self, *_: Any) -> None: ...
+
+
 class Weights(ABC):
     """The tensors of one model, module by module, for weight errors."""
 
@@ -208,6 +258,10 @@ class ResidentModel(ABC):
             f"{self.variant.notation} is executed by {self.runtime.name}, which decodes one sequence at a time here.",
             "Choose a variant that transformers executes.",
         )
+
+    def server_load(self, cancel: threading.Event) -> ServerLoad | None:
+        """For a runtime that has a server decode: requests to be timed. None: it decodes batches, see `timed_batch`."""
+        return None
 
     def unload(self) -> None:  # noqa: B027 - nothing to do by default
         """Free what outlives this object: a process, a connection."""

@@ -1,4 +1,4 @@
-"""Numbers as people type them: "32k" tokens, "1,4,16"."""
+"""Numbers as people type them: "32k" tokens, "1,4,16", "50ms"."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def tokens(text: str) -> int:
 def several(text: str) -> tuple[int, ...]:
     """ "1,4,16" or "512,4k", ascending and each once. Raises `UserError`."""
     return tuple(sorted({tokens(part) for part in str(text).split(",") if part.strip()}))
+
+
+def seconds(text: str) -> float:
+    """ "50ms", "0.5s", "0.5" → seconds. Raises `UserError`."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*(ms|s|)", str(text).strip().lower())
+    value = float(match[1]) * (1e-3 if match[2] == "ms" else 1) if match else 0
+    if value <= 0:
+        raise UserError(f"“{str(text)[:40]}” is no time.", "Write 50ms or 0.5s.")
+    return value
 
 
 def short(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from comparator.capacity.crossover import sentence, sentences
-from comparator.capacity.sweep import Point
+from comparator.capacity.points import Point
 
 
 def runs(**rates: float) -> dict[int, tuple[float, ...]]:

@@ -8,14 +8,14 @@ import threading
 import pytest
 
 from comparator.backends import resolve
-from comparator.capacity import sweep, sweep_words
+from comparator.capacity import points, sweep, sweep_words
 from comparator.core.errors import Stopped, UserError
 from comparator.core.messages import LoadRequest
 from comparator.core.settings import Settings
 from comparator.decoding.batch import TIE
 from comparator.engine.local import LocalEngine
 
-OPTIONS = sweep.Options(batches=(3, 1), contexts=(16,), new_tokens=6)
+OPTIONS = points.Options(batches=(3, 1), contexts=(16,), new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def engine():
 
 
 def test_every_point_has_its_figures_or_its_reason(two_layers, engine) -> None:
-    options = sweep.Options(batches=(3, 1), contexts=(16, 10**6), new_tokens=6)
+    options = points.Options(batches=(3, 1), contexts=(16, 10**6), new_tokens=6)
     said: list[str] = []
     seen: list[int] = []
     made = sweep.run(
@@ -64,7 +64,7 @@ def test_stop_keeps_what_was_measured(two_layers, engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [sweep.Options(batches=()), sweep.Options(batches=(5000,)), sweep.Options(repeats=0)]
+    "options", [points.Options(batches=()), points.Options(batches=(5000,)), points.Options(repeats=0)]
 )
 def test_a_request_that_makes_no_sense_is_refused(two_layers, engine, options) -> None:
     with pytest.raises(UserError):
@@ -81,7 +81,7 @@ def test_a_batch_decodes_what_each_sequence_does_alone(two_layers, engine, varia
     cancel = threading.Event()
     handle = engine.load(LoadRequest(str(two_layers), resolve(variant)), cancel).handle
     with engine.column(handle) as column:
-        prompts = sweep._prompts(column.vocabulary, sweep.MeasurePoint(handle, 3, 16, OPTIONS))
+        prompts = points._prompts(column.vocabulary, 16, 0, range(3))
         batch = column.timed_batch(prompts, 6, cancel)
         tokens = batch.decode()[2]
         assert batch.decode()[2] == tokens, "a second run goes on from another cache than the first"

@@ -36,10 +36,12 @@ def pressed(
     batch="1,2",
     context="16",
     new="4",
+    ttft="",
+    itl="",
     then=lambda values: None,
 ) -> list:
     """Everything that Measure sends to the page; `then` sees each as it comes."""
-    form = (str(model), (), {"on": list(on), "reference": "bf16"}, batch, context, new)
+    form = (str(model), (), {"on": list(on), "reference": "bf16"}, batch, context, new, ttft, itl)
 
     async def everything() -> list:
         sent = []
@@ -54,7 +56,7 @@ def pressed(
 
 def test_curves_table_and_files(two_layers, tmp_path):
     page = page_of(tmp_path)
-    sent = pressed(page, two_layers)
+    sent = pressed(page, two_layers, ttft="100s", itl="100s")
     line, start, stop, rows, files, pictures, *figures, swept = sent[-1]
     assert "Done after" in line and (start.interactive, stop.interactive) == (True, False)
     assert files.visible and pictures.visible and rows.count("<tr>") == 5
@@ -63,6 +65,10 @@ def test_curves_table_and_files(two_layers, tmp_path):
     assert [trace.name for trace in peak.data] == ["bf16", "nf4"], "the reference is not the first"
     for figure in figures:
         assert all(list(trace.x) == [1, 2] and min(trace.y) > 0 for trace in figure.data)
+    assert (
+        "nf4: at least 95 % of the requests meet TTFT ≤ 100 s and ITL ≤ 100 s up to batch 2." in rows
+        and "Good %" in rows
+    )
     assert total.data[0].y[1] == pytest.approx(2 * each.data[0].y[1])
     saved = {
         ending: sweep.write(swept, ending, tmp_path / "files").read_text() for ending in (".csv", ".json")
@@ -98,6 +104,7 @@ def test_stop_keeps_what_was_measured(two_layers, tmp_path):
         ({"model": "smollm2-135m", "batch": "many"}, "no number"),
         ({"model": "smollm2-135m", "batch": "4096"}, "too large"),
         ({"model": "smollm2-135m", "context": ""}, "needs a batch and a context"),
+        ({"model": "smollm2-135m", "itl": "soon"}, "is no time"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(tmp_path, fields, said):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from comparator.capacity.sweep import Point, Sweep
+from comparator.capacity.points import Point
+from comparator.capacity.sweep import Sweep
 from comparator.reporting.plots.style import apply_layout, colours
 from comparator.util import quantities
 

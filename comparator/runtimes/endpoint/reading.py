@@ -55,6 +55,12 @@ def prompt_tokens(piece: dict[str, Any]) -> int | None:
     return count if _is_id(count) and count > 0 else None
 
 
+def answer_tokens(piece: dict[str, Any]) -> int | None:
+    """How many tokens the server counted in its answer."""
+    count = _usage(piece).get("completion_tokens")
+    return count if _is_id(count) and count > 0 else None
+
+
 def cached_tokens(piece: dict[str, Any]) -> int:
     """How many of the prompt's tokens the server took from an earlier request."""
     details = _usage(piece).get("prompt_tokens_details")

@@ -18,7 +18,7 @@ from comparator.core.result import Environment
 from comparator.core.settings import get_settings
 from comparator.core.variant import Adapter, Variant
 from comparator.metrics import latency
-from comparator.runtimes.base import Choices, OnToken, ResidentModel, Runtime
+from comparator.runtimes.base import Choices, OnToken, ResidentModel, Runtime, ServerLoad
 from comparator.runtimes.endpoint import dialect as dialects
 from comparator.runtimes.endpoint.problems import Refused, named
 from comparator.runtimes.endpoint.reading import Answer, Vocabulary, choice_of
@@ -214,6 +214,11 @@ class EndpointModel(ResidentModel):
             yield first
             if first.first != token:
                 return
+
+    def server_load(self, cancel: threading.Event) -> ServerLoad:
+        from comparator.runtimes.endpoint.load import Load
+
+        return Load(self.client.endpoint, self.dialect, self.tokenizer, cancel)
 
     def is_current(self) -> bool:
         """Whether the server has the same models as when it was asked."""

@@ -15,9 +15,10 @@ from typing import Any
 
 import gradio as gr
 
-from comparator.backends import most_precise
+from comparator.backends import most_precise, source_kind
 from comparator.capacity import sweep_runner, sweep_words
-from comparator.capacity.sweep import Options, Sweep
+from comparator.capacity.points import Options
+from comparator.capacity.sweep import Sweep
 from comparator.core.errors import UserError
 from comparator.core.request import GenerationSettings, Request
 from comparator.core.variant import Cell, Variant
@@ -37,7 +38,8 @@ from comparator.util.streams import Background
 
 WHY = (
     "Decodes several sequences at once, with the model and the variants selected in the panel: from which batch on is which variant "
-    "faster, and how much memory does it take? The reference is the one that the others are held against. Adapters are not applied."
+    "faster, and how much memory does it take? The reference is the one that the others are held against. Adapters are not applied. "
+    "A server (endpoint) gets as many requests at once. With limits, the goodput counts the requests that meet them."
 )
 
 
@@ -62,6 +64,17 @@ def build(page: Page) -> None:
         batch = gr.Textbox("1,4,16", label="Batches, sequences at once", max_lines=1, elem_id="sweep-batch")
         context = gr.Textbox("512", label="Contexts, tokens", max_lines=1, elem_id="sweep-context")
         new_tokens = gr.Textbox("32", label="New tokens each", max_lines=1, elem_id="sweep-new-tokens")
+        ttft = gr.Textbox(
+            "", label="TTFT at most", placeholder="no limit, or 0.5s", max_lines=1, elem_id="sweep-ttft"
+        )
+        itl = gr.Textbox(
+            "",
+            label="Inter-token latency at most",
+            placeholder="no limit, or 50ms",
+            max_lines=1,
+            elem_id="sweep-itl",
+        )
+    with gr.Row(elem_classes="sweep-files"):
         start = gr.Button("Measure", size="sm", scale=0, elem_id="sweep-run")
         stop = gr.Button("Stop", size="sm", scale=0, interactive=False, elem_id="sweep-stop")
     status = html(say(""), elem_id="sweep-said")
@@ -78,23 +91,15 @@ def build(page: Page) -> None:
     )  # clicked by script once the file is ready
     measured, folder = gr.State(None), Path(tempfile.mkdtemp(prefix="quant-comparator-"))
 
-    async def run(
-        request: gr.Request,
-        model: str,
-        linked: tuple[str, ...],
-        picked: Any,
-        batch: str,
-        context: str,
-        new_tokens: str,
-    ) -> AsyncIterator[list[Any]]:
-        async for values in stream(page, (model, linked, picked, batch, context, new_tokens), request):
+    async def run(request: gr.Request, *form: Any) -> AsyncIterator[list[Any]]:
+        async for values in stream(page, form, request):
             yield values
 
     async def halt(request: gr.Request) -> None:
         page.sweep_runs.stop(request.session_hash)
 
     start.click(
-        run, inputs=[page.fields["model"], page.linked, page.fields["picked"], batch, context, new_tokens],
+        run, inputs=[page.fields["model"], page.linked, page.fields["picked"], batch, context, new_tokens, ttft, itl],
         outputs=[status, start, stop, rows, files, pictures, *figures, measured], trigger_mode="once", **PRIVATE,
     )  # fmt: skip
     stop.click(halt, **DIRECT)
@@ -109,7 +114,7 @@ def build(page: Page) -> None:
 
 def job_of(form: tuple[Any, ...], page: Page) -> Job:
     """What the fields ask for, within the limits of a visitor. Raises `UserError`."""
-    model, linked, picked, batch, context, new_tokens = form
+    model, linked, picked, batch, context, new_tokens, ttft, itl = form
     name = str(model or "").strip()
     if not name or name in linked:
         raise UserError("No model is selected.", "Select one, or press Run to look up the model of the link.")
@@ -117,9 +122,14 @@ def job_of(form: tuple[Any, ...], page: Page) -> Job:
     cells = chosen.cells()
     reference = chosen.reference(cells) or Cell(most_precise([cell.variant for cell in cells]))
     variants = tuple(dict.fromkeys([reference.variant, *(cell.variant for cell in cells)]))
-    options = Options(quantities.several(batch), quantities.several(context), quantities.tokens(new_tokens))
+    ttft_s, itl_s = (quantities.seconds(text) if str(text or "").strip() else None for text in (ttft, itl))
+    options = Options(
+        quantities.several(batch), quantities.several(context), quantities.tokens(new_tokens),
+        ttft_limit_s=ttft_s, itl_limit_s=itl_s,
+    )  # fmt: skip
     options.check()
-    page.admission.limits.check_sweep(*options.tokens(len(variants)), options.new_tokens)
+    servers = sum(source_kind(variant) == "endpoint" for variant in variants)
+    page.admission.limits.check_sweep(*options.tokens(len(variants) - servers, servers), options.new_tokens)
     return Job(name, variants, options)
 
 
@@ -186,20 +196,16 @@ def over(swept: Sweep) -> str:
 
 def rendered(swept: Sweep) -> str:
     """The crossover in words and a row for each point, as HTML."""
-    points = sweep_words.ordered(swept)
-    count = len(sweep_words.HEADINGS) - all(point.joules_per_token is None for point in points)
-    head = [(heading[0].upper() + heading[1:], why) for heading, why in sweep_words.HEADINGS[:count]]
+    columns = sweep_words.columns(swept)
+    head = [(c.heading[0].upper() + c.heading[1:], c.why) for c in columns]
     rows = [
-        [
-            code(point.variant),
-            *(sized(text, key) for text, key in zip(sweep_words.cells(point)[1:count], sweep_words.keys(point)[1:count], strict=True)),
-        ]
-        for point in points
-    ]  # fmt: skip
+        [code(point.variant), *(sized(c.cell(point), c.value(point)) for c in columns[1:])]
+        for point in sweep_words.ordered(swept)
+    ]
     remarks = "<br>".join(map(esc, sweep_words.remarks(swept)))
     caption = sweep_words.intro(swept)
     return note(remarks, "verdict") + table(
-        head, rows, caption=caption, numeric=range(1, count), name="sweep"
+        head, rows, caption=caption, numeric=range(1, len(columns)), name="sweep"
     )
 
 
