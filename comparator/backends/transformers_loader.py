@@ -18,6 +18,7 @@ from comparator.backends.dtypes import torch_dtype
 from comparator.core.errors import UserError
 from comparator.sources.examine import check_loaded, require_complete
 from comparator.util import streams
+from comparator.util.compat import transformers as compat
 from comparator.util.compat.torch import rewrap, wrapped_tensors
 
 
@@ -98,7 +99,10 @@ def from_pretrained(checkpoint, placement: Placement, progress: Progress, *, dty
             arguments["config"] = AutoConfig.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
-        with reporting(progress):
+        # On a GPU the pages go straight to the device.
+        on_cpu = placement.device == "cpu" and lent is None
+        reading = compat.read_into_memory() if on_cpu else contextlib.nullcontext(False)
+        with reporting(progress), reading as is_own:
             model, info = model_class.from_pretrained(
                 source,
                 dtype=torch_dtype(dtype),
@@ -121,7 +125,8 @@ def from_pretrained(checkpoint, placement: Placement, progress: Progress, *, dty
     check_loaded(checkpoint.source, info)  # whatever was missing is random now
     if lent is not None:
         _finish_lent(model, path)
-    own_memory(model, lent.tensors.values() if lent else (), packed=checkpoint.quantization is not None)
+    if not is_own:
+        own_memory(model, lent.tensors.values() if lent else (), packed=checkpoint.quantization is not None)
     return model.eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_greedy_tokens_equal_generate(engine, model, notation):
 
 def test_greedy_tokens_equal_generate_through_thirty_layers(engine):
     _equal_to_generate(engine, BUILTIN_MODEL, "nf4")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system records no peak")
+@pytest.mark.parametrize("notation", ["bf16", "nf4"])
+def test_a_load_needs_little_more_than_what_stays(engine, notation):
+    loaded = load(engine, BUILTIN_MODEL, notation)
+    engine.unload(loaded.handle)
+    largest = 49_152 * 576 * 2  # the embedding in bf16
+    assert loaded.memory.load_peak_bytes < loaded.memory.resident_bytes + 2 * largest, (
+        "Either the checkpoint is mapped while it is read (compat.transformers.read_into_memory), or malloc keeps what "
+        "quantizing has freed (metrics.memory.unfragmented)."
+    )
 
 
 def _equal_to_generate(engine, model: str, notation: str) -> None:

@@ -51,7 +51,7 @@ class Transformers(Runtime):
         lent = weight_sharing.lent(checkpoint, others, device)
         progress(0.0, "loading")
         start = time.perf_counter()
-        with memory.track(device) as load_peak:
+        with memory.unfragmented(device), memory.track(device) as load_peak:
             loaded = backend.load(replace(checkpoint, lent=lent), variant, placement, progress)
             if plan is not None and plan.adapter.merged:  # before the first use repacks the weights
                 progress(None, f"merging {plan.facts.source}")

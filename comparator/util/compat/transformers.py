@@ -80,6 +80,24 @@ def mark_loaded(module: Any) -> None:
     module._is_hf_initialized = True
 
 
+@contextlib.contextmanager
+def read_into_memory() -> Iterator[bool]:
+    """Inside, `from_pretrained` reads tensors of safetensors files into memory of their own instead of mapping the files, whose
+    pages count as memory of the process for as long as it loads. Yields whether these versions can (safetensors from 0.8).
+    """
+    import safetensors
+    from transformers import modeling_utils
+
+    mapping = modeling_utils.safe_open
+    able = tuple(map(int, safetensors.__version__.split(".")[:2])) >= (0, 8)
+    if able:
+        modeling_utils.safe_open = lambda *args, **options: mapping(*args, **{**options, "backend": "pread"})
+    try:
+        yield able
+    finally:
+        modeling_utils.safe_open = mapping
+
+
 def gguf_text_splits() -> set[str]:
     """The names of tokenizers' ways to split text (`tokenizer.ggml.pre`) that transformers converts from GGUF."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS

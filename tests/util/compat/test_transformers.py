@@ -105,3 +105,25 @@ def test_what_a_quantizer_leaves_alone(model):
         T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     )
     assert compat.kept_in_fp32(t5) == ["wo"]
+
+
+def test_files_are_read_and_not_mapped(model, tmp_path):
+    from transformers import LlamaForCausalLM, modeling_utils
+
+    model.save_pretrained(tmp_path)
+    asked, original = [], modeling_utils.safe_open
+
+    def noted(*args, **options):
+        asked.append(options.get("backend"))
+        return original(*args, **options)
+
+    modeling_utils.safe_open = noted
+    try:
+        with compat.read_into_memory() as able:
+            LlamaForCausalLM.from_pretrained(tmp_path)
+        assert able and asked == ["pread"], (
+            "from_pretrained opens safetensors in another way: change read_into_memory"
+        )
+        assert modeling_utils.safe_open is noted
+    finally:
+        modeling_utils.safe_open = original
