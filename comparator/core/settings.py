@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     )
     max_upload: str = Field("32MB", description="The largest comparison document that is opened")
     max_stored: str | None = Field(None, description="Bytes of saved comparisons; 5GB in public mode")
+    max_downloads: str | None = Field(
+        None, description="Bytes of models downloaded for visitors; 100GB in public mode"
+    )
     purge_days: int = Field(
         7,
         ge=0,
@@ -96,6 +99,11 @@ class Settings(BaseSettings):
     @property
     def max_upload_bytes(self) -> int:
         return parse_bytes(self.max_upload)
+
+    @property
+    def max_downloads_bytes(self) -> int | None:
+        text = self.max_downloads or ("100GB" if self.public else None)
+        return parse_bytes(text) if text else None
 
     @property
     def budget_bytes(self) -> int | None:
@@ -149,6 +157,7 @@ def get_settings() -> Settings:
         settings = Settings()
         settings.budget_bytes  # noqa: B018 - parsed here, so that a typo is reported at the start
         settings.max_upload_bytes  # noqa: B018
+        settings.max_downloads_bytes  # noqa: B018
         parse_endpoints(settings.endpoints)
         return settings
     except ValidationError as error:

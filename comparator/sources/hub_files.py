@@ -19,7 +19,7 @@ from typing import Any
 
 from comparator.core.errors import Stopped, UserError
 from comparator.core.settings import get_settings
-from comparator.sources import hub_problems
+from comparator.sources import downloads, hub_problems
 from comparator.sources.checkpoint import Progress
 from comparator.util import atomic_dir, disk, streams
 from comparator.util.compat.huggingface_hub import abort_xet_downloads, download_in_small_pieces
@@ -52,6 +52,7 @@ def fetch(listing: Listing, names: Iterable[str], progress: Progress, what: str)
     missing = [n for n in names if _cached(listing, n) is None]
     if missing:
         total = sum(listing.files.get(n, 0) for n in missing)
+        downloads.make_room(listing.repo, listing.commit, total, _place(), len(missing) == len(names))
         _check_space(_place(), total)
         meter = _Meter()
 
@@ -81,6 +82,7 @@ def fetch(listing: Listing, names: Iterable[str], progress: Progress, what: str)
             raise hub_problems.explain(error, listing.repo, None) from error
         finally:
             meter.stop = True  # whoever still downloads ends at the next piece
+    downloads.used(listing.repo, listing.commit)
     paths = [p for n in names if (p := _cached(listing, n))]
     if not paths or len(paths) < len(names):
         raise UserError(f"{listing.repo} was not downloaded completely.", "Try again.")

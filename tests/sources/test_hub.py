@@ -19,7 +19,8 @@ from model_hub import ModelHub, model_hub, wait_until
 
 from comparator import sources
 from comparator.core.errors import Stopped, UserError
-from comparator.sources import hub, hub_files, open_checkpoint, search_hub
+from comparator.core.settings import Settings
+from comparator.sources import downloads, hub, hub_files, isolated, open_checkpoint, search_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "someone/tiny-llama"
@@ -82,6 +83,31 @@ def test_a_repo_is_downloaded_with_progress_and_opened(server: ModelHub, tmp_pat
     assert open_checkpoint(NAME) == checkpoint
     assert len(server.requests) == asked, "what is there was asked for again"
     assert time.process_time() - started_s < 0.5
+
+
+def test_visitors_downloads_have_a_limit_and_the_operators_stay(server: ModelHub, files, monkeypatch) -> None:
+    names = [f"someone/m{n}" for n in range(4)]
+    for name in names:
+        server.add(name, {**files, "model.safetensors": _safetensors(1_000_000)})
+    open_checkpoint(names[0])  # the operator's, before the server is public
+    one = sum(len(data) for data in files.values()) + 2_000_000
+    monkeypatch.setattr(isolated, "open_first", lambda path, source, progress: None)
+    settings = Settings(public=True, max_downloads=str(2 * one + 100_000))
+    monkeypatch.setattr(isolated, "was_opened", lambda path: True)
+    for module in (downloads, hub_files, isolated):
+        monkeypatch.setattr(module, "get_settings", lambda: settings)
+    here = lambda: [name for name in names if hub.in_cache(name, None)]  # noqa: E731
+    open_checkpoint(names[1])
+    open_checkpoint(names[2])
+    assert here() == names[:3]
+    open_checkpoint(names[1])  # used again, so that the other one is the oldest
+    open_checkpoint(names[3])
+    assert here() == [names[0], names[1], names[3]]
+    assert sum(entry.bytes for _, entry in downloads._entries()) <= settings.max_downloads_bytes
+    server.add("someone/huge", {**files, "model.safetensors": _safetensors(5_000_000)})
+    with pytest.raises(UserError, match="COMPARATOR_MAX_DOWNLOADS"):
+        open_checkpoint("someone/huge")
+    assert here() == [names[0], names[1], names[3]], "room was made for what is refused"
 
 
 def test_progress_is_in_bytes(server: ModelHub, files: dict[str, bytes]) -> None:
