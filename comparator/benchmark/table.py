@@ -10,10 +10,21 @@ SHOWN = 14  # kernels a profile lists
 
 
 def table(report: Report) -> str:
-    """The report as a Markdown table, a line a path, with what was measured where below it."""
+    """The report as a Markdown table, a line per path, with what was measured where below it."""
+    head, lines = rows(report)
+    text = (
+        _lines([head, tuple("---" for _ in head), *lines])
+        + "\n"
+        + "".join(f"- {line}\n" for line in remarks(report))
+    )
+    return text + "".join(f"\n{part}" for part in profiles(report))
+
+
+def rows(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(headings, a row per path); a variant's name stands in its first row alone."""
     head = ("variant", "path", "load s", "prepare s", "TTFT ms", "tok/s", "× stock", "MBU %", "resident MB",
             "load peak MB", "run peak MB", "J/token")  # fmt: skip
-    lines = [head, tuple("---" for _ in head)]
+    lines = []
     for row in report.rows:
         if row.stock is None:
             lines.append((row.variant, "–", *[""] * (len(head) - 2)))
@@ -33,15 +44,14 @@ def table(report: Report) -> str:
                 _f(timed.run_peak_bytes, ",.0f", 1e-6),
                 _f(timed.joules_per_token, ".2f"),
             ))  # fmt: skip
-    text = _lines(lines) + "\n" + "".join(f"- {line}\n" for line in _remarks(report))
-    return text + "".join(f"\n{part}" for part in _profiles(report))
+    return head, lines
 
 
 def _lines(rows: list[tuple[str, ...]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
 
 
-def _profiles(report: Report) -> Iterator[str]:
+def profiles(report: Report) -> Iterator[str]:
     """A table a path that was profiled: its costliest kernels, and the rest in one line."""
     for row in report.rows:
         for timed in row.paths:
@@ -70,7 +80,7 @@ def _profiles(report: Report) -> Iterator[str]:
             )
 
 
-def _remarks(report: Report) -> Iterator[str]:
+def remarks(report: Report) -> Iterator[str]:
     options = report.options
     yield (
         f"{report.model}, {report.parameters / 1e9:.2f} B parameters; prompt {options.prompt_tokens}, "

@@ -7,6 +7,7 @@ unexpected exception, whose traceback goes to the error log.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,11 +31,14 @@ from comparator.cli import (
 )
 from comparator.core.errors import UserError
 
+# The program that pip installs (pyproject.toml), where it is what runs.
+SCRIPT = "quant-comparator" if Path(sys.argv[0]).stem == "quant-comparator" else None
+
 app = typer.Typer(
     help="Compare quantized variants of one language model: answers, speed, memory, fidelity.",
     epilog="Start with:\n\n  python -m comparator run -p 'What is the capital of France?'",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=SCRIPT is not None,  # a shell completes the name of a program, not `python -m …`
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -57,24 +61,30 @@ def options(
     """Options of the program itself; each command has its own."""
 
 
-app.command("run", epilog=run.EXAMPLES)(run.run)
-app.command("layers", epilog=inspect.LAYERS_EXAMPLES)(inspect.layers)
-app.command("variants")(inspect.variants)
-app.command("show", epilog=inspect.SHOW_EXAMPLES)(inspect.show)
-app.command("vote", epilog=vote.EXAMPLES)(vote.vote)
-app.command("quantize", epilog=quantize.EXAMPLES)(quantize.quantize)
-app.command("export", epilog=export.EXAMPLES)(export.export)
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.command("adapters", epilog=adapters.ADAPTERS_EXAMPLES)(adapters.adapters)
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
-app.command("sensitivity", epilog=sensitivity.EXAMPLES)(sensitivity.sensitivity)
-app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
-app.command("sweep", epilog=sweep.EXAMPLES)(sweep.sweep)
-app.command("reindex")(reindex.reindex)
-app.command("backup", epilog=backup.BACKUP_EXAMPLES)(backup.backup)
-app.command("restore", epilog=backup.RESTORE_EXAMPLES)(backup.restore)
-app.command("purge", epilog=purge.EXAMPLES)(purge.purge)
+CODES = "Exit code: 0 on success, 1 if it failed, 2 for an invalid request."
+_COMMANDS = {
+    "run": (run.run, run.EXAMPLES),
+    "layers": (inspect.layers, inspect.LAYERS_EXAMPLES),
+    "variants": (inspect.variants, ""),
+    "show": (inspect.show, inspect.SHOW_EXAMPLES),
+    "vote": (vote.vote, vote.EXAMPLES),
+    "quantize": (quantize.quantize, quantize.EXAMPLES),
+    "export": (export.export, export.EXAMPLES),
+    "train": (train.train, train.EXAMPLES),
+    "adapters": (adapters.adapters, adapters.ADAPTERS_EXAMPLES),
+    "doctor": (doctor.doctor, doctor.EXAMPLES),
+    "bench": (bench.bench, bench.EXAMPLES),
+    "sensitivity": (sensitivity.sensitivity, sensitivity.EXAMPLES),
+    "plan": (plan.plan, plan.EXAMPLES),
+    "sweep": (sweep.sweep, sweep.EXAMPLES),
+    "reindex": (reindex.reindex, ""),
+    "backup": (backup.backup, backup.BACKUP_EXAMPLES),
+    "restore": (backup.restore, backup.RESTORE_EXAMPLES),
+    "purge": (purge.purge, purge.EXAMPLES),
+}
+for _name, (_command, _examples) in _COMMANDS.items():
+    _codes = "" if "Exit code" in _examples else CODES
+    app.command(_name, epilog=f"{_examples}\n\n{_codes}".strip())(_command)
 
 
 def main() -> None:
@@ -83,7 +93,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot display “–” shows a ?
     try:
-        app(prog_name="python -m comparator")
+        app(prog_name=SCRIPT or "python -m comparator")
     except UserError as problem:
         say_problem(problem)
         sys.exit(2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import Model
+from comparator.cli.options import AsJson, Model, Quiet
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,15 +21,22 @@ ADAPTERS_EXAMPLES = """Examples:
 
   python -m comparator adapters pirate
 
-  python -m comparator adapters user/repo@v1 --model user/name"""
+  python -m comparator adapters user/repo@v1 --model user/name
+
+Exit code: 0 if every adapter fits the model, 1 if one does not, 2 for an invalid request."""
 
 
 def adapters(
     source: Annotated[
         list[str] | None,
-        typer.Argument(help="pirate, user/repo@revision or a folder. (default: the built-in adapters)"),
+        typer.Argument(
+            metavar="SOURCE …",
+            help="pirate, user/repo@revision or a folder. (default: the built-in adapters)",
+        ),
     ] = None,
     model: Model = None,
+    silent: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Describe LoRA adapters and check that they fit the model. Loads no weights."""
     from comparator.adapters import builtin_names, describe, open_adapter
@@ -38,16 +47,20 @@ def adapters(
     from comparator.deploy.limits import limits_of
 
     limits = limits_of(get_settings())
-    wrong = 0
+    wrong, described = 0, []
     for text in source or builtin_names():
         adapter = parse_adapter(text)
         limits.check_adapter(adapter)
-        with Progress() as progress:
+        with Progress(silent=silent) as progress:
             facts = describe(open_adapter(adapter, progress=progress.report))
             try:
                 checkpoint, notes = _fit(facts, model or get_settings().model, limits, progress)
             except UserError as problem:
                 checkpoint, notes, wrong = None, [f"Does not fit: {problem}"], wrong + 1
+        if as_json:
+            known = {k: v for k, v in asdict(facts).items() if k not in ("files", "config", "tensors")}
+            described.append({"asked": text, "fits": checkpoint is not None, "notes": notes, **known})
+            continue
         share = facts.share(checkpoint.parameters if checkpoint else None)
         lines = {
             "kind": facts.kind,
@@ -67,6 +80,8 @@ def adapters(
                 print(f"  {name:<13}{printable(f'{value:g}' if isinstance(value, float) else str(value))}")
         for note in notes:
             print(f"  {printable(note)}")
+    if as_json:
+        print(json.dumps(described, indent=1, ensure_ascii=False))
     raise typer.Exit(1 if wrong else 0)
 
 

@@ -7,12 +7,15 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import Model
+from comparator.cli.options import AsJson, Model, Quiet
 from comparator.core.errors import UserError
+
+if TYPE_CHECKING:
+    from comparator.benchmark.types import Report
 
 EXAMPLES = """Examples:
 
@@ -57,24 +60,19 @@ def bench(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write the results as JSON.")] = None,
     scoring: Annotated[
         bool,
-        typer.Option(help="Measure scoring a text instead, compared with bare forward passes of both models."),
+        typer.Option("--scoring", help="Measure scoring a text instead, compared with bare forward passes of both models."),
     ] = False,
+    silent: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Benchmark each decode path against stock generate, alternating in one process."""
     from comparator.backends import resolve
     from comparator.benchmark import runner as benches
-    from comparator.benchmark import table
     from comparator.benchmark import types as benchmark_types
+    from comparator.cli.progress import Progress
     from comparator.core.settings import get_settings
     from comparator.core.variant import Cell
     from comparator.deploy.limits import limits_of
-
-    last = [""]
-
-    def on_progress(message: str) -> None:
-        if message != last[0]:
-            last[0] = message
-            print(message, file=sys.stderr, flush=True)
 
     names = [n for text in variant or ["bf16 int8 nf4"] for n in text.split()]
     variants = [resolve(n) for n in names]
@@ -87,30 +85,54 @@ def bench(
         from comparator.benchmark import scoring as benchmark_scoring
         from comparator.engines import get_engine
 
-        results = benchmark_scoring.run(
-            get_engine(), model, variants, rounds=max(pairs, 3), on_progress=on_progress
-        )
-        print(benchmark_scoring.table(results), end="")
-        _write(output, [r.to_dict() for r in results])
+        with Progress(silent=silent) as progress:
+            results = benchmark_scoring.run(
+                get_engine(), model, variants, rounds=max(pairs, 3), on_progress=progress.status
+            )
+        whole = [r.to_dict() for r in results]
+        _write(output, whole)
+        print(_json(whole) if as_json else benchmark_scoring.table(results), end="")
         raise typer.Exit(0)
     made: list[Path] = []
     try:
-        if shapes:
-            if model:
-                raise UserError("Both --shapes and --model are given.", "Use only one of them.")
-            model, variants = random_shapes(shapes, variants, keep, made, on_progress)
+        if shapes and model:
+            raise UserError("Both --shapes and --model are given.", "Use only one of them.")
         options = benchmark_types.Options(
             _paths(decode), prompt_tokens, new_tokens, pairs, ttft, batch=batch, profile=profile
         )
         report = None
-        for report in benches.run(model or _default_model(), variants, options, on_progress):
-            _write(output, report.to_dict())  # after each variant, so that an interruption loses nothing
-        print(table.table(report), end="")
+        with Progress(silent=silent) as progress:
+            if shapes:
+                model, variants = random_shapes(shapes, variants, keep, made, progress.status)
+            for report in benches.run(model or _default_model(), variants, options, progress.status):
+                _write(output, report.to_dict())  # after each variant, so that an interruption loses nothing
+        print(_json(report.to_dict()) if as_json else _shown(report), end="")
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
     bad = any(row.error or any(t.error for t in row.paths) for row in report.rows)
     raise typer.Exit(1 if bad else 0)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def _shown(report: Report) -> str:
+    """Markdown in a pipe or file; on a terminal tables that fit its width."""
+    from rich.text import Text
+
+    from comparator.benchmark import table
+    from comparator.cli.tables import in_blocks, printable, prose_width, to_text
+
+    if not sys.stdout.isatty():
+        return table.table(report)
+    head, rows = table.rows(report)
+    names = [printable(f"{row[0]} {row[1]}".strip()) for row in rows]
+    columns = [(title, [row[n] for row in rows]) for n, title in enumerate(head) if n > 1]
+    remarks = (Text(printable(f"\n{line}")) for line in table.remarks(report))
+    profiles = "".join(f"\n{part}" for part in table.profiles(report))
+    return in_blocks(names, columns) + to_text(*remarks, width=prose_width()) + profiles
 
 
 def _paths(text: str | None) -> tuple[str, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comparator.cli.options import AsJson, Quiet
 from comparator.core.errors import UserError
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.prompt_checks import Check
@@ -19,12 +22,16 @@ EXAMPLES = """Examples:
 
   python -m comparator doctor user/model
 
-  python -m comparator doctor /path/to/folder -v nf4 -v gptq@user/model-GPTQ -a pirate"""
+  python -m comparator doctor /path/to/folder -v nf4 -v gptq@user/model-GPTQ \\
+      -a pirate
+
+Exit code: 0 if nothing is wrong, 1 if something is, 2 for an invalid request."""
 
 
 def doctor(
     model: Annotated[
-        str, typer.Argument(help="A built-in name, user/name@revision, a folder or a GGUF file.")
+        str,
+        typer.Argument(metavar="MODEL", help="A built-in name, user/name@revision, a folder or a GGUF file."),
     ],
     variant: Annotated[
         list[str] | None,
@@ -34,6 +41,8 @@ def doctor(
         list[str] | None,
         typer.Option("--adapter", "-a", metavar="SOURCE", help="Adapter to check; repeatable."),
     ] = None,
+    silent: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a model's files before the first run: weights, tokenizer, chat template, stop tokens. Loads no weights."""
     from comparator.backends.transformers_loader import import_quietly
@@ -51,7 +60,7 @@ def doctor(
     transformers.logging.set_verbosity(logging.ERROR)
     transformers.logging.disable_progress_bar()
     checks: list[Check] = []
-    with shown.Progress() as progress:
+    with shown.Progress(silent=silent) as progress:
         try:
             checkpoint = open_checkpoint(model, progress=progress.report)
         except UserError as problem:
@@ -61,9 +70,12 @@ def doctor(
             checks += [_weights(checkpoint), *prompt_checks.check(checkpoint)]
             checks += [_variant(text, checkpoint, progress.report, limits) for text in variant or ()]
             checks += [_adapter(text, checkpoint, progress.report, limits) for text in adapter or ()]
-    # In a pipe nothing is wrapped, so that a line can be searched.
-    width = prose_width() if sys.stdout.isatty() else None
-    print(to_text(_table(checks, narrow=width is not None), width=width), end="")
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1, ensure_ascii=False))
+    else:
+        # In a pipe nothing is wrapped, so that a line can be searched.
+        width = prose_width() if sys.stdout.isatty() else None
+        print(to_text(_table(checks, narrow=width is not None), width=width), end="")
     raise typer.Exit(0 if all(c.ok for c in checks) else 1)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Verbose
+from comparator.cli.options import Quiet, Verbose
 from comparator.core.errors import Stopped
 from comparator.core.result import Comparison
 
@@ -16,7 +16,8 @@ EXAMPLES = """Examples:
 
   python -m comparator export nf4 --out smollm2-nf4
 
-  python -m comparator export nf4:dq -m user/model --out model-nf4 --from result.json
+  python -m comparator export nf4:dq -m user/model --out model-nf4 \\
+      --from result.json
 
   python -m comparator export bf16 --adapter pirate --out pirate-merged
 
@@ -60,6 +61,7 @@ def export(
         bool, typer.Option("--force", help="Replace a checkpoint that is in the folder already.")
     ] = False,
     verbose: Verbose = False,
+    silent: Quiet = False,
 ) -> None:
     """Write a variant as a checkpoint, with its tokenizer and a model card."""
     from comparator import api
@@ -83,7 +85,7 @@ def export(
     limits = limits_of(get_settings())
     limits.check_source(request.model)
     limits.check_cell(request.cell)
-    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr) as shown:
+    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, silent=silent) as shown:
         try:
             made = carry_out(get_engine(), request, cancel, shown.report)
         except Stopped:

@@ -17,7 +17,10 @@ LAYERS_EXAMPLES = """Examples:
 
   python -m comparator layers -v nf4:dq --search "q_proj weight"
 
-  python -m comparator layers -v bf16 -v int8 -o layers.csv"""
+  python -m comparator layers -v bf16 -v int8 -o layers.csv
+
+Exit code: 0 if every variant succeeded, 1 if one failed,
+2 for an invalid request, 130 after Ctrl-C."""
 SHOW_EXAMPLES = """Examples:
 
   python -m comparator show result.json

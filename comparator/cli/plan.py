@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
 
-  python -m comparator plan meta-llama/Llama-3.1-8B-Instruct --gpu "RTX 4090" --context 32k --users 4
+  python -m comparator plan meta-llama/Llama-3.1-8B-Instruct \\
+      --gpu "RTX 4090" --context 32k --users 4
 
   python -m comparator plan smollm2-135m -v bf16 -v nf4 --json
 

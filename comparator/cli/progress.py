@@ -37,9 +37,13 @@ _SECONDS = re.compile(r" \(\d+ s\)$")  # a message with a counter is one state
 
 
 class Progress:
-    """Call it with each event, inside a `with` block. `answers` False: print states only, no text and no figures."""
+    """Call it with each event, inside a `with` block.
 
-    def __init__(self, stream: TextIO | None = None, answers: bool = True):
+    answers: False prints states only, no text and no figures.
+    silent: prints what failed, and nothing else.
+    """
+
+    def __init__(self, stream: TextIO | None = None, answers: bool = True, silent: bool = False):
         from rich.console import Console
         from rich.progress import Progress as StatusLine
         from rich.progress import TaskProgressColumn, TextColumn
@@ -52,12 +56,14 @@ class Progress:
             TextColumn("{task.description}", markup=False), TaskProgressColumn(), console=console, transient=True,
             auto_refresh=False, redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
-        self.answers = answers
+        self.answers, self.silent = answers, silent
         self.writing: Cell | None = None  # the cell whose text is being printed
         self.reported: set[Cell] = set()  # columns whose figures have been printed
         self.last = ""
 
     def __call__(self, event: Event) -> None:
+        if self.silent and not isinstance(event, Failed):
+            return
         match event:
             case Queued():
                 doing = f": {event.doing}" if event.doing else ""
@@ -80,6 +86,8 @@ class Progress:
 
     def status(self, what: str, fraction: float | None = None, *, detail: str = "") -> None:
         """The current state. `fraction` (of it done) and `detail` change often and are left out of a log."""
+        if self.silent:
+            return
         self._end_text()
         what = printable(what + detail if self.live else _SECONDS.sub("", what)).replace("\n", " ")
         now = f"{what} {fraction:.0%}" if self.live and fraction is not None else what
@@ -119,6 +127,11 @@ class Progress:
         self._end_text()
         self._clear()
         self._write(f"{printable(text)}\n")
+
+    def remark(self, text: str) -> None:
+        """A line about what is done, which is no failure."""
+        if not self.silent:
+            self.line(text)
 
     def report(self, fraction: float | None, message: str) -> None:
         """`status` with the arguments of a progress callback."""

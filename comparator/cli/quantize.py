@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Verbose
+from comparator.cli.options import Quiet, Verbose
 from comparator.core.errors import Stopped, UserError
 
 EXAMPLES = """Examples:
@@ -59,6 +59,7 @@ def quantize(
         typer.Option(metavar="REPO", help="Also upload the folder to this Hub repo (needs HF_TOKEN)."),
     ] = None,
     verbose: Verbose = False,
+    silent: Quiet = False,
 ) -> None:
     """Quantize a model and write a checkpoint that plain transformers loads."""
     from comparator.cli.progress import Progress, quiet, stoppable
@@ -71,7 +72,7 @@ def quantize(
     if push_to_hub:
         hub_upload.check(push_to_hub)
     requested = _variant(variant, calibration)
-    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr) as shown:
+    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, silent=silent) as shown:
 
         def on_progress(fraction: float | None, message: str) -> None:
             if cancel.is_set():
@@ -79,7 +80,7 @@ def quantize(
             shown.report(fraction, message)
 
         try:
-            exact = carry_out(model or get_settings().model, requested, output, on_progress, shown.line)
+            exact = carry_out(model or get_settings().model, requested, output, on_progress, shown.remark)
             if push_to_hub:
                 on_progress(None, f"uploading to {push_to_hub}")
                 hub_upload.push(output, push_to_hub, f"{exact}, made with Quant Comparator")

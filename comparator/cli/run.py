@@ -283,13 +283,12 @@ def carry_out(
     from comparator.cli import error_details
     from comparator.cli.progress import Progress, quiet, stoppable
 
-    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, answers) as progress:
+    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, answers, silent) as progress:
         from comparator.comparison import runner
         from comparator.engines import get_engine
 
         def show(event: Event) -> None:
-            if not silent or isinstance(event, Failed):
-                progress(event)
+            progress(event)
             if isinstance(event, Failed) and event.result.error:
                 error_details.show(event.result.error.error_id, progress.line)
 

@@ -8,18 +8,20 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from comparator.cli.options import Address, Model, Verbose, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, use
 
 EXAMPLES = """Examples:
 
   python -m comparator sensitivity --variant nf4
 
   python -m comparator sensitivity --variant nf4 --by kind --tokens 1024 \\
-      --output sensitivity.csv"""
+      --output sensitivity.csv
+
+Exit code: 0 on success, 2 for an invalid request, 130 after Ctrl-C."""
 
 
 def sensitivity(
@@ -28,9 +30,8 @@ def sensitivity(
     ] = "nf4",
     reference: Annotated[str, typer.Option(metavar="NOTATION", help="Reference variant.")] = "bf16",
     by: Annotated[
-        str,
+        Literal["module", "layer", "kind"],
         typer.Option(
-            metavar="module|layer|kind",
             help="Quantize one linear layer, one decoder layer, or one kind (all up_proj …) at a time.",
         ),
     ] = "layer",
@@ -46,6 +47,8 @@ def sensitivity(
     ] = None,
     ray: Address = None,
     verbose: Verbose = False,
+    silent: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find the layers most sensitive to quantization: KL divergence with one part quantized at a time."""
     from comparator.api import _evaluation
@@ -63,7 +66,7 @@ def sensitivity(
         export.check_name(output, (".csv", ".json"))
     use(ray)
     text = _evaluation(eval_text, context, context)
-    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr) as progress:
+    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, silent=silent) as progress:
         try:
             parts = measure(
                 get_engine(), model or get_settings().model, resolve(variant), resolve(reference),
@@ -72,30 +75,31 @@ def sensitivity(
             )  # fmt: skip
         except Stopped:
             raise typer.Exit(130) from None
-    print(_table(parts, variant, reference), end="")
+    whole = json.dumps([asdict(p) for p in parts], indent=1)
+    print(f"{whole}\n" if as_json else _table(parts, variant, reference), end="")
     if output:
         rows = [{**asdict(part), "modules": " ".join(part.modules)} for part in parts]
-        text_out = (
-            json.dumps([asdict(p) for p in parts], indent=1)
-            if output.suffix.lower() == ".json"
-            else _csv(rows)
-        )
-        export.write_text(output.expanduser(), text_out)
+        export.write_text(output.expanduser(), whole if output.suffix.lower() == ".json" else _csv(rows))
         print(f"Wrote {output}", file=sys.stderr)
 
 
 def _table(parts: tuple, variant: str, reference: str) -> str:
-    width = max(len(p.name) for p in parts)
-    lines = [
-        f"{variant} vs {reference}, one part quantized at a time, {parts[0].tokens:,} tokens; KL in nats",
-        f"{'part':{width}}  {'mean KL':>9}  {'±':>8}  {'maximum':>8}    top-1",
-    ]
-    lines += [
-        f"{p.name:{width}}  {p.kl_mean:9.2g}  {p.kl_se if p.kl_se is not None else float('nan'):8.1g}  "
-        f"{p.kl_max:8.2g}  {p.top1 * 100:5.1f} %"
+    from comparator.cli.tables import prose_width, rows_table, to_text
+    from comparator.util import formatting
+
+    rows = [
+        (
+            p.name,
+            formatting.small(p.kl_mean) + ("" if p.kl_se is None else f" ± {formatting.small(p.kl_se, 1)}"),
+            formatting.small(p.kl_max),
+            formatting.percent(p.top1),
+        )
         for p in parts
     ]
-    return "\n".join(lines) + "\n"
+    intro = f"{variant} vs {reference}, one part quantized at a time, {parts[0].tokens:,} tokens; KL in nats"
+    return to_text(intro, "", width=prose_width()) + to_text(
+        rows_table(("part", "mean KL", "maximum", "top-1 agreement"), rows)
+    )
 
 
 def _csv(rows: list[dict]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Model, Verbose, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, use
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ EXAMPLES = """Examples:
   python -m comparator sweep -v endpoint@vllm --concurrency 1,2,4,8 \\
       --ttft 0.5s --itl 50ms
 
-Exit code: 0 on success, 1 if no point could be measured, 2 for an invalid request, 130 if stopped; Ctrl-C keeps what was
-measured."""
+Exit code: 0 on success, 1 if no point could be measured,
+2 for an invalid request, 130 after Ctrl-C, which keeps what was measured."""
 
 
 def sweep(
@@ -65,6 +65,7 @@ def sweep(
     as_json: AsJson = False,
     ray: Address = None,
     verbose: Verbose = False,
+    silent: Quiet = False,
 ) -> None:  # fmt: skip
     """Measure speed, latency and memory over batch sizes and contexts: from which batch on is which variant faster?"""
     from comparator.backends import resolve
@@ -92,7 +93,7 @@ def sweep(
     made: list[Path] = []
     name = model or get_settings().model
     try:
-        with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr) as progress:
+        with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, silent=silent) as progress:
             if shapes:
                 name, variants = random_shapes(shapes, variants, keep, made, progress.status)
 

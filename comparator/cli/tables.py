@@ -98,9 +98,9 @@ def prompt_set_table(comparison: Comparison) -> str:
     """A line per column of a prompt set, and the prompts whose check flipped; "" without a set."""
     if comparison.prompt_set is None:
         return ""
-    table = _rows_table(prompt_set.SUMMARY_HEAD, prompt_set.summary_rows(comparison))
+    table = rows_table(prompt_set.SUMMARY_HEAD, prompt_set.summary_rows(comparison))
     head, lines = prompt_set.score_table(comparison)
-    scores = [_rows_table(head, lines), ""] if lines else []
+    scores = [rows_table(head, lines), ""] if lines else []
     flipped = [row for row in prompt_set.rows(comparison) if any(row.flips)]
     return to_text(
         "", printable(prompt_set.title(comparison)), *scores, table, *_flipped(comparison, flipped)
@@ -114,15 +114,15 @@ def votes_table(comparison: Comparison) -> str:
     if not votes.title(comparison):
         return ""
     visitors = votes.visitor_rows(comparison)
-    parts = [_rows_table(votes.HEAD, votes.totals(comparison))]
+    parts = [rows_table(votes.HEAD, votes.totals(comparison))]
     if len(visitors) > 1:
-        parts += ["", _rows_table(votes.visitor_head(comparison), visitors)]
+        parts += ["", rows_table(votes.visitor_head(comparison), visitors)]
     return to_text("", printable(votes.title(comparison)), *parts) + to_text(
         Text(votes.RULE), width=prose_width()
     )
 
 
-def _rows_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+def rows_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
     """A table of texts under its heads; the first column has the names."""
     safe = [tuple(map(printable, row)) for row in rows]
     columns = [(printable(title), [row[n] for row in safe]) for n, title in enumerate(head) if n]
@@ -174,8 +174,14 @@ def comparison_table(comparison: Comparison, place: Place = "key") -> str:
     ]  # fmt: skip
     unlike = devices.unlike(comparison.cells)
     head = to_text(Text(printable(unlike)), "", width=prose_width()) if unlike else ""
+    return head + in_blocks(names, columns) + "".join(_notes(comparison))
+
+
+def in_blocks(names: list[str], columns: list[tuple[str, list[str]]]) -> str:
+    """A table of columns (heading, texts) beside the names; those that do not fit the terminal's width follow in further
+    tables."""
     tables = [_table(["", *names], block) for block in _blocks(names, columns)]
-    return head + "\n".join(to_text(table) for table in tables) + "".join(_notes(comparison))
+    return "\n".join(to_text(table) for table in tables)
 
 
 def _blocks(names: list[str], columns: list[tuple[str, list[str]]]) -> list[list[tuple[str, list[str]]]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Model, Verbose
+from comparator.cli.options import Model, Quiet, Verbose
 from comparator.core.errors import UserError
 from comparator.training.settings import SETTINGS
 
@@ -94,6 +94,7 @@ def train(
     ] = False,
     list_them: Annotated[bool, typer.Option("--list", help="List trained adapters and unfinished runs.")] = False,
     verbose: Verbose = False,
+    silent: Quiet = False,
     rank: Annotated[int, _of("rank", "--rank", "-r")] = _DEFAULT["rank"],
     alpha: Annotated[float, _of("alpha")] = _DEFAULT["alpha"],
     dropout: Annotated[float, _of("dropout")] = _DEFAULT["dropout"],
@@ -146,7 +147,7 @@ def train(
         trainings.forget(forget)
         print(f"Discarded {forget}.")
         return
-    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr) as progress:
+    with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, silent=silent) as progress:
         output_lines: list[str] = []  # for stdout, which is hidden from the libraries
         if evaluate:
             output_lines.append(shown.compared(trainings, evaluate, _variants(compare), cancel, progress))
@@ -169,7 +170,7 @@ def train(
                 code = 0 if fits else 1
             else:
                 trainings.require_allowed()
-                progress.line(shown.before(trainings, request))
+                progress.remark(shown.before(trainings, request))
                 code = shown.followed(trainings, trainings.start(request), cancel, progress, output_lines)
         if code == 0 and not evaluate and not preview:
             made = shown.last_result(trainings)

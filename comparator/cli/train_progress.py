@@ -96,9 +96,9 @@ def followed(
                 if progress.live and event.eval_loss is None:
                     progress.status(_step(event))
                 else:  # evaluations stay on the terminal; in a log every step does
-                    progress.line(_step(event))
+                    progress.remark(_step(event))
             case Sample():
-                progress.line(f"   step {event.step}: {event.now.strip()!r}")
+                progress.remark(f"   step {event.step}: {event.now.strip()!r}")
             case Saving():
                 progress.status(f"saving {event.what}")
             case Trained():

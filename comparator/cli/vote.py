@@ -17,7 +17,8 @@ from comparator.core.votes import Choice, Votes, pseudonym
 
 EXAMPLES = """Examples:
 
-  python -m comparator run --prompts everyday -v bf16 -v int8 -v nf4 -o set.json
+  python -m comparator run --prompts everyday -v bf16 -v int8 -v nf4 \\
+      -o set.json
 
   python -m comparator vote set.json
 

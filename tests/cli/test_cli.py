@@ -279,6 +279,48 @@ def test_help_reads_well():
     assert "default: bf16 int8 nf4" in text and "Exit code" in text
 
 
+@pytest.mark.parametrize(
+    "command", [None, *app.registered_commands], ids=lambda c: c.name if c else "program"
+)
+def test_help_fits_80_columns(command):
+    """No option is cut, no example is broken at a place where a shell would end the command, no type is “a string”."""
+    output = (
+        CliRunner()
+        .invoke(app, [*([command.name] if command else []), "--help"], env={"COLUMNS": "80", "NO_COLOR": "1"})
+        .output
+    )
+    assert not re.findall(r"-[a-z-]*…", output), "an option is cut"
+    assert not re.findall(r"^│ +-.*<(?:str|list\[str\])>", output, re.M), (
+        "say what it is: FILE, NOTATION, one of …"
+    )
+    assert max(map(len, output.splitlines())) <= 80
+    epilog = command.epilog if command else app.info.epilog
+    lines = [line.strip() for line in output.splitlines()]
+    for example in re.findall(r"^ +python -m.*(?:\n {6}.*)*", epilog or "", re.M):
+        for line in example.splitlines():
+            assert line.strip() in lines, f"an example wraps: {line}"
+    if command:
+        assert "Exit code" in output
+
+
+def test_the_installed_program_completes_commands_and_choices(tmp_path):
+    script = tmp_path / "quant-comparator"
+    script.write_text("from comparator.cli import main\nmain()\n")
+
+    def completed(words: str) -> list[str]:
+        environment = {
+            "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1), "_QUANT_COMPARATOR_COMPLETE": "complete_bash",
+            "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, script], env=os.environ | environment, capture_output=True, text=True
+        )
+        return done.stdout.split()
+
+    assert completed("quant-comparator sens") == ["sensitivity"]
+    assert completed("quant-comparator sensitivity --by ") == ["module", "layer", "kind"]
+
+
 def test_show_refuses_what_is_no_document(tmp_path):
     (tmp_path / "a.json").write_text("{}")
     result = CliRunner().invoke(app, ["show", str(tmp_path / "a.json")])
@@ -303,6 +345,8 @@ def test_adapters_describes_the_one_that_comes_with_us(builtin):
     result = CliRunner().invoke(app, ["adapters", "pirate"])
     assert result.exit_code == 0, result.output
     assert re.search(r"rank +4\b", result.output) and "q_proj" in result.output and "MB" in result.output
+    (described,) = json.loads(CliRunner().invoke(app, ["adapters", "pirate", "--json", "-q"]).stdout)
+    assert described["fits"] and described["ranks"] == [4] and "q_proj" in described["targets"]
 
 
 def test_reindex(own_dirs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_everything_that_is_wrong_is_listed_at_once(llama: Path, tmp_path: Path)
         "pirate",
     ):
         assert words in text, f"“{words}” is missing from: {text}"
+
+
+def test_json_has_what_the_table_has(llama: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["doctor", str(llama), "-v", "nf4", "-v", "nf4@no/such:model", "--json", "-q"]
+    )
+    checks = json.loads(result.stdout)
+    assert result.exit_code == 1 and not result.stderr, "-q leaves the progress out"
+    assert [c["ok"] for c in checks if c["subject"].startswith("nf4")] == [True, False]
 
 
 def test_a_model_that_does_not_open(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import io
 import pytest
 
 from comparator.cli.progress import Progress
-from comparator.core.events import Chunk, Generating, Loading, Queued
+from comparator.core.events import Chunk, Failed, Generating, Loading, Queued
+from comparator.core.result import CellResult
 from comparator.core.variant import Cell, Variant
 
 CELL = Cell(Variant("bf16"))
@@ -40,6 +41,17 @@ def test_a_log_has_a_line_for_each_new_state():
     assert stream.getvalue().splitlines() == [
         "bf16: reading [bold]weights", "── bf16", "Paris", "queued, 1 run ahead",
     ]  # fmt: skip
+
+
+def test_silent_says_only_what_failed():
+    stream = io.StringIO()
+    with Progress(stream, silent=True) as progress:
+        for event in events():
+            progress(event)
+        progress.report(0.5, "working")
+        progress.remark("Making a checkpoint.")
+        progress(Failed(CELL, "No room.", "Unload nf4.", CellResult("bf16", status="failed")))
+    assert stream.getvalue() == "bf16 failed: No room. Unload nf4.\n"
 
 
 def test_a_terminal_shows_the_state_in_place_and_is_left_clean(terminal):
