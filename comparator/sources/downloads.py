@@ -1,4 +1,4 @@
-"""What a public server downloaded for its visitors: at most so many bytes; what was used longest ago goes first.
+"""What a public server downloaded for its visitors: at most so many bytes; the least recently used go first.
 
 One small file for each commit of a repo, in the cache folder; its time is that of the last use. What was in the Hugging
 Face cache before is the operator's: it is neither counted nor removed.
@@ -74,7 +74,7 @@ def _file(repo: str, commit: str) -> Path:
 
 
 def _entries() -> Iterator[tuple[Path, Download]]:
-    """The one used longest ago first."""
+    """The least recently used first."""
     for file in sorted(_file("", "").parent.glob("*.json"), key=lambda f: f.stat().st_mtime):
         try:
             yield file, records.record(Download, json.loads(file.read_text()))
@@ -85,7 +85,7 @@ def _entries() -> Iterator[tuple[Path, Download]]:
 def _remove(entry: Download, place: Path) -> None:
     from huggingface_hub import scan_cache_dir
 
-    log.info("Removing %s@%s, which visitors used longest ago", entry.repo, entry.commit[:7])
+    log.info("Removing %s@%s, least recently used by visitors", entry.repo, entry.commit[:7])
     try:
         scan_cache_dir(place).delete_revisions(entry.commit).execute()
     except (OSError, ValueError) as error:
