@@ -212,4 +212,5 @@ def show(
             print(f"── {tables.printable(cell.label)}\n{tables.printable(cell.shown_text)}\n")
     print(tables.comparison_table(comparison), end="")
     print(tables.votes_table(comparison), end="")
+    print(tables.judges_table(comparison), end="")
     print(tables.answer(comparison), end="")

@@ -122,6 +122,22 @@ def votes_table(comparison: Comparison) -> str:
     )
 
 
+def judges_table(comparison: Comparison) -> str:
+    """What each judge model said of the columns; "" without one."""
+    from rich.text import Text
+
+    judges = comparison.votes.judges if comparison.votes else ()
+    text = ""
+    for judge in judges:
+        text += to_text("", printable(votes.judge_title(judge)))
+        if totals := votes.judge_totals(comparison, judge):
+            text += to_text(rows_table(votes.HEAD, totals))
+        text += to_text(
+            *(Text(printable(line)) for line in votes.judge_sentences(comparison, judge)), width=prose_width()
+        )
+    return text + (to_text(Text(votes.JUDGE_RULE), width=prose_width()) if judges else "")
+
+
 def rows_table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
     """A table of texts under its heads; the first column has the names."""
     safe = [tuple(map(printable, row)) for row in rows]

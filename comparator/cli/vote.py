@@ -43,14 +43,14 @@ def vote(
     ] = False,
 ) -> None:
     """Vote on pairs of answers without knowing whose they are, then see win rates with intervals."""
-    with _opened(comparison) as (shown, change):
+    with opened(comparison) as (shown, change):
         if not results:
             shown = _ask(shown, change, pseudonym(shown.id, f"terminal {voter}"))
         _print_results(shown)
 
 
 @contextmanager
-def _opened(named: str) -> Iterator[tuple[Comparison, Change]]:
+def opened(named: str) -> Iterator[tuple[Comparison, Change]]:
     """(the comparison, what puts other votes into it and returns it anew). Raises `UserError`."""
     from comparator.core import document
     from comparator.reporting import export
@@ -157,7 +157,7 @@ def _print_names(sides: dict[str, int], names: dict[int, str]) -> None:
 def _print_results(comparison: Comparison) -> None:
     from comparator.cli import tables
 
-    text = tables.votes_table(comparison)
+    text = tables.votes_table(comparison) + tables.judges_table(comparison)
     if not text:
         raise UserError("There are no votes yet.", "Vote without --results.")
     print(text, end="")

@@ -47,7 +47,8 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of the request's prompt, the same for every column."""
+    """Token ids of the request's prompt, the same for every column; none of them where a server shall make its own of the
+    messages."""
 
     token_ids: tuple[int, ...]
     chat: bool

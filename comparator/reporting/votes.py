@@ -1,13 +1,13 @@
-"""What blind votes say of each column, as text."""
+"""What blind votes and judge models say of each column, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from comparator.comparison import ballots
-from comparator.comparison.standings import by_visitor, standings
+from comparator.comparison.standings import agreement, by_visitor, judge_standings, standings
 from comparator.core.result import Comparison
-from comparator.core.votes import Standing
+from comparator.core.votes import Judge, Standing
 from comparator.util import formatting
 
 HEAD = ("column", "votes", "won", "lost", "tied", "both bad", "win rate", "95 % interval")
@@ -78,3 +78,61 @@ def percent(share: float) -> str:
 
 def interval(standing: Standing) -> str:
     return f"{standing.low * 100:.0f} – {standing.high * 100:.0f} %"
+
+
+# ---------------------------------------------------------------- judges
+
+REASONS_HEAD = ("prompt", "A", "B", "verdict", "A and B", "exchanged")
+JUDGE_RULE = (
+    "A judge answers greedily, and twice for each pair, with the answers exchanged; where its two verdicts disagree, the pair "
+    "is a tie. Its rates are computed as those of votes. Kappa is Cohen's: 1 is full agreement, 0 what chance gives."
+)
+
+
+def judge_title(judge: Judge) -> str:
+    """ "Judge bf16 of smollm2-135m: 40 pairs"."""
+    return f"Judge {judge.column} of {judge.model}: {formatting.plural(len(judge.judgements), 'pair')}"
+
+
+def judge_sentences(comparison: Comparison, judge: Judge) -> list[str]:
+    """How often its orders disagreed, and how well it agrees with the human votes."""
+    usable = [j for j in judge.judgements if j.choice]
+    torn = sum(j.first != j.second for j in usable)
+    missing = len(judge.judgements) - len(usable)
+    if not usable:
+        return ["It gave no verdict in the form that it was asked for. Take a larger model."]
+    pairs = formatting.plural(len(usable), "pair")
+    lines = [f"Its two orders disagreed on {torn:,} of {pairs}, which count as ties."]
+    if missing:
+        lines.append(f"{formatting.plural(missing, 'pair')} without a verdict, which count nowhere.")
+    one = agreement(comparison, judge)
+    if one is None:
+        return [*lines, "No human vote is on a pair that it judged."]
+    low, high = one.interval
+    kappa = "" if one.kappa is None else f"; kappa {one.kappa:.2f}"
+    share = f"{percent(one.same / one.votes)} (95 % interval {low * 100:.0f} – {high * 100:.0f} %)"
+    human = formatting.plural(one.votes, "human vote")
+    return [*lines, f"It agrees with {one.same:,} of {human} on the same pairs: {share}{kappa}."]
+
+
+def judge_totals(comparison: Comparison, judge: Judge) -> list[tuple[str, ...]]:
+    """A line per column under `HEAD`, by the judge's verdicts; empty where it has none."""
+    return rows(judge_standings(comparison, judge))
+
+
+def reason_rows(comparison: Comparison, judge: Judge) -> list[tuple[str, ...]]:
+    """A line per pair under `REASONS_HEAD`: what it decided, and why, in each order."""
+    labels = [cell.label for cell in comparison.cells]
+    prompts = comparison.prompt_set.prompts if comparison.prompt_set else ()
+    lines = []
+    for j in judge.judgements:
+        names: dict[str | None, str] = {
+            "left": labels[j.left], "right": labels[j.right], "tie": "tie", None: "no verdict"
+        }  # fmt: skip
+        each = (
+            f"{names[c]}: {why}" if why else names[c]
+            for c, why in zip((j.first, j.second), j.reasons, strict=True)
+        )
+        prompt = prompts[j.prompt].id if prompts else "the prompt"
+        lines.append((prompt, labels[j.left], labels[j.right], names[j.choice], *each))
+    return lines

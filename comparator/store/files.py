@@ -38,7 +38,7 @@ from comparator.util.records import record
 
 log = logging.getLogger(__name__)
 
-MAX_SIDECAR_BYTES = 1_000_000  # the most votes take some 300,000
+MAX_SIDECAR_BYTES = 4_000_000  # the most votes, and reasons of judges with each character escaped
 MAX_NAME = 200  # characters
 MAX_EXCERPT = 4_000  # characters of the prompt that are kept in the summary, and so can be searched
 _ABANDONED_S = 3600.0  # a temporary file of another machine is left alone for this long

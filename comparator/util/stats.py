@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,18 @@ def mcnemar(one: int, other: int) -> float:
     """Exact p value of McNemar's test from the two counts of discordant pairs: a two-sided binomial test with p = 1/2."""
     total, least = one + other, min(one, other)
     return min(1.0, 2 * sum(math.comb(total, k) for k in range(least + 1)) / 2**total)
+
+
+def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
+    """Agreement of two raters beyond chance (Cohen 1960), from the categories that each gave: 1 is full, 0 what chance
+    gives. None without a pair, and where both gave one category throughout."""
+    count = len(pairs)
+    if not count:
+        return None
+    observed = sum(a == b for a, b in pairs) / count
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    expected = sum(first[c] * second[c] for c in first) / count**2
+    return None if expected == 1 else (observed - expected) / (1 - expected)
 
 
 @dataclass(frozen=True)

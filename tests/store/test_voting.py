@@ -105,3 +105,19 @@ def test_votes_that_are_not_on_the_document_are_refused_and_a_damaged_sidecars_a
         id = saved(store, "one", "two")
         store.update(id, lambda sidecar: replace(sidecar, votes=Votes((vote,))))
         assert store.load(id).votes is None
+
+
+def test_the_most_votes_and_reasons_fit_into_a_sidecar(settings):
+    from comparator.core import votes as core
+    from comparator.store.files import MAX_SIDECAR_BYTES, Sidecar, format_sidecar, summarize
+
+    why = "\U0001f600" * core.LONGEST_REASON  # twelve bytes each, escaped
+    all_votes = tuple(Vote(1999, 30, 31, "right", "f" * 12) for _ in range(core.MOST_VOTES))
+    judged = tuple(
+        core.Judgement(1999, 30, 31, "right", "right", (why, why)) for _ in range(core.MOST_JUDGEMENTS)
+    )
+    full = Votes(all_votes, judges=(core.Judge("m" * 200, "c" * 200, "i" * 3000, judged),))
+    size = len(
+        format_sidecar(Sidecar("o" * 32, "now", "n" * 200, summary=summarize(asked("€" * 9000)), votes=full))
+    )
+    assert size < MAX_SIDECAR_BYTES, f"{size:,} bytes: it would be written and never read again"

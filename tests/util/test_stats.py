@@ -34,3 +34,11 @@ def test_clustered() -> None:
         sum(v * w for v, w in zip(values, weights, strict=True)) / 32
     )
     assert stats.clustered([]) is None and stats.clustered([1.0]) == stats.Mean(1.0, None)
+
+
+def test_cohen_kappa() -> None:
+    # The example of Cohen's kappa in Fleiss' textbook form: 20 both yes, 15 both no, 5 and 10 apart.
+    pairs = [("y", "y")] * 20 + [("n", "n")] * 15 + [("y", "n")] * 5 + [("n", "y")] * 10
+    assert stats.cohen_kappa(pairs) == pytest.approx(0.4)
+    assert stats.cohen_kappa([]) is None and stats.cohen_kappa([("y", "y")]) is None
+    assert stats.cohen_kappa([("y", "n"), ("n", "y")]) == pytest.approx(-1)

@@ -75,6 +75,8 @@ class Dialect:
         return body | ({"cache_prompt": False, "cache_salt": secrets.token_hex(16)} if fresh else {})
 
     def _prompt(self, prompt: Prompt) -> dict[str, Any]:
+        if not prompt.token_ids:  # tokenized by nobody: a request for a server's own model and template
+            return {"messages": [{"role": role, "content": content} for role, content in prompt.messages]}
         if self.form == "ids":
             return {"prompt": list(prompt.token_ids)}
         if self.form == "text":

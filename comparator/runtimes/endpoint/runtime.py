@@ -144,7 +144,7 @@ class EndpointModel(ResidentModel):
             latency=latency.record(figures, round_trip_s=away_s) if answer.times_s else figures,
             decode_path=f"server, {dialects.WORDS[self.dialect.form]}",
             notes=tuple(_notes(answer, prompt, settings)),
-            text="" if answer.given else answer.text,
+            text="" if answer.given and prompt.token_ids else answer.text,
         )
 
     def answer_choices(
