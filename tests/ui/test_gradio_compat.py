@@ -13,6 +13,7 @@ pytest.importorskip("gradio")
 import gradio as gr
 from gradio.state_holder import SessionState
 
+from comparator.core.settings import Settings
 from comparator.ui import gradio_compat as compat
 
 
@@ -143,3 +144,13 @@ def test_unread_answers_of_invented_sessions_push_out_nobody_who_reads():
     assert [n for n, event in enumerate(events) if event.alive] == [8, 9], (
         "Gradio would look for the messages of a session that is gone"
     )
+
+
+def test_only_tabs_stand_beside_tabs():
+    """Gradio counts every child of `gr.Tabs` when it labels those after it: a State among them gave one tab another's name."""
+    from comparator.ui.build import build_ui
+
+    for block in build_ui(Settings()).blocks.values():
+        if isinstance(block, gr.Tabs):
+            strays = [child for child in block.children if not isinstance(child, gr.Tab)]
+            assert not strays, f"indent what builds {strays} so that it is in a tab"

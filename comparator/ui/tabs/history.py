@@ -45,8 +45,8 @@ def build(page: Page) -> None:
             note("No comparisons yet."), elem_id="history", js_on_load="qc.history(element, trigger, watch)"
         )
         compared = html(elem_id="side-by-side")
-    start = gr.State(0)
-    chosen = gr.State([])
+        start = gr.State(0)
+        chosen = gr.State([])
     query_inputs = [page.owner, search, start]
 
     def show(owner: str, query: str, offset: int) -> str:

@@ -48,7 +48,7 @@ def build(page: Page) -> None:
     with gr.Tab("Votes", id="votes"):
         ballot = html(note(NOTHING), elem_id="ballot", js_on_load="qc.ballot(element, trigger)")
         results = html(elem_id="vote-results")
-    poll = gr.State(Poll())
+        poll = gr.State(Poll())
 
     def offer(shown: Shown, owner: str):
         return offered(page, shown, owner)
