@@ -13,6 +13,7 @@ from itertools import combinations
 
 from comparator.comparison.standings import standings
 from comparator.core.errors import UserError
+from comparator.core.prompt_set import SetAnswer
 from comparator.core.result import Comparison
 from comparator.core.votes import CHOICES, MOST_VOTES, Choice, Vote, Votes
 
@@ -41,13 +42,21 @@ def answers(comparison: Comparison, prompt: int) -> tuple[str | None, ...]:
         return tuple(cell.shown_text if cell.status == "ok" else None for cell in comparison.cells)
     column_answers = (column[prompt] for column in result.answers)
     return tuple(
-        None if a is None or a.error is not None or a.finish_reason == "stopped" else a.text
+        None if a is None or a.error is not None or a.finish_reason == "stopped" else _whole(a)
         for a in column_answers
     )
 
 
+def _whole(answer: SetAnswer) -> str:
+    """An answer; of a scripted conversation all of the column's own, numbered."""
+    if not answer.turns:
+        return answer.text
+    return "\n\n".join(f"({n}) {text}" for n, text in enumerate((*answer.turns, answer.text), 1))
+
+
 def turns(comparison: Comparison, prompt: int) -> list[tuple[str, str]]:
-    """(who speaks, text) of every turn before the answers, the system prompt first."""
+    """(who speaks, text) of every turn before the answers, the system prompt first; of a scripted conversation those that
+    are the same for all columns."""
     if comparison.prompt_set is None:
         system, earlier, text = comparison.prompt.system, (), comparison.prompt.text
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comparator.core.result import CellResult, Comparison, LayerRow
+from comparator.core.votes import Judge
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, METRICS, Place, present
 from comparator.reporting import answer, prompt_set, ratios, set_matrix, votes
@@ -44,6 +45,7 @@ def page(comparison: Comparison) -> str:
         sections={name: _section(comparison, places) for name, places in reporting_summary.SECTIONS.items()},
         prompt_set=_prompt_set(comparison),
         votes=_votes(comparison),
+        judges=[_judge(comparison, judge) for judge in (comparison.votes.judges if comparison.votes else ())],
         verdict_head=reporting_summary.VERDICT_HEAD,
         verdicts=reporting_summary.verdict_rows(comparison),
         rule=verdict.RULE,
@@ -103,6 +105,19 @@ def _votes(comparison: Comparison) -> dict[str, Any] | None:
         "visitor_head": votes.visitor_head(comparison),
         "visitors": visitors if len(visitors) > 1 else [],
         "rule": votes.RULE,
+    }
+
+
+def _judge(comparison: Comparison, judge: Judge) -> dict[str, Any]:
+    return {
+        "title": votes.judge_title(judge),
+        "head": votes.HEAD,
+        "rows": votes.judge_totals(comparison, judge),
+        "sentences": votes.judge_sentences(comparison, judge),
+        "reasons_head": votes.REASONS_HEAD,
+        "reasons": votes.reason_rows(comparison, judge),
+        "instructions": judge.instructions,
+        "rule": votes.JUDGE_RULE,
     }
 
 

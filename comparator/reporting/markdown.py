@@ -104,16 +104,24 @@ def _prompt_set(comparison: Comparison) -> list[str]:
 
 
 def _votes(comparison: Comparison) -> list[str]:
-    """Win rates of all blind votes, and by visitor where there are several."""
-    if not votes.title(comparison):
-        return []
-    visitors = votes.visitor_rows(comparison)
-    tables = [(votes.HEAD, votes.totals(comparison))]
-    tables += [(votes.visitor_head(comparison), visitors)] if len(visitors) > 1 else []
-    parts = [f"## {inline(votes.title(comparison))}", ""]
-    for head, rows in tables:
-        parts += [_md_row(head), "|---" + "|---:" * (len(head) - 1) + "|", *map(_md_row, rows), ""]
-    return [*parts, inline(votes.RULE), ""]
+    """Win rates of all blind votes, by visitor where there are several, and by each judge."""
+    parts: list[str] = []
+    if votes.title(comparison):
+        visitors = votes.visitor_rows(comparison)
+        parts += [f"## {inline(votes.title(comparison))}", "", *_rates(votes.HEAD, votes.totals(comparison))]
+        parts += _rates(votes.visitor_head(comparison), visitors) if len(visitors) > 1 else []
+        parts += [inline(votes.RULE), ""]
+    judges = comparison.votes.judges if comparison.votes else ()
+    for judge in judges:
+        parts += [f"## {inline(votes.judge_title(judge))}", ""]
+        if rows := votes.judge_totals(comparison, judge):
+            parts += _rates(votes.HEAD, rows)
+        parts += [*(f"- {inline(line)}" for line in votes.judge_sentences(comparison, judge)), ""]
+    return [*parts, inline(votes.JUDGE_RULE), ""] if judges else parts
+
+
+def _rates(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [_md_row(head), "|---" + "|---:" * (len(head) - 1) + "|", *map(_md_row, rows), ""]
 
 
 def _md_row(values: Iterable[str]) -> str:

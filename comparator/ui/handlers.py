@@ -103,6 +103,7 @@ def wire(page: Page, demo: gr.Blocks) -> None:
         page.sensitivity_runs.stop(request.session_hash)
         page.sweep_runs.stop(request.session_hash)
         page.evaluation_runs.stop(request.session_hash)
+        page.judge_runs.stop(request.session_hash)
 
     started = gr.on(
         [page.run.click, page.fields["prompt"].submit],

@@ -116,6 +116,15 @@ def test_turns_are_all_that_the_model_was_sent():
     ]
 
 
+def test_a_scripted_conversation_is_voted_on_as_a_whole():
+    prompt = SetPrompt("p", "And now?", history=(Message("user", "Hello"),))
+    columns = tuple((SetAnswer("Same.", 1, "eos", turns=(first,)),) for first in ("Hi!", "Hey."))
+    comparison = replace(of_set(("a",), ("b",)), prompt_set=SetResult("own", (prompt,), columns))
+    assert ballots.answers(comparison, 0) == ("(1) Hi!\n\n(2) Same.", "(1) Hey.\n\n(2) Same.")
+    assert ballots.turns(comparison, 0) == [("user", "Hello"), ("user", "And now?")]
+    assert ballots.extent(comparison) == ballots.Extent(1, 0)
+
+
 @pytest.mark.parametrize(
     "ballot",
     [Ballot(0, 0, 0), Ballot(0, 0, 3), Ballot(0, -1, 0), Ballot(1, 0, 1), Ballot(-1, 0, 1), Ballot(0, 0, 2)],

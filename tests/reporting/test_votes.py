@@ -13,7 +13,7 @@ import sample
 
 from comparator.comparison.standings import standings
 from comparator.core import document
-from comparator.core.votes import Vote, Votes
+from comparator.core.votes import Judge, Judgement, Vote, Votes
 from comparator.reporting import export
 
 VOTES = (
@@ -53,3 +53,19 @@ def test_reports_have_the_totals_and_each_visitors_rates(voted, name):
     assert f"{first.rate * 100:.0f} %" in text and f"{first.low * 100:.0f} – {first.high * 100:.0f} %" in text
     assert "visitor 1" in text and "visitor 2" in text
     assert "Blind votes" not in export.render(sample.comparison(), name)
+
+
+def test_reports_have_each_judge_with_its_agreement_and_html_its_reasons():
+    said = (
+        Judgement(0, 0, 1, "left", "left", ("<i>Right.</i>", "It is right.")),
+        Judgement(0, 1, 2, "left", None),
+    )
+    judge = Judge("a_model", "int8", "Which is better? {a} {b}", said)
+    judged = replace(sample.comparison(), votes=Votes(VOTES, judges=(judge,)))
+    for name in ("x.md", "x.html"):
+        text = export.render(judged, name).replace("\\", "")
+        assert "Judge int8 of a_model: 2 pairs" in text and "1 of 2 human votes" in text, name
+        assert "1 pair without a verdict" in text and "disagreed on 0 of 1 pair" in text, name
+    html = export.render(judged, "x.html")
+    assert "&lt;i&gt;Right.&lt;/i&gt;" in html and "<i>Right" not in html and "{a} {b}" in html
+    assert document.loads(export.render(judged, "x.json")) == judged

@@ -16,14 +16,15 @@ from comparator.core.errors import UserError
 from comparator.core.result import Comparison
 from comparator.core.votes import CHOICES, Choice, pseudonym
 from comparator.reporting import votes
-from comparator.reporting.plots import style
 from comparator.store.voting import change_votes
 from comparator.ui.admission import owner_of
 from comparator.ui.form import Shown
 from comparator.ui.gradio_compat import event_data
-from comparator.ui.markup import code, esc, note, render, swatch, table
+from comparator.ui.markup import esc, note, render
 from comparator.ui.page import PRIVATE, Page, html
 from comparator.ui.results.notice import problem
+from comparator.ui.tabs import judge
+from comparator.ui.tabs.rates import rates_table, text_table
 from comparator.util import formatting
 
 NOTHING = "Run two variants or more, or open a saved comparison, to vote on its answers without seeing whose they are."
@@ -49,6 +50,7 @@ def build(page: Page) -> None:
         ballot = html(note(NOTHING), elem_id="ballot", js_on_load="qc.ballot(element, trigger)")
         results = html(elem_id="vote-results")
         poll = gr.State(Poll())
+        judge.build(page)
 
     def offer(shown: Shown, owner: str):
         return offered(page, shown, owner)
@@ -207,23 +209,13 @@ def win_rates(comparison: Comparison, visitor: str) -> str:
     """The win rates of all votes and of each visitor's; "" without a vote."""
     if not votes.title(comparison):
         return ""
-    of_variant = style.comparison_colours(comparison)
-    colours = {cell.label: of_variant[cell.variant] for cell in comparison.cells}
-    rows = [
-        [swatch(colours[label]) + code(label), *map(esc, rest)] for label, *rest in votes.totals(comparison)
-    ]
-    totals = _table(votes.HEAD, rows, votes.title(comparison), "votes")
+    totals = rates_table(comparison, votes.totals(comparison), votes.title(comparison), "votes")
     visitors = votes.visitor_rows(comparison, visitor)
     each = ""
     if len(visitors) > 1 or visitors[0][0] != "you":
-        own = [list(map(esc, row)) for row in visitors]
-        each = _table(votes.visitor_head(comparison), own, "Win rates by visitor", "voters")
+        head = votes.visitor_head(comparison)
+        each = text_table(head, visitors, "Win rates by visitor", "voters", numeric=True)
     return f"<h3>Win rates</h3>{totals}{each}{note(esc(votes.RULE))}"
-
-
-def _table(head: tuple[str, ...], rows: list[list[str]], caption: str, name: str) -> str:
-    heads = [(text[:1].upper() + text[1:] if n < 2 else text, "") for n, text in enumerate(head)]
-    return table(heads, rows, caption=caption, numeric=range(1, len(head)), name=name)
 
 
 def visitor_of(id: str, owner: Any) -> str:
