@@ -48,7 +48,7 @@ class Journal:
             try:
                 column, prompt, answer, tokens = json.loads(line)
                 self.answers[column, prompt] = SetAnswer(
-                    **{**answer, "turns": tuple(answer.get("turns", ()))}
+                    **{**answer, "earlier": tuple(answer.get("earlier", ()))}
                 )
             except (ValueError, TypeError):
                 break

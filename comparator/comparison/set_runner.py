@@ -122,7 +122,7 @@ class _SetRun:
         alive = [n for n, c in enumerate(columns) if c.alive and c.loaded]
         self.order = sorted(alive, key=lambda n: n != self.reference)
         self.answers: dict[tuple[int, int], SetAnswer] = dict(journal.answers)
-        self.turns: dict[int, tuple[str, ...]] = {}  # the reference's own answers to earlier turns
+        self.earlier: dict[int, tuple[str, ...]] = {}  # the reference's own answers to earlier turns
         self.logits: dict[int, StoredLogits] = {}  # the reference's, of the prompt at hand
 
     def run(self) -> SetResult:
@@ -230,10 +230,10 @@ class _SetRun:
         was cut short is not kept."""
         column, prompt = self.columns[at], self.prompts[number]
         try:
-            run, turns = self._converse(column, number)
+            run, earlier = self._converse(column, number)
             if at == self.reference:
-                self.journal.tokens[number], self.turns[number] = run.token_ids, turns
-            answer = replace(judged(run, prompt), turns=turns)
+                self.journal.tokens[number], self.earlier[number] = run.token_ids, earlier
+            answer = replace(judged(run, prompt), earlier=earlier)
             if self.request.fidelity != "none":
                 answer = with_fidelity(answer, self._fidelity(at, number, run.token_ids, folder))
         except Stopped:
@@ -247,25 +247,25 @@ class _SetRun:
 
     def _converse(self, column: Column, number: int) -> tuple[Generation, tuple[str, ...]]:
         """(the answer to the last turn, the column's own answers before it)."""
-        prompt, turns = self.prompts[number], ()
+        prompt, earlier = self.prompts[number], ()
         handle = self._load(column)
         while True:
-            ids = self.encoder.encode(prompt, turns) if turns else self.encoded[number]
+            ids = self.encoder.encode(prompt, earlier) if earlier else self.encoded[number]
             run = self.engine.generate(
                 handle, ids, self.request.settings, self.cancel, adapter=column.exact.adapter
             )
             if self.cancel.is_set():
                 raise Stopped
-            if len(turns) == prompt.own_turns:
-                return run, turns
-            turns = (*turns, run.text[run.thinking.characters :].strip() if run.thinking else run.text)
+            if len(earlier) == prompt.own_turns:
+                return run, earlier
+            earlier = (*earlier, run.text[run.thinking.characters :].strip() if run.thinking else run.text)
 
     def _prompt_of_reference(self, number: int) -> Prompt:
         """What the reference's last answer follows: its own conversation."""
         if not self.prompts[number].own_turns:
             return self.encoded[number]
-        turns = self.turns.get(number) or self.answers[self.reference, number].turns
-        return self.encoder.encode(self.prompts[number], turns)
+        earlier = self.earlier.get(number) or self.answers[self.reference, number].earlier
+        return self.encoder.encode(self.prompts[number], earlier)
 
     def _load(self, column: Column) -> str:
         return load_again(self.engine, self.request, column, self.cancel)

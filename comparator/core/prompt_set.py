@@ -41,20 +41,20 @@ class SetPrompt:
     @property
     def own_turns(self) -> int:
         """How many turns before the last one a column answers itself."""
-        turns = [*self.history, Message("user", self.text)]
-        return sum(a.role == b.role == "user" for a, b in pairwise(turns))
+        messages = [*self.history, Message("user", self.text)]
+        return sum(a.role == b.role == "user" for a, b in pairwise(messages))
 
     def conversation(self, answers: Sequence[str] = ()) -> tuple[Message, ...]:
         """The turns up to the next one that a column answers, which is its last. `answers`: its own so far, in order."""
-        turns, given = [], iter(answers)
-        for turn in (*self.history, Message("user", self.text)):
-            if turns and turns[-1].role == turn.role == "user":
-                own = next(given, None)
+        messages, unused = [], iter(answers)
+        for message in (*self.history, Message("user", self.text)):
+            if messages and messages[-1].role == message.role == "user":
+                own = next(unused, None)
                 if own is None:
                     break
-                turns.append(Message("assistant", own))
-            turns.append(turn)
-        return tuple(turns)
+                messages.append(Message("assistant", own))
+            messages.append(message)
+        return tuple(messages)
 
     @property
     def characters(self) -> int:
@@ -85,7 +85,7 @@ class SetAnswer:
         compared: how many of them were compared.
         near_tie: decoded in a batch: the first token that the prompt alone may get otherwise, since rounding differs.
         score: of a task's document, where its metric is no right or wrong.
-        turns: its own answers to earlier turns of a scripted conversation.
+        earlier: its own answers to earlier turns of a scripted conversation.
         error: why there is no answer.
     """
 
@@ -101,7 +101,7 @@ class SetAnswer:
     compared: int = 0
     near_tie: int | None = None
     score: float | None = None
-    turns: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
     error: str | None = None
 
 

@@ -31,12 +31,12 @@ def render(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 def _turns(prompt: SetPrompt) -> list[tuple[str, str]]:
     """(who speaks, what) of every turn, the system prompt first."""
-    turns = [("system", prompt.system)] if prompt.system else []
+    messages = [("system", prompt.system)] if prompt.system else []
     for message in (*prompt.history, Message("user", prompt.text)):
-        if turns and turns[-1][0] == message.role == "user":
-            turns.append(("assistant", "(each column's own answer)"))
-        turns.append((message.role, message.content))
-    return turns
+        if messages and messages[-1][0] == message.role == "user":
+            messages.append(("assistant", "(each column's own answer)"))
+        messages.append((message.role, message.content))
+    return messages
 
 
 def _cut(text: str) -> str:

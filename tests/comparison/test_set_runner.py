@@ -109,10 +109,10 @@ def test_a_conversation_is_context_and_a_script_gets_the_columns_own_answers(
     comparison = runner.run(asked, engine=engine, emit=lambda event: None)
     answers = comparison.prompt_set.answers
     assert comparison.cells[0].text == answers[0][0].text, "the rounds answer another conversation"
-    assert [len(a.turns) for column in answers for a in column] == [0, 2, 0, 2]
+    assert [len(a.earlier) for column in answers for a in column] == [0, 2, 0, 2]
     assert answers[1][1].kl is not None and answers[1][1].compared == answers[0][1].tokens
     assert document.loads(document.dumps(comparison)) == comparison
-    assert answers[1][1].turns[0][:20] in export.render(comparison, "a.html").replace("&#39;", "'")
+    assert answers[1][1].earlier[0][:20] in export.render(comparison, "a.html").replace("&#39;", "'")
 
     tokenizer = AutoTokenizer.from_pretrained(two_layers)
 
@@ -132,7 +132,7 @@ def test_a_conversation_is_context_and_a_script_gets_the_columns_own_answers(
         assert first.text == says(column, [*before, {"role": "user", "content": given.prompt}])
         talk = []
         for turn, said in zip(
-            [m.content for m in own.history] + [own.prompt], [*second.turns, second.text], strict=True
+            [m.content for m in own.history] + [own.prompt], [*second.earlier, second.text], strict=True
         ):
             talk.append({"role": "user", "content": turn})
             assert said == says(column, talk), "a turn did not follow the column's own answers"
