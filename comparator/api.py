@@ -120,7 +120,7 @@ def request(
     `template` names one of the model's chat templates, `template_vars` are its variables: a mapping, or NAME=VALUE texts.
     `calibration` is what gptq columns that are made on the spot are rounded with: a file, "c4", "wikitext2" or the
     texts themselves. `parallel` runs columns on different devices of a Ray cluster at the same time.
-    `prompts` is a set in place of `prompt`: a file, a shipped set by its name, or a `PromptSet` (docs/prompt-sets.md);
+    `prompts` is a set in place of `prompt`: a file, a built-in set by its name, or a `PromptSet` (docs/prompt-sets.md);
     `task`: names or folders of tasks of lm-evaluation-harness (docs/tasks.md), `limit` documents of each, with `fewshot` examples;
     `prompt` may then be left out, and is the first document's.
     `batch`: how many are decoded at once; `resume`: whether an interrupted run of it is taken up.

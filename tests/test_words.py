@@ -51,6 +51,13 @@ WORDS = {
     r"(are|is) told before": "are shown before",
     r"a person would say": "plain words",
     r"wardrobe|conductor|the door": "what the glossary names",
+    r"shipped (set|prompts?)|prompts are shipped": "built in",
+    r"gets? a word": "is called faster or slower only if the runs support it",
+    r"(row|line) opens to": "open a row to read",
+    r"is the box": "the type of the storage",
+    r"begin again|take up an": "start over, resume",
+    r"importing full|once: starting|cut at the limit|scores its answer": "Loading, Converting, limit reached, Scoring",
+    r"hurts? it alone|changes it alone": "changes nothing else",
 }
 
 HEADINGS = {"In words", "Mind"}  # as a whole string: “Verdict”, “Warning”

@@ -173,7 +173,7 @@ def _untie(model: Any) -> list[str]:
                 setattr(base, own, torch.nn.Parameter(weight.detach().clone(), requires_grad=False))
                 owners[id(weight)] -= 1
                 notes.append(
-                    f"{name} was tied and now has a weight of its own, so that the merge changes it alone."
+                    f"{name} was tied and now has its own weight, so that the merge changes nothing else."
                 )
     if notes:
         model.config.tie_word_embeddings = False

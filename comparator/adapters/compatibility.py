@@ -180,7 +180,7 @@ def _name_notes(facts: AdapterFacts, checkpoint: Checkpoint) -> list[str]:
         return []
     return [
         f"The adapter was trained on {facts.base_model}, and this model is {checkpoint.source}. Its shapes fit; whether "
-        "its effect carries over, the answer shows."
+        "its effect carries over, only the answers show."
     ]
 
 

@@ -72,7 +72,7 @@ def plan(
         _check_merge(facts)
         private = "it is merged into the weights"
     elif private:
-        notes.append(f"This adapter has a base of its own in memory, because {private}.")
+        notes.append(f"This adapter has its own copy of the base in memory, because {private}.")
     backend_for(variant).check_adapter(
         variant,
         AdapterKind(

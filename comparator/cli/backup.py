@@ -27,7 +27,7 @@ def backup(file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="A n
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="What `backup` wrote.")],
     into: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Another data folder; made where it is missing.")
+        Path | None, typer.Option(metavar="FOLDER", help="Another data folder; created if it is missing.")
     ] = None,
 ) -> None:
     """Bring back what a backup has and the data folder has not. Nothing is overwritten."""

@@ -36,7 +36,7 @@ def plan(
     ] = None,
     decode: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="graph: a captured step keeps a cache of its own; eager: it does not. (default: graph on CUDA)"),
+        typer.Option(metavar="PATH", help="graph: the captured step keeps a second KV cache; eager: it does not. (default: graph on CUDA)"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:  # fmt: skip

@@ -43,7 +43,7 @@ def run(
         str | None,
         _prompt_option(
             metavar="FILE|NAME",
-            help="A prompt set in place of one prompt: .jsonl, .csv, a prompt per line, or a shipped set (everyday).",
+            help="A prompt set in place of one prompt: .jsonl, .csv, a prompt per line, or a built-in set (everyday).",
         ),
     ] = None,
     task: Annotated[
@@ -70,7 +70,7 @@ def run(
         bool,
         _prompt_option(
             "--resume/--fresh",
-            help="Take up an interrupted run of the same prompt set or task, or begin again.",
+            help="Resume an interrupted run of the same prompt set or task, or start over.",
         ),
     ] = True,
     variant: Annotated[

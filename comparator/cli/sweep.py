@@ -34,7 +34,7 @@ def sweep(
     variant: Annotated[
         list[str] | None,
         typer.Option("--variant", "-v", metavar="NOTATION", help="Variant; repeatable, or a list separated by spaces. The others are "
-                     "held against the first. (default: bf16 int8 nf4)"),
+                     "compared with the first. (default: bf16 int8 nf4)"),
     ] = None,
     model: Model = None,
     shapes: Annotated[
@@ -47,7 +47,7 @@ def sweep(
     context: Annotated[str, typer.Option(metavar="LIST", help="Tokens of each prompt: 512,2k.")] = "512",
     new_tokens: Annotated[int, typer.Option(min=3, metavar="N", help="Tokens to generate per sequence.")] = 32,
     repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Decode runs of each point; three carry a difference.")
+        int, typer.Option(min=1, metavar="N", help="Decode runs of each point; from three on, differences are called.")
     ] = 3,
     ttft: Annotated[
         str | None, typer.Option(metavar="TIME", help="Goodput: count requests whose first token comes within this time, 0.5s say.")

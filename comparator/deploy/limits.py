@@ -156,7 +156,7 @@ class Limits:
         for option, value in cell.variant.options:
             if self.public and value is not None and _is_path(value):
                 raise UserError(
-                    f"“{option}={value[:100]}” names a file, and a public server opens none of its own for visitors.",
+                    f"“{option}={value[:100]}” names a file, and a public server does not open its files for visitors.",
                     "Leave the option out, or run Quant Comparator on your own machine.",
                 )
         if cell.adapter is not None:

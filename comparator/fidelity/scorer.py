@@ -287,7 +287,7 @@ class FidelityScorer:
             task = KeepText(self._column_ref(reference.ref), self._text_ids, text.context, text.stride, path)
             reference.text_logits = self._run(column, task)
         apart = self.engine.resident(self._handles.get(reference.ref), self._handles.get(ref_of(column)))
-        why = "are held apart" if apart else "do not fit on the device together"
+        why = "are kept apart" if apart else "do not fit on the device together"
         note = (
             f"{reference.ref.name} and this variant {why}: the reference's scores of the text went to disk "
             f"({reference.text_logits.bytes / 1e6:,.0f} MB) and were compared from there."

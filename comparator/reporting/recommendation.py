@@ -24,9 +24,9 @@ FEW = 200  # positions: a single answer; the standard error of an agreement of 9
 SIGNIFICANT = 0.05  # p of the flips below which a column is not recommended for balance
 RULE = (
     f"Balanced is the smallest column whose most likely token is the reference's at {verdict.CLOSE_ENOUGH * 100:.0f} % of the "
-    f"positions or more; of several within {ALIKE * 100:.0f} % of its size, the most faithful; never one whose "
-    f"checks of a prompt set flipped to wrong more often than chance explains (p < {SIGNIFICANT:g}). The fastest is named where at least "
-    f"{stats.LEAST_RUNS} undisturbed runs carry the difference, the most faithful by KL divergence."
+    f"positions or more. Of several within {ALIKE * 100:.0f} % of its size it is the most faithful, and never one whose "
+    f"answers became wrong more often than chance explains (checks of a prompt set, p < {SIGNIFICANT:g}). A fastest column is named "
+    f"only if at least {stats.LEAST_RUNS} undisturbed runs support it. Most faithful is the lowest KL divergence."
 )
 
 
@@ -37,6 +37,8 @@ class Choice:
     goal: str
     cell: CellResult | None
     words: str
+    metric: str = ""  # the figure that decided; "" where it is none of the summary's
+    alike: tuple[str, ...] = ()  # labels of the columns that are not measurably different from it
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Recommendation:
             for c in self.choices
         ]
         return [*chosen, *self.next_steps]
+
+    @property
+    def best(self) -> dict[str, frozenset[str]]:
+        """Metric → labels of the columns that no other is measurably better than in it."""
+        return {c.metric: frozenset({c.cell.label, *c.alike}) for c in self.choices if c.cell and c.metric}
 
 
 def recommend(
@@ -164,8 +171,8 @@ def _smallest(usable: list[CellResult], reference: CellResult) -> Choice:
         return Choice("smallest", None, "memory was not measured")
     cell = min(known, key=lambda c: _size(c) or math.inf)
     if cell is reference:
-        return Choice("smallest", cell, "nothing takes less memory")
-    return Choice("smallest", cell, _less(cell, reference))
+        return Choice("smallest", cell, "nothing takes less memory", "resident_bytes")
+    return Choice("smallest", cell, _less(cell, reference), "resident_bytes")
 
 
 def _fastest(usable: list[CellResult], reference: CellResult) -> Choice:
@@ -177,9 +184,11 @@ def _fastest(usable: list[CellResult], reference: CellResult) -> Choice:
         cell = max(ahead, key=lambda c: faster[c.label])
         alike = [c.label for c in ahead if c is not cell and not verdict.carried(c, cell)]
         also = f" (no measurable difference to {formatting.join(alike)})" if alike else ""
-        return Choice("fastest", cell, formatting.pace(faster[cell.label]) + also)
+        return Choice(
+            "fastest", cell, formatting.pace(faster[cell.label]) + also, "decode_tok_s", tuple(alike)
+        )
     if len(carried) == len(usable):
-        return Choice("fastest", reference, "all others are slower")
+        return Choice("fastest", reference, "all others are slower", "decode_tok_s")
     if all(_pace(c, reference) for c in usable):
         return Choice("fastest", None, "no column is measurably faster than the reference")
     return Choice("fastest", None, "too few undisturbed runs to tell")
@@ -195,7 +204,10 @@ def _most_faithful(usable: list[CellResult], reference: CellResult) -> Choice:
     cell, best = min(known, key=lambda pair: pair[1].mean)
     alike = [c.label for c, kl in known if c is not cell and not _further(kl, best)]
     also = f" (no measurable difference to {formatting.join(alike)})" if alike else ""
-    return Choice("most faithful", cell, f"KL divergence {formatting.small(best.mean, 2)} nats{also}")
+    words = f"KL divergence {formatting.small(best.mean, 2)} nats{also}"
+    # A divergence over a text decides before that of one answer, which is what the summary shows.
+    shown = verdict.figure(cell, "kl", "mean") is None
+    return Choice("most faithful", cell, words, "prompt_kl_mean" if shown else "", tuple(alike))
 
 
 def _further(one: Estimate, other: Estimate) -> bool:
@@ -238,7 +250,7 @@ def _balanced(usable: list[CellResult], reference: CellResult, sets: Sets) -> st
     if not near:
         cell = max(judged, key=lambda c: shares[c.label])
         return (
-            f"Stay with {reference.label} unless memory decides: {cell.label} comes nearest, with "
+            f"Keep {reference.label} unless memory matters most: {cell.label} is the closest, with "
             f"{_costs(cell, reference, sets)}, and {_gains(cell, reference)}."
         )
     least = min(_size(c) or math.inf for c in near)

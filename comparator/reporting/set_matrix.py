@@ -1,6 +1,6 @@
 """A prompt set's matrix, prompts × columns, as HTML: the same on the page and in HTML reports.
 
-A row opens to the prompt and its answers; no script is needed.
+Opening a row shows the prompt and its answers; no script is needed.
 """
 
 from __future__ import annotations

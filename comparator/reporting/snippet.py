@@ -203,7 +203,7 @@ def _generate(comparison: Comparison, result: CellResult) -> list[str]:
     comments = []
     if settings.temperature > 0:
         comments = [
-            "# Quant Comparator samples with noise of its own, drawn by (seed, step, token id) alike for every column,",
+            "# Quant Comparator samples with its own noise, drawn from (seed, step, token id), the same for every column,",
             "# so generate() draws another answer from the same distribution.",
             f"torch.manual_seed({int(settings.seed)})",
         ]

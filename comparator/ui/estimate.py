@@ -27,7 +27,7 @@ FIELDS = (
     "prompt_set",
     "set_text",
 )
-WHY = "From how long loading, answering and scoring took on this machine before; with the longest answer that is allowed."
+WHY = "Estimated from how long loading, answering and scoring took before on this machine, for an answer of the maximum length."
 UNKNOWN = "This model has not run on this machine yet, so there is no estimate."
 
 
@@ -52,7 +52,7 @@ def line(form: Form, pace: Pace, repeats: int) -> str:
     if seconds < 0:
         return f'<p class="estimate" title="{esc(UNKNOWN)}">no estimate yet</p>'
     about = formatting.duration(formatting.rounded_duration(seconds))
-    return f'<p class="estimate" title="{esc(WHY)}">takes about {esc(about)}</p>'
+    return f'<p class="estimate" title="{esc(WHY)}">Takes about {esc(about)}</p>'
 
 
 def estimate(form: Form, pace: Pace, repeats: int) -> float | None:

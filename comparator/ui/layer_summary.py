@@ -118,7 +118,7 @@ def why_the_dtype(cell: CellResult) -> str:
     bits = bits_of(row.logical_dtype)
     text = (
         f"Why does the dtype say {row.storage_dtype}? PyTorch has no {bits}-bit type, so the values are packed: "
-        f"{in_words(row)}. {row.storage_dtype} is the box, {row.logical_dtype} is what is in it. {row.name} means "
+        f"{in_words(row)}. {row.storage_dtype} is the type of the storage, {row.logical_dtype} that of the values in it. {row.name} means "
         f"{shape(row.shape)} values and is kept as {shape(row.storage_shape)} {row.storage_dtype}"
     )
     if row.parameters and row.quant_state_bytes:

@@ -163,8 +163,9 @@ def tensor_table(cell: CellResult, other: CellResult | None = None, wanted: Filt
     caption = _counted(len(matching), len(pairs), "tensor")
     if other:
         differ = sum(not pair.same for pair in pairs)
+        verb = "differs" if differ == 1 else "differ"
         caption = (
-            f"{formatting.plural(differ, 'tensor')} of {len(pairs):,} differ from {other.label}. {caption}"
+            f"{differ:,} of {formatting.plural(len(pairs), 'tensor')} {verb} from {other.label}. {caption}"
         )
     several = len({row.device for row in cell.layers}) > 1
     columns = [c for c in COLUMNS if (other or not c.compares) and (several or c.title != "Device")]

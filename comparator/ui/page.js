@@ -110,6 +110,20 @@ window.qc = (() => {
     }
   });
 
+  // What a heading means, for who reaches it with the keyboard; the pointer gets it from `title`.
+  document.addEventListener("focusin", ({ target }) => {
+    document.querySelector("#definition")?.remove();
+    const words = target.matches?.("[data-sort]:focus-visible") && target.querySelector(".why")?.title;
+    if (!words) return;
+    const { left, bottom } = target.getBoundingClientRect();
+    const place = `left:${Math.max(8, Math.min(left, innerWidth - 328))}px;top:${bottom + 6}px`;
+    document.querySelector(".gradio-container").append(make("div", { id: "definition", role: "tooltip", style: place }, words));
+    target.setAttribute("aria-describedby", "definition");
+  });
+  for (const event of ["focusout", "scroll"]) {
+    document.addEventListener(event, () => document.querySelector("#definition")?.remove(), true);
+  }
+
   // A card: passes Unload on to the server, and keeps the end of a streaming answer in view unless one scrolled up.
   function card(element, trigger, release) {
     element.addEventListener("click", (event) => {
@@ -139,7 +153,7 @@ window.qc = (() => {
   const SEARCHED = 12;  // rows of the list from which on it can be searched
 
   const SIZE = "Memory once loaded, estimated from the headers of the model's files.";
-  const SPEED = "A decode step of one sequence beside bf16 on hardware of this kind, as measured (docs/benchmarks.md). A run measures it here.";
+  const SPEED = "Decoding one sequence compared with bf16, as measured on similar hardware (docs/benchmarks.md). A run measures it here.";
 
   let held = {};  // memory once loaded, by notation
 

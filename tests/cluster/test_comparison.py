@@ -174,7 +174,7 @@ def test_a_longer_text_is_compared_from_actor_to_actor(shared, there, local, mod
         assert far.fidelity.text["kl"]["mean"] == pytest.approx(
             near.fidelity.text["kl"]["mean"], rel=0.02, abs=1e-6
         )
-    assert any("held apart" in n for n in found.cells[1].notes)
+    assert any("kept apart" in n for n in found.cells[1].notes)
     from comparator.core.settings import get_settings
 
     of_actors = {str(pid) for pid in ray_actors.actors()}  # another worker of pytest may be storing its own

@@ -53,7 +53,7 @@ def test_of_two_of_one_size_the_more_faithful_is_taken():
 
 def test_where_none_is_close_the_reference_stays():
     found = recommend([BF16, NF4], BF16)
-    assert found.sentence.startswith("Stay with bf16 unless memory decides: nf4 comes nearest")
+    assert found.sentence.startswith("Keep bf16 unless memory matters most: nf4 is the closest")
 
 
 def test_a_single_answer_is_only_probable():
@@ -152,3 +152,16 @@ def test_a_prompt_set_decides_where_no_text_was_scored():
     )
     words = next(c.words for c in found.choices if c.goal == "most checks passed")
     assert words == "30 of 40 (the intervals of int8 overlap)"
+
+
+def test_the_best_of_a_figure_is_named_only_where_the_measurement_supports_it():
+    """The smallest always; the fastest with those that are not measurably slower; nothing where too few runs tell."""
+    whole = sample.comparison()
+    found = recommend(whole.cells, whole.cells[0])
+    assert found.best["resident_bytes"] == {"nf4"}
+    assert "decode_tok_s" not in found.best, "14.2 … 15.1 overlaps 14.9 … 15.2"
+    assert "prompt_kl_mean" not in found.best, (
+        "the divergence over the text decided, not the one that the summary shows"
+    )
+    alone = replace(sample.NF4, fidelity=replace(sample.NF4.fidelity, text={}))
+    assert recommend((sample.REFERENCE, alone), sample.REFERENCE).best["prompt_kl_mean"] == {"nf4"}

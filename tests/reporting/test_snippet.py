@@ -102,7 +102,7 @@ def test_the_settings_arrive():
         "top_p=0.9",
         "top_k=40",
         "torch.manual_seed(3)",
-        "noise of its own",
+        "its own noise",
     ):
         assert part in code
 

@@ -36,6 +36,12 @@ def test_first_visit(visit, size, dark):
     visitor.page.wait_for_selector("#set-top-p input", timeout=10_000)
     assert not violations(visitor.page), "with everything unfolded"
     assert not sideways(visitor.page), "with everything unfolded"
+    moving = visitor.page.evaluate(  # the browser asks for reduced motion
+        "() => [...document.querySelectorAll('body *')].filter((e) => { const s = getComputedStyle(e);"
+        " return s.animationName !== 'none' || s.transitionDuration.split(',').some((t) => parseFloat(t) > 0); })"
+        ".map((e) => e.outerHTML.slice(0, 100))"
+    )
+    assert not moving, moving[:5]
 
 
 @pytest.mark.parametrize(("size", "dark"), LOOKS)

@@ -15,6 +15,20 @@ from comparator.core.request import BUILTIN_MODEL
 pytestmark = pytest.mark.browser
 
 LONG = "Write a long story about a lighthouse keeper and the sea."  # no model here stops early on this one
+# What a screen reader announces: changes in live regions, but of what is hidden from it.
+ANNOUNCED = """() => {
+  window.announced = [];
+  new MutationObserver((changes) => {
+    for (const { target, addedNodes } of changes) {
+      for (const node of [target, ...addedNodes]) {
+        const element = node.nodeType === Node.ELEMENT_NODE ? node : node.parentElement;
+        const live = element?.closest('[role=status], [role=alert], [aria-live]')
+          ?? (node === target ? null : element?.querySelector('[role=status], [role=alert], [aria-live]'));
+        if (live && !element.closest('[aria-hidden=true]')) window.announced.push(live.textContent);
+      }
+    }
+  }).observe(document.body, { childList: true, subtree: true, characterData: true });
+}"""
 FIGURE = re.compile(r"^[\d,]+(\.\d+)? (tok/s|ms|s|MB)$")
 
 
@@ -188,7 +202,7 @@ def test_layers_are_a_tree_beside_the_reference(compared):
     )
     _tensors(page, "> 15")
     assert re.search(
-        r"14 tensors of 2\d differ from bf16", page.locator('[data-table="tensors"]').inner_text()
+        r"14 of 2\d tensors differ from bf16", page.locator('[data-table="tensors"]').inner_text()
     )
     q_proj = page.locator('tr:has(th[data-copy="model.layers.1.self_attn.q_proj.weight"])')
     assert not q_proj.is_visible()
@@ -252,6 +266,12 @@ def test_stop_takes_effect_at_once(visitor):
     visitor.streams()
     visitor.tab("Fidelity")
     visitor.page.get_by_text("0 of 2 variants have answered").wait_for()
+    visitor.page.evaluate(ANNOUNCED)
+    visitor.page.wait_for_function(
+        "(before) => document.querySelector('.card .answer .text').textContent.length > before + 60",
+        arg=visitor.page.evaluate("() => document.querySelector('.card .answer .text').textContent.length"),
+    )
+    assert len(visitor.page.evaluate("() => window.announced")) <= 1, "a screen reader would read every token"
     began = time.monotonic()
     visitor.page.click("#stop")
     visitor.finished(timeout_s=30)

@@ -36,7 +36,7 @@ def test_both_candidates_and_their_probabilities():
         at, Candidate(prompt.tokens[at], prompt.reference_p[at], prompt.p[at]), Candidate(own.token, 0.125, 0.5)
     )  # fmt: skip
     words = differences.in_words(cell, reference, place)
-    assert f"part at token {at + 1}" in words and "50.0 %; bf16: 12.5 %" in words, words
+    assert f"diverge at token {at + 1}" in words and "50.0 %; bf16: 12.5 %" in words, words
 
 
 def test_without_scores_the_place_is_still_known():

@@ -35,7 +35,7 @@ def shipped() -> dict[str, Path]:
 
 
 def load(name: str | Path) -> PromptSet:
-    """A shipped set by its name, or a file. Raises `UserError`."""
+    """A built-in set by its name, or a file. Raises `UserError`."""
     path = shipped().get(str(name)) or Path(os.path.expanduser(name))
     try:
         with path.open("rb") as file:

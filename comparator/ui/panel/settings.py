@@ -40,7 +40,7 @@ def build(page: Page) -> None:
                 step=0.05,
                 info="1 is off",
             )
-            _number(page, "seed", "Seed", _FIRST.seed, whole=True, info="same noise for all")
+            _number(page, "seed", "Seed", _FIRST.seed, whole=True, info="the same noise for every variant")
         _number(
             page, "repeats", "Repeats", _FIRST.repeats, whole=True,
             info="Interleaved runs per variant; 0: 3 where a round takes under 10 s, else 1. Speeds are compared from 3 on.",

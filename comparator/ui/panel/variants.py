@@ -23,7 +23,7 @@ from comparator.util import formatting
 FIRST = ("bf16", "int8", "nf4")
 # The usual questions: the button's words, what it selects, and the words on hover.
 QUESTIONS = (
-    ("8 or 4 bit?", FIRST, "16 bit beside the most used 8-bit and 4-bit method"),
+    ("8 or 4 bit?", FIRST, "bf16 with the most used 8-bit and 4-bit method"),
     ("Which 8 bit?", ("bf16", "int8", "torchao", "torchao:scheme=fp8"), "Methods with 8 bits per weight"),
     ("Which 4 bit?", ("bf16", "nf4", "hqq", "gptq", "awq"), "Methods with 4 bits per weight; gptq and awq are quantized at their first use, "
      "which takes minutes"),

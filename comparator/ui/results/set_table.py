@@ -157,7 +157,7 @@ def draw(shown: Shown, only: str, kind: str, order: str, search: str, start: int
         else formatting.plural(total, "prompt")
     )
     where = (
-        f"{start + 1:,} to {start + len(part):,} of {left}. A row opens to the answers."
+        f"{start + 1:,} to {start + len(part):,} of {left}. Open a row to read the answers."
         if part
         else "No prompt is left."
     )

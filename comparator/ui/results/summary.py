@@ -6,7 +6,7 @@ from comparator.core import devices
 from comparator.core.result import CellResult
 from comparator.fidelity import verdict
 from comparator.metrics.definitions import LEGEND, METRICS, Metric, shown
-from comparator.reporting import answer, prompt_set
+from comparator.reporting import answer, prompt_set, recommendation
 from comparator.ui.markup import render as render_template
 from comparator.ui.metric_table import heading
 from comparator.ui.page import Page, html
@@ -30,11 +30,13 @@ def render(live: Live) -> str:
     largest = {
         key: max((_value(c.result, METRICS[key]) or 0 for c in live.columns), default=0) for key in BARS
     }
+    recommended = recommend_for(live)
+    best = recommended.best if recommended else {}
     rows = [
         {
             "colour": live.colours[column.variant],
             "label": column.label,
-            "cells": [_cell(live, column, metric, largest) for metric in metrics],
+            "cells": [_cell(live, column, metric, largest, best) for metric in metrics],
             "verdict": in_words(live, column),
         }
         for column in live.columns
@@ -47,30 +49,43 @@ def render(live: Live) -> str:
 
 def answer_to(live: Live) -> str:
     """Which column to take, above the table, once everything has been measured: until then the answers stay in view."""
-    if not all(column.settled for column in live.columns):
-        return ""
+    return answer.render(*_measured(live)) if all(column.settled for column in live.columns) else ""
+
+
+def recommend_for(live: Live) -> recommendation.Recommendation | None:
+    """The recommendation once everything has been measured."""
+    return recommendation.recommend(*_measured(live)) if all(c.settled for c in live.columns) else None
+
+
+def _measured(live: Live) -> tuple:
+    """(the columns' results, the reference's, what a prompt set says of each column)."""
     reference = live.reference_column
-    measured = [column.result for column in live.columns if column.result]
+    results = [column.result for column in live.columns if column.result]
     summaries = prompt_set.summaries(live.comparison) if live.comparison else ()
-    return answer.render(measured, reference.result if reference else None, summaries)
+    return results, reference.result if reference else None, summaries
 
 
 def footnote(live: Live) -> str:
     """The units, what × means, and how far a difference in speed can be trusted."""
     name = live.reference_column
-    text = f"MB is 10⁶ bytes; {LEGEND}. "
+    text = f"MB is 10⁶ bytes; {LEGEND}; bold: no other variant is measurably better. "
     if name is not None and len(live.columns) > 1:
         text += f"× is the ratio to {name.label}, the reference. "
     runs = max((len(c.result.latency.runs) for c in live.columns if c.result), default=1)
     if runs >= LEAST_RUNS:
-        return text + f"Medians of up to {runs} runs; a difference in speed gets a word where they carry it."
+        return (
+            text
+            + f"Medians of up to {runs} runs; a column is called faster or slower only if they support it."
+        )
     return (
         text
         + f"Speeds are called faster or slower from {LEAST_RUNS} runs on: see Repeats under More settings."
     )
 
 
-def _cell(live: Live, column: Column, metric: Metric, largest: dict[str, float]) -> dict:
+def _cell(
+    live: Live, column: Column, metric: Metric, largest: dict[str, float], best: dict[str, frozenset[str]]
+) -> dict:
     reference = live.against(column)
     theirs = reference.result if reference else None
     value = _value(column.result, metric)
@@ -78,6 +93,8 @@ def _cell(live: Live, column: Column, metric: Metric, largest: dict[str, float])
     return {
         "text": metric.format(column.result) if column.result else formatting.NONE,
         "times": formatting.times(share, devices.mark(column.result, theirs)),
+        "key": value,
+        "best": column.label in best.get(metric.key, ()),
         "percent": 100 * (value or 0) / (largest[metric.key] or 1) if metric.key in BARS else None,
     }
 

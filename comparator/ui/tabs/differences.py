@@ -18,8 +18,8 @@ from comparator.util import formatting
 
 EMPTY = "Select two variants and press Run. Once both have answered, this tab shows their answers aligned word by word."
 HOW = (
-    "Plain text is the same in both. Where two lines stand, the upper one is the reference's and the lower one the variant's. "
-    "The place where the two answers part is framed: hover over it or reach it with Tab for the probabilities of both tokens."
+    "Unmarked text is the same in both. Where there are two lines, the upper one is the reference's and the lower one the "
+    "variant's. The first difference is framed: hover over it, or reach it with Tab, for the probabilities of both tokens."
 )
 NOT_LISTED = "not in its top five"
 
@@ -63,7 +63,7 @@ def in_words(cell: CellResult, reference: CellResult, place: Parting | None) -> 
     """Where the answers part and how close the decision was, as a sentence."""
     if place is None:
         return f"The same {formatting.plural(len(cell.token_ids), 'token')} as {reference.label}."
-    start = f"The answers part at token {place.position + 1}."
+    start = f"The answers diverge at token {place.position + 1}."
     if place.position == 0:
         start = "The answers differ from the first token on."
     if place.position >= min(len(cell.token_ids), len(reference.token_ids)):

@@ -48,7 +48,7 @@ HEADS = (
 )
 WHY = (
     "Replaces one part of the reference at a time by its quantized version, kernels included, and scores the same "
-    f"{TOKENS} tokens. The parts do not add up to the whole, where errors interact. Adapters are not applied."
+    f"{TOKENS} tokens. The parts do not add up to the whole, because errors interact. Adapters are not applied."
 )
 
 
