@@ -18,7 +18,8 @@ EXAMPLES = """Examples:
 
   python -m comparator judge set.json --judge bf16 --model user/large-instruct
 
-  python -m comparator judge set.json --judge endpoint@vllm --limit 40 --reasons
+  python -m comparator judge set.json --judge endpoint@vllm \\
+      --limit 40 --reasons
 
 Exit code: 0 on success, 2 for an invalid request, 130 after Ctrl-C. What was
 judged until then is kept; the same command judges the rest."""
