@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Annotated, Literal
 import typer
 
 from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, use
+from comparator.core.errors import UserError
+from comparator.fidelity.recipe import RULE, Recipe
 
 EXAMPLES = """Examples:
 
@@ -20,6 +23,8 @@ EXAMPLES = """Examples:
 
   python -m comparator sensitivity --variant nf4 --by kind --tokens 1024 \\
       --output sensitivity.csv
+
+  python -m comparator sensitivity --variant nf4 --target-size 150MB
 
 Exit code: 0 on success, 2 for an invalid request, 130 after Ctrl-C."""
 
@@ -42,6 +47,16 @@ def sensitivity(
         typer.Option(metavar="FILE", help="A text file, or wikitext2. (default: the bundled text)"),
     ] = None,
     context: Annotated[int, typer.Option(metavar="N", help="Tokens per window.")] = 512,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Propose which parts to keep in 16 bits so that the weights take at most this much, for example 130MB.",
+        ),
+    ] = None,
+    target_bits: Annotated[
+        float | None, typer.Option(metavar="B", help="The same, in bits per weight, for example 6.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the table as .csv or .json.")
     ] = None,
@@ -56,12 +71,19 @@ def sensitivity(
     from comparator.cli.progress import Progress, quiet, stoppable
     from comparator.core.errors import Stopped
     from comparator.core.events import Scoring
-    from comparator.core.settings import get_settings
+    from comparator.core.settings import get_settings, parse_bytes
     from comparator.core.variant import Cell
     from comparator.engines import get_engine
+    from comparator.fidelity import recipe
     from comparator.fidelity.sensitivity import measure
     from comparator.reporting import export
 
+    target_bytes = None
+    if target_size is not None or target_bits is not None:
+        if None not in (target_size, target_bits):
+            raise UserError("A size and bits per weight are given.", "Give one of them.")
+        recipe.check(resolve(variant))
+        target_bytes = parse_bytes(target_size) if target_size else None
     if output:
         export.check_name(output, (".csv", ".json"))
     use(ray)
@@ -73,14 +95,29 @@ def sensitivity(
                 by=by, text=text, tokens=tokens, cancel=cancel,
                 on_progress=lambda *status: progress(Scoring(Cell(resolve(variant)), *status)),
             )  # fmt: skip
+            made = refused = None
+            if target_bytes is not None or target_bits is not None:
+                try:
+                    made = recipe.propose(
+                        get_engine(), model or get_settings().model, resolve(variant), resolve(reference), parts, target_bytes,
+                        target_bits,
+                    )  # fmt: skip
+                except UserError as problem:  # the measurement is shown all the same
+                    refused = problem
         except Stopped:
             raise typer.Exit(130) from None
     whole = json.dumps([asdict(p) for p in parts], indent=1)
-    print(f"{whole}\n" if as_json else _table(parts, variant, reference), end="")
+    if as_json:
+        print(json.dumps({"parts": json.loads(whole), "recipe": _plain(made)}, indent=1) if made else whole)
+    else:
+        print(_table(parts, variant, reference), end="")
+        print(_recipe(made, variant, reference, model) if made else "", end="")
     if output:
         rows = [{**asdict(part), "modules": " ".join(part.modules)} for part in parts]
         export.write_text(output.expanduser(), whole if output.suffix.lower() == ".json" else _csv(rows))
         print(f"Wrote {output}", file=sys.stderr)
+    if refused:
+        raise refused
 
 
 def _table(parts: tuple, variant: str, reference: str) -> str:
@@ -100,6 +137,23 @@ def _table(parts: tuple, variant: str, reference: str) -> str:
     return to_text(intro, "", width=prose_width()) + to_text(
         rows_table(("part", "mean KL", "maximum", "top-1 agreement"), rows)
     )
+
+
+def _recipe(made: Recipe, variant: str, reference: str, model: str | None) -> str:
+    """What to keep and why, and the command that measures it beside the others."""
+    chosen = "" if model is None else f" -m {shlex.quote(model)}"
+    return (
+        f"\nKept in 16 bits: {', '.join(made.kept)}: {made.share * 100:.0f} % of the parts' divergences, summed.\n"
+        f"{made.bytes / 1e6:,.1f} MB, {made.bits:.2f} bits per weight ({variant} {made.quantized_bytes / 1e6:,.1f} MB, {reference} "
+        f"{made.reference_bytes / 1e6:,.1f} MB). {RULE}\n\n{made.variant.notation}\n\n"
+        f"Measure it beside the others:\n  python -m comparator run{chosen} -v {reference} -v {variant} -v "
+        f"{shlex.quote(made.variant.notation)} --prompts everyday\nWrite it:\n  python -m comparator export{chosen} "
+        f"{shlex.quote(made.variant.notation)} --out FOLDER\n"
+    )
+
+
+def _plain(made: Recipe) -> dict:
+    return {**asdict(made), "variant": made.variant.notation}
 
 
 def _csv(rows: list[dict]) -> str:

@@ -232,24 +232,16 @@ class LocalEngine(SinglePlaceEngine):
         return self._with_progress(work, on_progress, cancel)
 
     def encode(
-        self,
-        model: str,
-        prompt: str,
-        system: str | None,
-        chat: bool | None,
-        template: ChatTemplate = DEFAULT_TEMPLATE,
+        self, model: str, prompt: str, system: str | None, chat: bool | None, template: ChatTemplate = DEFAULT_TEMPLATE,
         history: tuple[tuple[str, str], ...] = (),
-    ) -> Prompt:
+    ) -> Prompt:  # fmt: skip
         from comparator.decoding.text import encode
 
         def work():
-            with (
-                error_log.hidden(prompt, system, *(text for _, text in history)),
-                explained("encode the prompt"),
-            ):
-                return encode(
-                    self._tokenizer(self._checkpoint(model)), prompt, system, chat, template, history
-                )
+            texts = (prompt, system, *(text for _, text in history))
+            with error_log.hidden(*texts), explained("encode the prompt"):
+                tokenizer = self._tokenizer(self._checkpoint(model))
+                return encode(tokenizer, prompt, system, chat, template, history)
 
         return self._call(work)
 

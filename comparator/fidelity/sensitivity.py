@@ -74,7 +74,7 @@ def measure(
         eval_text.check(text, facts.context_length)
         handles: list[str] = []
         for column in (reference, variant):
-            handles.append(_loaded(engine, model, column, frozenset(handles), cancel, on_progress))
+            handles.append(resident_handle(engine, model, column, cancel, frozenset(handles), on_progress))
         if not engine.resident(*handles):
             raise UserError(
                 f"{reference.notation} and {variant.notation} do not fit on this device together.",
@@ -85,13 +85,13 @@ def measure(
         return engine.score(task, cancel, on_progress)
 
 
-def _loaded(
+def resident_handle(
     engine: Engine,
     model: str,
     variant: Variant,
-    keep: frozenset[str],
     cancel: threading.Event,
-    on_progress: OnProgress,
+    keep: frozenset[str] = frozenset(),
+    on_progress: OnProgress = ignore,
 ) -> str:
     """The handle of the variant, made resident."""
 

@@ -67,7 +67,7 @@ def stays(tensor: TensorInfo, left: list[str]) -> bool:
     """Whether a checkpoint's tensor is left unquantized: what is no linear layer (embeddings, norms, experts, which
     transformers fuses into one parameter), and what is in `left`."""
     module = tensor.name.rsplit(".", 1)[0]
-    # As transformers matches them: a prefix of the full name, or its end.
-    if len(tensor.shape) != 2 or any(module.startswith(k) or module.endswith(k) for k in left):
+    # As transformers matches them: the beginning of the full name up to a module's boundary, or its end.
+    if len(tensor.shape) != 2 or any(f"{module}.".startswith(f"{k}.") or module.endswith(k) for k in left):
         return True
     return ".experts." in tensor.name or "embed" in module or module.endswith(("wte", "wpe", "norm"))
