@@ -54,8 +54,10 @@ Verdict: A
 Verdict: B
 Verdict: tie"""
 NEW_TOKENS = 200
+LAST_TOKENS = 4  # after “Verdict:”, where its reply has none
 TOO_LONG = "Request and answers are longer than the judge takes."
 _VERDICT = re.compile(r"[*_#]*verdict\W{0,8}(tie|a|b)\b", re.IGNORECASE)
+_BEGINNING = re.compile(r"\W*(tie|a|b)\b", re.IGNORECASE)
 _ALONE = re.compile(r"\W*(?:answer\W+)?(tie|a|b)\W*", re.IGNORECASE)
 
 
@@ -97,6 +99,7 @@ def judge(
         facts = engine.open(judging.model, cancel, on_progress)
         exact = engine.complete(judging.model, judging.cell, cancel, on_progress)
         loaded = engine.load(LoadRequest(judging.model, exact.variant, exact.adapter), cancel, on_progress)
+        bench = _Bench(judging, engine, exact, loaded.handle, facts, cancel)
         made = _begun(comparison, judging, exact.label)
         done = {(j.prompt, j.left, j.right) for j in made.judgements}
         todo, began_s = [pair for pair in pairs if pair not in done], time.monotonic()
@@ -104,8 +107,7 @@ def judge(
             left_s = (time.monotonic() - began_s) / number * (len(todo) - number) if number else None
             left = f", {formatting.duration(left_s)} left" if left_s is not None else ""
             on_progress(number / len(todo), f"pair {number + 1:,} of {len(todo):,}{left}")
-            one = _one(comparison, judging, pair, engine, exact, loaded.handle, facts, cancel)
-            made = replace(made, judgements=(*made.judgements, one))
+            made = replace(made, judgements=(*made.judgements, bench.judge(comparison, pair)))
             on_judge(made)
     return made
 
@@ -147,47 +149,64 @@ def _texts(comparison: Comparison, pair: tuple[int, int, int]) -> tuple[str, str
     return request, texts[pair[1]] or "", texts[pair[2]] or ""
 
 
-def _one(
-    comparison: Comparison,
-    judging: Judging,
-    pair: tuple[int, int, int],
-    engine: Engine,
-    exact: Cell,
-    handle: str,
-    facts: ModelFacts,
-    cancel: threading.Event,
-) -> Judgement:
-    """One pair, in both orders."""
-    request, *texts = _texts(comparison, pair)
-    settings = GenerationSettings(max_new_tokens=judging.new_tokens)
-    replies: list[tuple[str | None, str]] = []
-    for a, b in (texts, reversed(texts)):
+@dataclass(frozen=True)
+class _Bench:
+    """A resident judge, and how to ask it."""
+
+    judging: Judging
+    engine: Engine
+    cell: Cell
+    handle: str
+    facts: ModelFacts
+    cancel: threading.Event
+
+    @property
+    def is_server(self) -> bool:
+        """It may have another model, with a tokenizer and a chat template of its own."""
+        return source_kind(self.cell.variant) == "endpoint"
+
+    def judge(self, comparison: Comparison, pair: tuple[int, int, int]) -> Judgement:
+        """One pair, in both orders."""
+        request, *texts = _texts(comparison, pair)
+        (first, reason), (second, other) = (self._ask(request, a, b) for a, b in (texts, reversed(texts)))
+        sides: dict[str | None, Choice | None] = {"a": "left", "b": "right", "tie": "tie", None: None}
+        exchanged: dict[str | None, Choice | None] = {**sides, "a": "right", "b": "left"}
+        return Judgement(*pair, sides[first], exchanged[second], (reason, other))
+
+    def _ask(self, request: str, a: str, b: str) -> tuple[str | None, str]:
+        """(verdict or None, reason)."""
         # Not `format`: answers may have braces.
         parts = {"{request}": request, "{a}": a or "(empty)", "{b}": b or "(empty)"}
-        text = re.sub(r"\{(?:request|a|b)\}", lambda place, parts=parts: parts[place.group()], INSTRUCTIONS)
-        prompt = engine.encode(judging.model, text, None, None)
-        if _too_long(prompt, judging, exact, engine, facts):
-            replies.append((None, TOO_LONG))
-            continue
-        if source_kind(exact.variant) == "endpoint":  # it may have another model, with a template of its own
+        text = re.sub(r"\{(?:request|a|b)\}", lambda place: parts[place.group()], INSTRUCTIONS)
+        prompt = self.engine.encode(self.judging.model, text, None, None)
+        if self._too_long(prompt):
+            return None, TOO_LONG
+        if self.is_server:
             prompt = replace(prompt, token_ids=(), text="")
-        generation = engine.generate(handle, prompt, settings, cancel, adapter=exact.adapter)
-        if cancel.is_set():
+        reply, is_whole = self._reply(prompt, self.judging.new_tokens)
+        verdict, reason = read_verdict(reply)
+        if verdict is None and is_whole and not self.is_server:
+            begun = f"{prompt.text}{reply.rstrip()}\nVerdict:"
+            rest, _ = self._reply(self.engine.encode(self.judging.model, begun, None, False), LAST_TOKENS)
+            completed = _BEGINNING.match(rest)
+            verdict = completed.group(1).lower() if completed else None
+        return verdict, reason
+
+    def _reply(self, prompt: Prompt, new_tokens: int) -> tuple[str, bool]:
+        """(its greedy reply after the thinking, whether it came to an end of that). Raises `Stopped`."""
+        settings = GenerationSettings(max_new_tokens=new_tokens)
+        made = self.engine.generate(self.handle, prompt, settings, self.cancel, adapter=self.cell.adapter)
+        if self.cancel.is_set():
             raise Stopped
-        thinking = generation.thinking.characters if generation.thinking else 0
-        replies.append(read_verdict(generation.text[thinking:]))
-    (first, reason), (second, other) = replies
-    sides: dict[str | None, Choice | None] = {"a": "left", "b": "right", "tie": "tie", None: None}
-    exchanged: dict[str | None, Choice | None] = {**sides, "a": "right", "b": "left"}
-    return Judgement(*pair, sides[first], exchanged[second], (reason, other))
+        start = made.thinking.characters if made.thinking else 0
+        return made.text[start:], not made.thinking or start < len(made.text)
 
-
-def _too_long(prompt: Prompt, judging: Judging, exact: Cell, engine: Engine, facts: ModelFacts) -> bool:
-    count = len(prompt.token_ids)
-    if count > engine.settings.max_prompt_tokens:
-        return True
-    context = facts.context_length if source_kind(exact.variant) != "endpoint" else None
-    return bool(context) and count + judging.new_tokens > context
+    def _too_long(self, prompt: Prompt) -> bool:
+        count = len(prompt.token_ids)
+        context = None if self.is_server else self.facts.context_length
+        return count > self.engine.settings.max_prompt_tokens or (
+            bool(context) and count + self.judging.new_tokens + 2 * LAST_TOKENS > context
+        )
 
 
 def read_verdict(text: str) -> tuple[str | None, str]:

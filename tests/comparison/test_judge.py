@@ -11,6 +11,7 @@ import pytest
 import sample
 import tiny_models
 from openai_server import OpenAIServer
+from toy_engine import ToyEngine
 
 from comparator import api
 from comparator.comparison import judge as judging
@@ -18,9 +19,12 @@ from comparator.comparison import standings
 from comparator.comparison.judge import Judging, judge, pairs_to_judge, read_verdict, with_judge
 from comparator.core import document
 from comparator.core.errors import Stopped, UserError
+from comparator.core.messages import Prompt
 from comparator.core.prompt_set import SetAnswer, SetPrompt, SetResult
+from comparator.core.request import DEFAULT_TEMPLATE
 from comparator.core.result import CellResult
-from comparator.core.settings import get_settings
+from comparator.core.settings import Settings, get_settings
+from comparator.core.state import ModelFacts
 from comparator.core.votes import Judge, Judgement, Vote, Votes
 from comparator.engines import get_engine
 from comparator.reporting import votes as words
@@ -136,6 +140,34 @@ def test_what_is_too_long_for_it_has_no_verdict_and_says_so(asking, settings_env
         and made.judgements[0].choice is None
     )
     assert words.judge_sentences(comparison, made)[0].startswith("It gave no verdict")
+
+
+class Rambles(ToyEngine):
+    """A column that gives no verdict by itself, and completes one with the letter of the longer answer."""
+
+    def encode(self, model, prompt, system, chat, template=DEFAULT_TEMPLATE):
+        text = prompt if chat is False else f"<user>{prompt}<assistant>"
+        return Prompt(tuple(range(len(prompt.split()))), chat is not False, text=text)
+
+    def generate(self, handle, prompt, settings, cancel, on_chunk=None, *, adapter=None):
+        made = super().generate(handle, prompt, settings, cancel, adapter=adapter)
+        if not prompt.text.endswith("Verdict:"):
+            return replace(made, text="Both have their merits.\n")
+        assert (
+            prompt.text.endswith("<assistant>Both have their merits.\nVerdict:")
+            and settings.max_new_tokens < 10
+        )
+        a, b = (prompt.text.split(f"[Answer {side}]")[1].split("[End")[0] for side in "AB")
+        return replace(made, text=" A" if len(a) > len(b) else " B")
+
+
+def test_a_column_without_a_verdict_is_asked_to_complete_one():
+    comparison = of_set(("a long answer",), ("short",))
+    engine = Rambles(Settings())
+    engine.facts = lambda model: ModelFacts(model, context_length=4096)
+    made = judge(comparison, Judging("toy", api.cell("bf16")), engine=engine, cancel=threading.Event())
+    assert [(j.first, j.second, j.choice) for j in made.judgements] == [("left", "left", "left")]
+    assert made.judgements[0].reasons == ("Both have their merits.",) * 2
 
 
 def test_nothing_to_judge_is_refused_before_anything_is_loaded(asking):
