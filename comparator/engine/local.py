@@ -7,12 +7,10 @@ runs at half speed on a CPU. Importing this module imports no torch; `start()` d
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from comparator.core.errors import UserError
@@ -27,7 +25,7 @@ from comparator.engine.explain import AFTER_DAMAGE, explained
 from comparator.engine.progress import throttled
 from comparator.engine.protocol import OnChunk, OnProgress, SinglePlaceEngine, Task, ignore
 from comparator.engine.queue import FairQueue
-from comparator.engine.worker import Worker
+from comparator.engine.worker import Worker, freeze_imports
 from comparator.util import error_log
 from comparator.util.cuda_errors import DAMAGED
 from comparator.util.recent import Recent
@@ -99,7 +97,7 @@ class LocalEngine(SinglePlaceEngine):
         self._device = pick_device()
         self._device_name = read(self._device).device or self._device
         self._pool = Pool(self.settings, on_change=self._remember)
-        _freeze_imports()
+        freeze_imports()
         self._ready = True
 
     def _remember(self) -> None:
@@ -389,10 +387,3 @@ class LocalEngine(SinglePlaceEngine):
 
     def layers(self, handle: str, adapter: Adapter | None = None) -> tuple[LayerRow, ...]:
         return self._call(lambda: self._pool.get(handle).layers(adapter))
-
-
-@cache
-def _freeze_imports() -> None:
-    """Once per process: what was imported stays, and searching it for garbage took a third of a second per unload. Not for
-    each engine, since models of another one would never be freed then."""
-    gc.freeze()
