@@ -66,8 +66,10 @@ class ToyEngine(Engine):
         system: str | None,
         chat: bool | None,
         template: ChatTemplate = DEFAULT_TEMPLATE,
+        history: tuple[tuple[str, str], ...] = (),
     ) -> Prompt:
-        return Prompt(tuple(range(len(prompt.split()))), bool(chat))
+        words = [word for text in (*(text for _, text in history), prompt) for word in text.split()]
+        return Prompt(tuple(range(len(words))), bool(chat))
 
     def load(self, request: LoadRequest, cancel: threading.Event, on_progress: OnProgress = ignore) -> Loaded:
         notation = request.variant.notation
