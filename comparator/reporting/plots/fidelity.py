@@ -11,7 +11,14 @@ from comparator.core.result import CellResult, Comparison
 from comparator.fidelity.verdict import divergence, floor, reference_of
 from comparator.metrics.definitions import bits_per_weight, stored_bytes
 from comparator.reporting.plots import labels
-from comparator.reporting.plots.style import GRID, PALETTE, TEXT, apply_layout, comparison_colours
+from comparator.reporting.plots.style import (
+    GRID,
+    PALETTE,
+    TEXT,
+    apply_layout,
+    comparison_colours,
+    height_with_legend,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -69,6 +76,7 @@ def kl_by_token(comparison: Comparison) -> Figure:
         figure,
         "token of the reference's answer",
         "KL divergence, nats",
+        height_with_legend(sum(trace.showlegend is not False for trace in figure.data)),
         better=(None, "lower"),
         empty=UNSCORED,
     )

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from comparator.core.result import CellResult, Comparison
-from comparator.reporting.plots.style import apply_layout, comparison_colours, height_for, measured_cells
+from comparator.reporting.plots.style import (
+    apply_layout,
+    comparison_colours,
+    height_for,
+    height_with_legend,
+    measured_cells,
+)
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -31,7 +37,10 @@ def token_timeline(comparison: Comparison) -> Figure:
             marker={"size": 4},
             hovertemplate="token %{y} after %{x:.3f} s<extra>%{fullData.name}</extra>",
         )
-    return apply_layout(figure, "seconds since the prompt", "tokens", better=("lower", None), empty=UNTIMED)
+    height = height_with_legend(len(figure.data))
+    return apply_layout(
+        figure, "seconds since the prompt", "tokens", height, better=("lower", None), empty=UNTIMED
+    )
 
 
 def token_times(cell: CellResult) -> list[float]:
@@ -62,5 +71,5 @@ def inter_token_box(comparison: Comparison) -> Figure:
         )
     figure.update_layout(showlegend=False)
     return apply_layout(
-        figure, "ms between two tokens", None, height_for(len(cells)), better=("lower", None), empty=UNTIMED
+        figure, "ms between tokens", None, height_for(len(cells)), better=("lower", None), empty=UNTIMED
     )

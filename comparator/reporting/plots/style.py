@@ -53,6 +53,11 @@ def height_for(rows: int) -> int:
     return 90 + 44 * max(rows, 1)
 
 
+def height_with_legend(entries: int) -> int:
+    """Pixels of a plot with so many lines: on a phone each has a line of the legend."""
+    return 320 + 20 * max(0, entries - 4)
+
+
 def apply_layout(
     figure: Figure,
     x_title: str | None,

@@ -42,8 +42,8 @@ def show(shown: Shown):
 def explained(comparison: Comparison) -> str:
     """How to read the plots and how far to trust them."""
     text = (
-        "Left: a line starts at the first token and its slope is the speed. Right: the time between two tokens; a box "
-        "holds the middle half of them."
+        "Tokens over time: a line starts at the first token, and its slope is the speed. Time between two tokens: a box holds "
+        "the middle half of them."
     )
     runs = comparison.settings.repeats
     if runs > 1:
