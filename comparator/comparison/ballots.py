@@ -49,9 +49,9 @@ def answers(comparison: Comparison, prompt: int) -> tuple[str | None, ...]:
 
 def _whole(answer: SetAnswer) -> str:
     """An answer; of a scripted conversation all of the column's own, numbered."""
-    if not answer.turns:
+    if not answer.earlier:
         return answer.text
-    return "\n\n".join(f"({n}) {text}" for n, text in enumerate((*answer.turns, answer.text), 1))
+    return "\n\n".join(f"({n}) {text}" for n, text in enumerate((*answer.earlier, answer.text), 1))
 
 
 def turns(comparison: Comparison, prompt: int) -> list[tuple[str, str]]:

@@ -118,7 +118,7 @@ def test_turns_are_all_that_the_model_was_sent():
 
 def test_a_scripted_conversation_is_voted_on_as_a_whole():
     prompt = SetPrompt("p", "And now?", history=(Message("user", "Hello"),))
-    columns = tuple((SetAnswer("Same.", 1, "eos", turns=(first,)),) for first in ("Hi!", "Hey."))
+    columns = tuple((SetAnswer("Same.", 1, "eos", earlier=(first,)),) for first in ("Hi!", "Hey."))
     comparison = replace(of_set(("a",), ("b",)), prompt_set=SetResult("own", (prompt,), columns))
     assert ballots.answers(comparison, 0) == ("(1) Hi!\n\n(2) Same.", "(1) Hey.\n\n(2) Same.")
     assert ballots.turns(comparison, 0) == [("user", "Hello"), ("user", "And now?")]
