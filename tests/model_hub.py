@@ -91,6 +91,13 @@ class ModelHub:
             elif "/tree/" in path:
                 name, _, revision = path.removeprefix("api/models/").partition("/tree/")
                 self._tree(request, name, revision, body)
+            elif path.endswith("/auth-check"):
+                name = path.removeprefix("api/models/").removesuffix("/auth-check")
+                repo = self._find(request, name, "main", body)
+                if repo and repo.gated and not request.headers.get("Authorization"):
+                    self._send(request, 401, {"X-Error-Code": "GatedRepo"}, b"", body)
+                elif repo:
+                    self._send(request, 200, {}, b"", body)
             elif path.startswith("api/models/"):
                 name, _, revision = path.removeprefix("api/models/").partition("/revision/")
                 self._info(request, name, revision or "main", body)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from comparator.adapters.locate import CONFIG, WEIGHTS, AdapterFiles
+from comparator.adapters.locate import CONFIG, MOST_CONFIG_BYTES, WEIGHTS, AdapterFiles
 from comparator.adapters.targets import Patterns, listed, lora_ranks
 from comparator.core.errors import UserError
 from comparator.core.result import AdapterInfo
@@ -147,6 +147,8 @@ def is_own(tensor: str) -> bool:
 
 def _config(files: AdapterFiles) -> dict[str, Any]:
     try:
+        if (files.path / CONFIG).stat().st_size > MOST_CONFIG_BYTES:
+            raise ValueError
         config = json.loads((files.path / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError

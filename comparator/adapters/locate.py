@@ -18,6 +18,8 @@ from comparator.sources.checkpoint import Progress
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+MOST_CONFIG_BYTES = 4_000_000  # one has some kB
+MOST_BYTES = 20_000_000_000  # with whole embeddings of the largest models beside it
 _DATA = Path(__file__).resolve().parent.parent / "data" / "adapters"
 
 
@@ -149,7 +151,7 @@ def check_names(names: list[str], source: str) -> None:
 
 
 def _from_hub(repo: str, revision: str | None, progress: Progress) -> AdapterFiles:
-    from comparator.sources import hub, hub_problems
+    from comparator.sources import hub, hub_problems, logins_are_possible
     from comparator.sources.hub_files import cache_dir, fetch, remember_branch
 
     source = f"{repo}@{revision}" if revision else repo
@@ -163,11 +165,15 @@ def _from_hub(repo: str, revision: str | None, progress: Progress) -> AdapterFil
             try_to_load_from_cache(repo, name, cache_dir=cache_dir(), revision=revision or "main")
             for name in (CONFIG, WEIGHTS)
         ]
-        if not all(isinstance(f, str) for f in found):
+        if not all(isinstance(f, str) for f in found) or logins_are_possible():
             raise
         path = Path(found[0]).parent
         return AdapterFiles(source, path, path.name)
     check_names([n for n in listing.files if "/" not in n], source)
+    for name, most in ((CONFIG, MOST_CONFIG_BYTES), (WEIGHTS, MOST_BYTES)):
+        if listing.files[name] > most:
+            size = f"{listing.files[name] / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are taken"
+            raise UserError(f"{name} of {source} has {size}.", "Choose another adapter.")
     path = fetch(listing, [CONFIG, WEIGHTS], progress, f"downloading {source}: ")
     remember_branch(path, revision, listing.commit)
     return AdapterFiles(source, path, listing.commit)

@@ -6,6 +6,7 @@ loop ran at half its speed on two cores.
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import threading
 from collections.abc import Callable
@@ -23,18 +24,19 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def submit(self, work: Callable[[], Any]) -> Future:
-        return self._thread.submit(work)
+        """Starts `work` there, with the caller's context variables."""
+        return self._thread.submit(contextvars.copy_context().run, work)
 
     def call(self, work: Callable[[], Any]) -> Any:
         """Run `work` there and wait for what it returns."""
-        return self._thread.submit(work).result()
+        return self.submit(work).result()
 
     def follow(
         self, work: Callable[[streams.Emit], Any], callback: Callable[..., None], cancel: threading.Event
     ) -> Any:
         """Run `work(emit)` there; what it emits is passed to `callback` on the calling thread, beside the work and not
         between its steps. Returns what `work` returns. An error in `callback` sets `cancel` and waits for the work."""
-        return streams.follow(work, callback, cancel, self._thread.submit)
+        return streams.follow(work, callback, cancel, self.submit)
 
 
 @cache

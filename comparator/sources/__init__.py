@@ -12,12 +12,14 @@ from comparator.core.state import ModelFacts
 from comparator.sources import builtin, folder, gguf, hub, hub_headers, naming
 from comparator.sources.checkpoint import Checkpoint, Progress, TensorInfo
 from comparator.sources.hub import search_hub
+from comparator.sources.hub_login import logins_are_possible
 
 __all__ = [
     "Checkpoint",
     "TensorInfo",
     "builtin_names",
     "is_here",
+    "logins_are_possible",
     "look_up",
     "on_disk",
     "open_checkpoint",

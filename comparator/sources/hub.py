@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from comparator.core.errors import Stopped, UserError
+from comparator.core.settings import get_settings
 from comparator.core.state import ModelFacts
 from comparator.sources import architectures, folder, hub_problems, isolated, weights
 from comparator.sources.checkpoint import Checkpoint, Progress
@@ -25,9 +26,9 @@ from comparator.sources.hub_files import (
     endpoint,
     fetch,
     in_background,
-    login,
     remember_branch,
 )
+from comparator.sources.hub_login import login, logins_are_possible
 
 _DEADLINE_S = 6.0  # that, and the name server, and a connection that is refused slowly
 _LOOK_UP_S = 15.0  # for the small files that a form shows facts of
@@ -40,6 +41,7 @@ _SMALL = (
 _LARGEST_SMALL = 200 * 10**6  # tokenizers
 _LARGEST_LOOKED_AT = 8 * 10**6  # a config has some kB; a tokenizer's may list added tokens
 _LARGEST_INDEX = 32 * 10**6  # of names of tensors; those of models of 600B have 9 MB
+_MOST_LISTINGS = 500
 _MOST_LOOK_UPS = 8  # at once: each has a thread while a stranger's server answers
 _looking_up = threading.BoundedSemaphore(_MOST_LOOK_UPS)
 _listings: dict[tuple, tuple[float, Listing | UserError]] = {}
@@ -49,8 +51,10 @@ _searches: dict[tuple, tuple[float, list[str]]] = {}
 def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint:
     """Raises `UserError`; `Stopped` within a second of progress raising it."""
     source = f"{repo}@{revision}" if revision else repo
-    if revision and COMMIT.fullmatch(revision) and (known := _whole_in_cache(repo, revision, source)):
-        return known  # a commit never changes
+    # A commit never changes; on a public server the Hub says whether this visitor may have it.
+    is_commit = bool(revision and COMMIT.fullmatch(revision))
+    if is_commit and not get_settings().public and (known := _whole_in_cache(repo, revision, source)):
+        return known
     progress(None, f"asking the Hub for {source}")
     try:
         listing = list_repo(repo, revision, progress)
@@ -189,9 +193,10 @@ def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
     def ask() -> Listing:
         from huggingface_hub import HfApi
 
-        info = HfApi(endpoint=endpoint(), token=login()).model_info(
-            repo, revision=revision, files_metadata=True, timeout=ASK_S
-        )
+        api = HfApi(endpoint=endpoint(), token=login())
+        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=ASK_S)
+        if getattr(info, "gated", None) and _is_for_visitors(repo):
+            api.auth_check(repo, token=login())  # its files may lie here because somebody else may have them
         sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or [] if s.rfilename}
         counts = getattr(info, "safetensors", None)
         return Listing(repo, str(info.sha), sizes, getattr(counts, "total", None))
@@ -204,10 +209,18 @@ def list_repo(repo: str, revision: str | None, progress: Progress) -> Listing:
         found = hub_problems.explain(error, repo, revision)
         if not isinstance(found, hub_problems.Unreachable):
             raise found from None
+    while len(_listings) >= _MOST_LISTINGS:
+        _listings.pop(next(iter(_listings)))
     _listings[key] = (time.monotonic(), found)
     if isinstance(found, UserError):
         raise found
     return found
+
+
+def _is_for_visitors(repo: str) -> bool:
+    """Whether a repo is what visitors chose, and not the model that this public server is for."""
+    settings = get_settings()
+    return settings.public and settings.model.partition("@")[0] != repo
 
 
 def first_weights(listing: Listing, source: str) -> str:
@@ -274,6 +287,8 @@ def _from_cache(
 ) -> Checkpoint:
     """What an earlier download left, when the Hub cannot be asked. Raises the Hub's problem if there is nothing, and
     without `progress` where opening it would take a while."""
+    if logins_are_possible():
+        raise unreachable  # who may have it cannot be told
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_dir(), revision=revision or "main")

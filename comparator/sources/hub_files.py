@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import Stopped, UserError
-from comparator.core.settings import get_settings
 from comparator.sources import downloads, hub_problems
 from comparator.sources.checkpoint import Progress
+from comparator.sources.hub_login import login
 from comparator.util import atomic_dir, disk, streams
 from comparator.util.compat.huggingface_hub import abort_xet_downloads, download_in_small_pieces
 
@@ -195,12 +195,6 @@ def _place() -> Path:
     from huggingface_hub import constants
 
     return Path(cache_dir() or constants.HF_HUB_CACHE)
-
-
-def login() -> bool | None:
-    """`token=` for the Hub's client: in public mode False, so that what a visitor names is asked for by nobody; else None,
-    this machine's own login. The operator's token opens private and gated repos, which are not the visitors'."""
-    return False if get_settings().public else None
 
 
 def endpoint() -> str | None:

@@ -13,7 +13,8 @@ from typing import Any
 from comparator.core.errors import Stopped, UserError
 from comparator.sources import architectures, consistency, counting, folder, hub, hub_problems, weights
 from comparator.sources.checkpoint import Checkpoint, Progress
-from comparator.sources.hub_files import Listing, endpoint, fetch, in_background, login
+from comparator.sources.hub_files import Listing, endpoint, fetch, in_background
+from comparator.sources.hub_login import login
 from comparator.sources.safetensors_header import remote_tensor
 
 NOTE = "Its headers were read; its weights were not downloaded."
@@ -66,13 +67,13 @@ def _read(listing: Listing, source: str, progress: Progress) -> Checkpoint:
     return folder.described(path, source, config, stored, tied, revision=listing.commit, note=NOTE)
 
 
-def _header(listing: Listing, name: str) -> dict[str, Any]:
+def _header(listing: Listing, name: str, token: str | bool | None) -> dict[str, Any]:
     """A file's header, by one range request or two. `huggingface_hub` has this too: it multiplies shapes of any numbers,
     which held every thread for minutes, takes headers of 100 MB, and reads whatever the server sends."""
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(listing.repo, name, revision=listing.commit, endpoint=endpoint())
-    begin = _range(url, 0, _FIRST_BYTES)
+    begin = _range(url, 0, _FIRST_BYTES, token)
     size = int.from_bytes(begin[:8], "little")
     if size > _MOST_BYTES:
         raise UserError(
@@ -80,7 +81,7 @@ def _header(listing: Listing, name: str) -> dict[str, Any]:
             "Download the model, and name its folder.",
         )
     if size > len(begin) - 8:
-        begin += _range(url, len(begin), size + 8 - len(begin))
+        begin += _range(url, len(begin), size + 8 - len(begin), token)
     try:
         header = json.loads(begin[8 : 8 + size], parse_int=_size)
     except (ValueError, RecursionError):
@@ -92,11 +93,11 @@ def _header(listing: Listing, name: str) -> dict[str, Any]:
     return header
 
 
-def _range(url: str, start: int, length: int) -> bytes:
+def _range(url: str, start: int, length: int, token: str | bool | None) -> bytes:
     """At most `length` bytes, whatever the server sends."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    headers = build_hf_headers(token=login()) | {"range": f"bytes={start}-{start + length - 1}"}
+    headers = build_hf_headers(token=token) | {"range": f"bytes={start}-{start + length - 1}"}
     data = bytearray()
     with get_session().stream("GET", url, headers=headers, timeout=_DEADLINE_S) as response:
         hf_raise_for_status(response)
@@ -116,8 +117,10 @@ def _headers(listing: Listing, shards: list[str], source: str, progress: Progres
     """Every tensor of the files, read in threads. Raises `UserError`."""
     done: list[str] = []
 
+    token = login()  # the visitor's: threads of a pool do not know whose
+
     def read(name: str) -> list[weights.Stored]:
-        header = _header(listing, name)
+        header = _header(listing, name, token)
         file = Path(source) / name
         try:
             tensors = [

@@ -6,6 +6,8 @@ import os
 import re
 
 from comparator.core.errors import UserError
+from comparator.core.settings import get_settings
+from comparator.sources.hub_login import logins_are_possible
 
 
 class Unreachable(UserError):
@@ -41,8 +43,7 @@ def explain(error: BaseException, repo: str, revision: str | None) -> UserError:
     ):
         return UserError(
             f"{repo} is gated: its maker wants to be asked first.",
-            f"Ask for access at https://huggingface.co/{repo}, then set HF_TOKEN to a token of that account and "
-            "start again. " + _token_state(),
+            f"Ask for access at https://huggingface.co/{repo}, then {_then()}",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(
@@ -52,8 +53,7 @@ def explain(error: BaseException, repo: str, revision: str | None) -> UserError:
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         return UserError(
             f"The Hub has no model {repo} that you may see.",
-            "Check the spelling (user/name). If it is private or gated, set HF_TOKEN to a token that may read it. "
-            + _token_state(),
+            f"Check the spelling (user/name). If it is private or gated, {_then()}",
         )
     if isinstance(error, errors.HFValidationError):
         return UserError(f"“{repo}” is not a valid name of a Hub repo.", "It looks like user/name.")
@@ -83,6 +83,15 @@ def _is_connection(error: BaseException) -> bool:
         names
         & {"TransportError", "RequestError", "ConnectError", "TimeoutException", "NetworkError", "Timeout"}
     )
+
+
+def _then() -> str:
+    """What to do about a repo that wants a login, and whether a token is set; never the token."""
+    if logins_are_possible():
+        return "log in with that account: the button is in the first line of the page."
+    if get_settings().public:
+        return "use it on your own machine: this server asks the Hub without a login."
+    return "set HF_TOKEN to a token of an account that may read it and start again. " + _token_state()
 
 
 def _token_state() -> str:

@@ -270,7 +270,7 @@ def from_hub(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a data set of the Hub; `streaming`: as they come, with nothing kept. Raises `UserError`."""
     from comparator.sources import hub_problems
-    from comparator.sources.hub_files import login
+    from comparator.sources.hub_login import login
 
     if progress:
         progress(None, f"fetching {repo} from the Hub")

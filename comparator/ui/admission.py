@@ -25,10 +25,12 @@ from comparator.deploy.limits import limits_of, visitor
 from comparator.deploy.rate_limit import RateLimiter
 from comparator.engine.queue import asked_by
 from comparator.engines import get_engine, get_trainings
+from comparator.sources.hub_login import logged_in
 from comparator.store import Store, open_store
 from comparator.store.files import stored_bytes
 from comparator.store.links import check_id, comparison_url
 from comparator.ui.form import Shown
+from comparator.ui.gradio_compat import visitors_login
 from comparator.util import formatting
 
 if TYPE_CHECKING:
@@ -162,8 +164,6 @@ class Admission:
         A comparison without any result is not saved. One that cannot be saved (disk full) is still shown; `holds` tells
         whether it was saved.
         """
-        self.judge_size(request)
-
         clock = _Clock(self.limits.max_comparison_s, cancel)
 
         def save_and_emit(event: Event) -> None:
@@ -172,7 +172,8 @@ class Admission:
             emit(Done(self.save(event.comparison, owner)) if isinstance(event, Done) else event)
 
         try:
-            with asked_by(self.visitor(asker)):
+            with asked_by(self.visitor(asker)), logged_in(visitors_login(asker)):
+                self.judge_size(request)
                 zerogpu_runner.run(request, get_engine(), cancel, save_and_emit)
         finally:
             clock.stop()

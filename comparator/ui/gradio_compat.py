@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.context import Context
+from gradio.oauth import _get_valid_oauth_info_from_session
 from gradio.route_utils import API_PREFIX, get_root_url
 from gradio.state_holder import SessionState
 from gradio.utils import LRUCache
@@ -26,6 +27,17 @@ STARTUP_PATH = f"{API_PREFIX}/startup-events"  # which `launch` asks for by HTTP
 def event_data(event: gr.EventData) -> Any:
     """What the browser sent with an event of a gr.HTML: untrusted JSON data."""
     return event._data
+
+
+def visitors_login(asker: Any) -> str | None:
+    """The token of a visitor who has logged in with their own account of the Hub, while it is valid.
+
+    Args:
+        asker: a gr.Request, or None.
+    """
+    session = getattr(getattr(asker, "request", None), "scope", {}).get("session") or {}
+    info = _get_valid_oauth_info_from_session(dict(session))
+    return info.get("access_token") if info else None
 
 
 def current_blocks() -> gr.Blocks:

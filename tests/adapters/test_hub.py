@@ -98,3 +98,15 @@ def test_stop_ends_a_download(server: ModelHub):
 
 def downloading() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith(("hub", "ThreadPoolExecutor"))]
+
+
+def test_a_config_of_any_size_is_neither_downloaded_nor_read(server: ModelHub, tmp_path: Path):
+    huge = b'{"peft_type": "LORA", "x": "' + b"x" * 5_000_000 + b'"}'
+    server.add("someone/huge", files() | {"adapter_config.json": huge})
+    with pytest.raises(UserError, match="adapter_config.json of someone/huge has 5 MB"):
+        opened("someone/huge")
+    assert server.served_bytes < 1e6
+    for name, data in (files() | {"adapter_config.json": huge}).items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match="cannot be read"):
+        opened(str(tmp_path))

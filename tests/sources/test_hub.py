@@ -20,7 +20,8 @@ from model_hub import ModelHub, model_hub, wait_until
 from comparator import sources
 from comparator.core.errors import Stopped, UserError
 from comparator.core.settings import Settings
-from comparator.sources import downloads, hub, hub_files, isolated, open_checkpoint, search_hub
+from comparator.engine.worker import Worker
+from comparator.sources import downloads, hub, hub_files, hub_login, isolated, open_checkpoint, search_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "someone/tiny-llama"
@@ -94,7 +95,7 @@ def test_visitors_downloads_have_a_limit_and_the_operators_stay(server: ModelHub
     monkeypatch.setattr(isolated, "open_first", lambda path, source, progress: None)
     settings = Settings(public=True, max_downloads=str(2 * one + 100_000))
     monkeypatch.setattr(isolated, "was_opened", lambda path: True)
-    for module in (downloads, hub_files, isolated):
+    for module in (downloads, isolated, hub_login):
         monkeypatch.setattr(module, "get_settings", lambda: settings)
     here = lambda: [name for name in names if hub.in_cache(name, None)]  # noqa: E731
     open_checkpoint(names[1])
@@ -305,6 +306,40 @@ def test_in_public_nobody_asks_the_hub_with_the_operators_token(
     with pytest.raises(UserError):
         sources.look_up("operator/private")
     assert open_checkpoint(NAME).parameters > 0
+
+
+def test_a_visitors_own_login_opens_what_that_account_may_have_and_nobody_else_gets_it(
+    server, files, monkeypatch, settings_env
+) -> None:
+    for name in ("operator/gated", "maker/gated", "maker/private"):
+        server.add(name, files, gated="gated" in name, private="private" in name)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    commit = open_checkpoint("operator/gated").revision  # in the cache, from before the server was public
+    monkeypatch.setattr(isolated, "open_first", lambda path, source, progress: None)
+    settings_env(public=1)
+    worker = Worker()
+
+    def opened(name: str) -> bool:
+        return worker.call(lambda: open_checkpoint(name)).parameters > 0  # as the engine does it
+
+    for name in ("maker/gated", "maker/private", "operator/gated", f"operator/gated@{commit}"):
+        with hub_login.logged_in(server.token):
+            assert opened(name)
+        with pytest.raises(UserError, match="gated|may see") as problem:
+            opened(name)  # it lies here now, and the next visitor has no login
+        assert "your own machine" in problem.value.advice and "HF_TOKEN" not in problem.value.advice
+        with hub_login.logged_in("hf_of_somebody_else"), pytest.raises(UserError, match="accept the token"):
+            opened(name)
+    settings_env(public=1, model="operator/gated")
+    hub._listings.clear()
+    assert opened("operator/gated"), "the operator serves this one"
+    monkeypatch.setenv("SPACE_ID", "someone/space")
+    monkeypatch.setenv("OAUTH_CLIENT_ID", "client")
+    monkeypatch.setattr(hub_login, "find_spec", lambda name: object())
+    refused("maker/gated", "button is in the first line")
+    server.status = 500
+    hub._listings.clear()
+    refused("maker/private", "HTTP 500")
 
 
 def test_a_name_that_is_looked_up_fetches_no_huge_config(server: ModelHub, files: dict[str, bytes]) -> None:

@@ -368,7 +368,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(trainings, tiny):
     assert resumed.status == "finished", resumed.error
     assert steps[0] == left.checkpoint_step + 1, "it began anew"
     assert [p.step for p in resumed.result.curve] == list(range(1, last + 1)), "the curve has a gap"
-    _, whole = run(trainings, replace(request, name="whole", settings=replace(settings, max_steps=last)))
+    _, whole = run(trainings, replace(request, name="unkilled", settings=replace(settings, max_steps=last)))
     assert weights(resumed.result) == weights(whole.result), (
         "going on gives another adapter than going through"
     )

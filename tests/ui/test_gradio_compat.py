@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -112,6 +113,48 @@ def test_a_choice_that_is_gone_reaches_the_handler():
         "the component calls something else than `preprocess` on what the browser sends"
     )
     assert own.get_block_name() == "dropdown", "the browser would look for a component that does not exist"
+
+
+def test_a_visitors_login_is_read_from_the_session_while_it_is_valid():
+    from starlette.requests import Request
+
+    def asker(**info):
+        session = {"oauth_info": {"access_token": "hf_own", **info}} if info else {}
+        return gr.Request(Request({"type": "http", "headers": [], "session": session}))
+
+    assert compat.visitors_login(asker(expires_at=time.time() + 60)) == "hf_own", (
+        "Gradio keeps a visitor's login elsewhere now"
+    )
+    assert compat.visitors_login(asker(expires_at=time.time() - 1)) is None
+    assert compat.visitors_login(asker()) is None and compat.visitors_login(None) is None
+
+
+def test_the_login_button_is_there_where_the_hub_knows_this_app(monkeypatch):
+    """Anywhere else Gradio's button would log every visitor in as the operator."""
+    from comparator.core.settings import Settings
+    from comparator.sources import hub_login
+    from comparator.ui.page import Page
+    from comparator.ui.panel import header
+
+    def buttons() -> int:
+        with gr.Blocks() as demo:
+            header.build(Page(Settings(), None))
+        return sum(isinstance(block, gr.LoginButton) for block in demo.blocks.values())
+
+    monkeypatch.setattr(hub_login, "get_settings", lambda: Settings(public=True))
+    monkeypatch.setattr(hub_login, "find_spec", lambda name: object())
+    monkeypatch.setattr(gr.routes, "attach_oauth", lambda app: None)  # its libraries are on Spaces only
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert buttons() == 0
+    monkeypatch.setenv("OAUTH_CLIENT_ID", "client")
+    assert buttons() == 0
+    monkeypatch.setenv("SPACE_ID", "someone/space")
+    assert buttons() == 1
+    monkeypatch.setattr(hub_login, "find_spec", lambda name: None)
+    assert buttons() == 0
+    monkeypatch.setattr(hub_login, "find_spec", lambda name: object())
+    monkeypatch.setattr(hub_login, "get_settings", lambda: Settings(public=False))
+    assert buttons() == 0
 
 
 def test_the_root_url_respects_a_proxy():

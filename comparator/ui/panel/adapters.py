@@ -14,8 +14,10 @@ from comparator.adapters import AdapterFacts, builtin_names, describe, open_adap
 from comparator.core.errors import UserError
 from comparator.core.variant import parse_adapter
 from comparator.engines import get_trainings
+from comparator.sources.hub_login import logged_in
 from comparator.ui.admission import Admission
 from comparator.ui.form import NO_ADAPTER, Form
+from comparator.ui.gradio_compat import visitors_login
 from comparator.ui.markup import code, esc
 from comparator.ui.page import PRIVATE, Page, Ticks, html
 from comparator.ui.panel.model import LINKED
@@ -58,12 +60,13 @@ def build(page: Page) -> None:
     # The columns that the visitor deselected: the boxes themselves may lag behind while the list changes.
     off = page.columns_off = gr.State([])
 
-    def put(names: list[str], on: list[str], text: str, model: Any, owner: str):
+    def put(request: gr.Request, names: list[str], on: list[str], text: str, model: Any, owner: str):
         try:
             adapter = parse_adapter(text or "")
             page.admission.limits.check_adapter(adapter)
             page.admission.check_owner(adapter.source, owner)
-            facts = describe(open_adapter(adapter, settings=page.settings))
+            with logged_in(visitors_login(request)):
+                facts = describe(open_adapter(adapter, settings=page.settings))
             if adapter.notation in names:
                 raise UserError(f"{adapter.notation} is already in the list.", "Select it there.")
             names, on = [*names, adapter.notation], [*on, adapter.notation]
@@ -82,15 +85,18 @@ def build(page: Page) -> None:
         **PRIVATE,
     )
 
-    def describe_selected(on: list[str], model: Any, linked: tuple[str, ...], owner: str = "") -> str:
+    def describe_selected(
+        request: gr.Request, on: list[str], model: Any, linked: tuple[str, ...], owner: str = ""
+    ) -> str:
         ticked = [name for name in on if name != NO_ADAPTER]
         base = "" if model in linked else str(model or "")
-        return "".join(
-            f'<p class="facts">{code(name)} {LINKED}</p>'
-            if name in linked
-            else described(name, base, page.admission, owner)
-            for name in ticked
-        )
+        with logged_in(visitors_login(request)):
+            return "".join(
+                f'<p class="facts">{code(name)} {LINKED}</p>'
+                if name in linked
+                else described(name, base, page.admission, owner)
+                for name in ticked
+            )
 
     chosen.change(
         describe_selected,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from comparator.core.state import EngineState
+from comparator.sources import logins_are_possible
 from comparator.ui.markup import esc
 from comparator.ui.page import Page, html
 from comparator.ui.panel import cluster
@@ -18,6 +19,8 @@ def build(page: Page) -> None:
     with gr.Row(elem_id="head"):
         html(f'<div class="brand">{ICON}<h1>Quant Comparator</h1></div>', elem_id="brand")
         page.status = html(_line("Starting …"), elem_id="status")
+        if logins_are_possible():  # elsewhere Gradio's button would log visitors in as the operator
+            gr.LoginButton("Log in for gated models", size="sm", elem_id="login", min_width=0, scale=0)
 
 
 def current() -> str:

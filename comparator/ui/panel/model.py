@@ -10,6 +10,8 @@ from comparator.backends import own_variant
 from comparator.core.errors import UserError
 from comparator.core.state import ModelFacts
 from comparator.deploy.limits import Limits
+from comparator.sources.hub_login import logged_in
+from comparator.ui.gradio_compat import visitors_login
 from comparator.ui.markup import esc
 from comparator.ui.page import PRIVATE, Page, html
 from comparator.util import formatting
@@ -38,8 +40,9 @@ def build(page: Page) -> None:
 
     model.key_up(search, outputs=[model], trigger_mode="always_last", **PRIVATE)
 
-    def describe_it(name: str | None, linked: tuple[str, ...] = ()) -> str:
-        return _facts_line(LINKED) if name in linked else describe(name, page.admission.limits)
+    def describe_it(request: gr.Request, name: str | None, linked: tuple[str, ...] = ()) -> str:
+        with logged_in(visitors_login(request)):
+            return _facts_line(LINKED) if name in linked else describe(name, page.admission.limits)
 
     page.describe = describe_it
     page.facts = facts
