@@ -188,9 +188,9 @@ class LocalEngine(SinglePlaceEngine):
             self._check_source(f"{named.source}@{named.revision}" if named.revision else named.source, what)
 
     def environment(self) -> Environment:
-        from comparator.metrics import environment
+        from comparator.metrics.environment import read
 
-        return self._call(lambda: environment.read(self._device))
+        return self._call(lambda: read(self._device))
 
     def unload(self, handle: str | None = None) -> int:
         return self._call(lambda: self._unload(handle)) if self._started else 0
@@ -207,8 +207,7 @@ class LocalEngine(SinglePlaceEngine):
         from comparator.sources.examine import require_complete
 
         def work(on_progress: OnProgress) -> ModelFacts:
-            checkpoint = self._checkpoint(model, on_progress, fresh=True)
-            require_complete(checkpoint)
+            require_complete(checkpoint := self._checkpoint(model, on_progress, fresh=True))
             return checkpoint.facts()
 
         return self._with_progress(work, on_progress, cancel)
@@ -224,8 +223,7 @@ class LocalEngine(SinglePlaceEngine):
             if not cell.variant.source:
                 require_full_precision(checkpoint)
             with explained(f"look at {cell.variant.notation}"):
-                variant = backend.complete(cell.variant, checkpoint, on_progress)
-                return replace(cell, variant=variant)
+                return replace(cell, variant=backend.complete(cell.variant, checkpoint, on_progress))
 
         return self._with_progress(work, on_progress, cancel)
 
@@ -330,9 +328,8 @@ class LocalEngine(SinglePlaceEngine):
 
         text = TextStream(self._call(lambda: self._tokenizer(self._pool.get(handle).checkpoint)))
 
-        def on_token(
-            step: tuple[int, float],
-        ) -> None:  # on the caller's thread: between two steps it would cost time
+        def on_token(step: tuple[int, float]) -> None:
+            """On the caller's thread: between two steps it would cost time."""
             token, at_s = step
             on_chunk(Chunk(text.push(token), (token,), (at_s,)))
 

@@ -42,6 +42,6 @@ def test_what_a_link_names_is_not_looked_up_before_run(tmp_path, monkeypatch):
     monkeypatch.setattr("comparator.ui.panel.model.describe", refuse)
     assert LINKED in page.describe(None, "someone/model", values[-1])
     describe_adapters = listener(demo, "adapter-facts")
-    assert LINKED in describe_adapters(["someone/lora*0.5"], "someone/model", values[-1])
+    assert LINKED in describe_adapters(None, ["someone/lora*0.5"], "someone/model", values[-1])
     own = links.arrived(page, visitor(f"model={BUILTIN_MODEL}&v=bf16"))
     assert own[-1] == ()
