@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import AsJson, Model, Quiet
+from comparator.cli.options import AsJson, Model, Quiet, notations
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Exit code: 0 on success, 1 if a measurement failed, 2 for an invalid request."""
 def bench(
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", "-v", "--variants", metavar="NOTATION", help="Variant; repeatable, or a "
+        typer.Option("--variant", "-v", "--variants", metavar="NOTATION", autocompletion=notations, help="Variant; repeatable, or a "
                      "list separated by spaces. (default: bf16 int8 nf4)"),
     ] = None,
     model: Model = None,

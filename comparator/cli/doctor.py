@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comparator.cli.options import AsJson, Quiet
+from comparator.cli.options import AsJson, Quiet, notations
 from comparator.core.errors import UserError
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.prompt_checks import Check
@@ -35,7 +35,13 @@ def doctor(
     ],
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", "-v", metavar="NOTATION", help="Variant to check; repeatable."),
+        typer.Option(
+            "--variant",
+            "-v",
+            metavar="NOTATION",
+            autocompletion=notations,
+            help="Variant to check; repeatable.",
+        ),
     ] = None,
     adapter: Annotated[
         list[str] | None,

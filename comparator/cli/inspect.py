@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, use
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 
@@ -33,7 +33,9 @@ SHOW_EXAMPLES = """Examples:
 def layers(
     variant: Annotated[
         list[str],
-        typer.Option("--variant", "-v", metavar="NOTATION", help="Variant; repeatable."),
+        typer.Option(
+            "--variant", "-v", metavar="NOTATION", autocompletion=notations, help="Variant; repeatable."
+        ),
     ],
     model: Model = None,
     search: Annotated[

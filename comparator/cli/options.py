@@ -8,6 +8,16 @@ from typing import Annotated
 import typer
 
 PANEL = "Cluster"
+
+
+def notations(incomplete: str) -> list[str]:
+    """For a shell: the variants that begin like this, each method's usual options included."""
+    from comparator.backends import methods
+
+    known = [name for _, method in methods().values() for name in (method.name, *method.ready_notations)]
+    return [name for name in dict.fromkeys(known) if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="NAME", help="Model. (default: COMPARATOR_MODEL or smollm2-135m)"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from comparator.cli.options import notations
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def plan(
     users: Annotated[int, typer.Option(min=1, metavar="N", help="Sequences that are decoded at once.")] = 1,
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", "-v", metavar="NOTATION", help="Variant; repeatable. (default: all that can be made of the model)"),
+        typer.Option("--variant", "-v", metavar="NOTATION", autocompletion=notations, help="Variant; repeatable. (default: all that can be made of the model)"),
     ] = None,
     decode: Annotated[
         str | None,

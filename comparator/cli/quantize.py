@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Quiet, Verbose
+from comparator.cli.options import Quiet, Verbose, notations
 from comparator.core.errors import Stopped, UserError
 
 EXAMPLES = """Examples:
@@ -34,7 +34,11 @@ def quantize(
     variant: Annotated[
         str,
         typer.Option(
-            "--variant", "-v", metavar="NOTATION", help="For example gptq:4bit,g64,desc_act; see `variants`."
+            "--variant",
+            "-v",
+            metavar="NOTATION",
+            autocompletion=notations,
+            help="For example gptq:4bit,g64,desc_act; see `variants`.",
         ),
     ] = "gptq",
     model: Annotated[

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from comparator.cli.options import PANEL as CLUSTER
-from comparator.cli.options import Address, AsJson, Quiet, Verbose, use
+from comparator.cli.options import Address, AsJson, Quiet, Verbose, notations, use
 from comparator.core.errors import UserError
 from comparator.core.events import Event, Failed
 from comparator.core.result import Comparison
@@ -79,6 +79,7 @@ def run(
             "--variant",
             "-v",
             metavar="NOTATION",
+            autocompletion=notations,
             help="Variant, for example bf16, int8:threshold=0 or nf4:dq; repeatable. See `variants`. "
             "(default: bf16 int8 nf4)",
         ),
@@ -147,7 +148,7 @@ def run(
         ),
     ] = "auto",
     decode: Annotated[
-        str,
+        Literal["auto", "both", "eager", "graph", "compiled"],
         _decoding_option(
             metavar="MODE",
             help="auto (CUDA graph on a GPU), both (auto and eager, shows the Python overhead), eager, graph, or "
@@ -155,7 +156,7 @@ def run(
         ),
     ] = "auto",
     fidelity: Annotated[
-        str | None,
+        Literal["none", "prompt", "text"] | None,
         _fidelity_option(
             metavar="none|prompt|text",
             help="Measure on the reference's answer (prompt), on an evaluation text as well (text), or not at all. "

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, use
 from comparator.core.errors import UserError
 from comparator.fidelity.recipe import RULE, Recipe
 
@@ -31,7 +31,10 @@ Exit code: 0 on success, 2 for an invalid request, 130 after Ctrl-C."""
 
 def sensitivity(
     variant: Annotated[
-        str, typer.Option("--variant", "-v", metavar="NOTATION", help="The quantized variant.")
+        str,
+        typer.Option(
+            "--variant", "-v", metavar="NOTATION", autocompletion=notations, help="The quantized variant."
+        ),
     ] = "nf4",
     reference: Annotated[str, typer.Option(metavar="NOTATION", help="Reference variant.")] = "bf16",
     by: Annotated[

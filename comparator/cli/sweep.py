@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, use
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Exit code: 0 on success, 1 if no point could be measured,
 def sweep(
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", "-v", metavar="NOTATION", help="Variant; repeatable, or a list separated by spaces. The others are "
+        typer.Option("--variant", "-v", metavar="NOTATION", autocompletion=notations, help="Variant; repeatable, or a list separated by spaces. The others are "
                      "compared with the first. (default: bf16 int8 nf4)"),
     ] = None,
     model: Model = None,

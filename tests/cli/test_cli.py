@@ -202,7 +202,7 @@ def test_layers(two_layers, here, tmp_path):
         (["run", "-p", "x", "-n", "0"], ["max_new_tokens is 0", "between 1 and"]),
         (["run", "-p", "x", "--temperature", "hot"], ["--temperature"]),
         (["run", "-p", "x", "--temperature", "-1"], ["temperature is -1"]),
-        (["run", "-p", "x", "--fidelity", "total"], ["none, prompt or text"]),
+        (["run", "-p", "x", "--fidelity", "total"], ["--fidelity", "'none'", "'prompt'", "'text'"]),
         (["run", "-p", "x", "--eval-text", "missing.txt"], ["missing.txt"]),
         (["run", "-p", "x", "--stride", "600"], ["stride 600"]),
         (["run", "-p", "x", "--reference", "fp32"], ["fp32", "bf16, int8, nf4"]),
@@ -319,6 +319,7 @@ def test_the_installed_program_completes_commands_and_choices(tmp_path):
 
     assert completed("quant-comparator sens") == ["sensitivity"]
     assert completed("quant-comparator sensitivity --by ") == ["module", "layer", "kind"]
+    assert completed("quant-comparator run -v nf") == ["nf4", "nf4:dq"]
 
 
 def test_show_refuses_what_is_no_document(tmp_path):
