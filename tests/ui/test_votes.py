@@ -103,10 +103,24 @@ def test_a_browser_cannot_vote_twice_nor_after_it_saw_the_names(page):
     poll = again.poll
     again.press(choice="left")
     again.poll = poll  # the same page, sent a second time
-    assert "already" in again.press(choice="right") and len(again.cast) == 1
+    again.press(choice="right")
+    assert len(again.cast) == 1 and again.cast[0].choice == "left"
     again.poll = poll
     assert "Start voting" not in again.press(choice="nonsense"), "nothing is left"
     assert len(again.cast) == 1
+
+
+def test_a_refused_vote_shows_no_names(page):
+    voter = Voter(page, page.admission.store.save(several(3)))
+    voter.press(act="start")
+    poll, ballot = voter.poll, voter.poll.ballot
+    other = Voter(page, voter.shown.comparison.id)  # another tab of the same browser
+    other.press(act="start")
+    other.poll = poll
+    other.press(choice="left")
+    html = voter.press(choice="right")
+    assert "already" in html and "data-voting" in html and not any(name in html for name in NAMES)
+    assert voter.poll.is_open and voter.poll.ballot != ballot and len(voter.cast) == 1
 
 
 def test_a_poll_on_another_comparison_does_not_vote_on_this_one(page):
@@ -157,7 +171,8 @@ def test_a_public_server_takes_so_many_votes_of_one_address(tmp_path):
         voter.press(choice="left")
     assert len(voter.cast) == VOTES_PER_MINUTE, "anybody with the link may vote"
     voter.press(act="start")
-    assert f"{VOTES_PER_MINUTE} votes in the last minute" in voter.press(choice="left")
+    html = voter.press(choice="left")
+    assert f"{VOTES_PER_MINUTE} votes in the last minute" in html and "data-voting" in html
     assert len(voter.cast) == VOTES_PER_MINUTE
     with open_store(settings) as store:
         assert len(store.load(voter.shown.comparison.id).votes.votes) == VOTES_PER_MINUTE

@@ -108,7 +108,19 @@ def acted(
                 poll = replace(poll, skipped=(*poll.skipped, poll.ballot))
         return following(page, shown, owner, comparison, visitor, poll)
     except UserError as refusal:
+        return refused(page, shown, owner, comparison, visitor, poll, refusal)
+
+
+def refused(
+    page: Page, shown: Shown, owner: Any, comparison: Comparison, visitor: str, poll: Poll, refusal: UserError
+) -> tuple[str, str, Poll]:
+    """Why a vote was not taken. The names stay hidden: the pair stays where it can still be voted on, else the next comes."""
+    if poll.ballot is None or not poll.is_open or shown.comparison is None:
         return offered(page, shown, owner, refusal)
+    pair = (poll.ballot.prompt, *sorted((poll.ballot.left, poll.ballot.right)))
+    if pair in ballots.left_for(shown.comparison, visitor):
+        return blind(comparison, visitor, poll, str(refusal)), "", poll
+    return following(page, shown, owner, shown.comparison, visitor, poll, str(refusal))
 
 
 def cast(page: Page, comparison: Comparison, ballot: Ballot, choice: Choice, visitor: str) -> Comparison:
