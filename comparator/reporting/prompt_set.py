@@ -219,7 +219,9 @@ def cell_words(answer: SetAnswer | None, flip: Flip = "") -> str:
         parts = [*parts, f"score {formatting.small(answer.score)}"]
     if flip:
         parts = [f"{parts[0]} (flipped)", *parts[1:]]
-    return " · ".join(filter(None, parts)) or formatting.plural(answer.tokens, "token")
+    return " · ".join(filter(None, parts)) or (
+        formatting.plural(answer.tokens, "token") if answer.tokens else shortly(answer.text, 40)
+    )
 
 
 def why_words(answer: SetAnswer | None) -> str:

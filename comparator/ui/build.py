@@ -28,7 +28,7 @@ from comparator.ui.panel import (
     settings,
     variants,
 )
-from comparator.ui.results import cards, notice, saved_comparison, set_table, share, summary
+from comparator.ui.results import cards, export, notice, saved_comparison, set_table, share, summary
 from comparator.ui.tabs import (
     capacity,
     differences,
@@ -45,7 +45,7 @@ from comparator.ui.theme import appearance
 from comparator.ui.train import status as train_status
 
 PANEL = (model, variants, custom_variant, adapters, settings, evaluation, residents)
-MAIN = (prompt, prompt_set, saved_comparison, notice, share, train_status, summary, cards, set_table)
+MAIN = (prompt, prompt_set, saved_comparison, notice, share, train_status, summary, cards, set_table, export)
 TABS = (differences, latency, memory, layers, fidelity, matrix, votes, capacity, train, history)
 TITLE = "Quant Comparator"
 QUEUE_SIZE = (

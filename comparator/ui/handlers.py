@@ -100,6 +100,7 @@ def wire(page: Page, demo: gr.Blocks) -> None:
 
     async def visitor_left(request: gr.Request) -> None:
         page.runs.stop(request.session_hash)
+        page.export_runs.stop(request.session_hash)
         page.sensitivity_runs.stop(request.session_hash)
         page.sweep_runs.stop(request.session_hash)
         page.evaluation_runs.stop(request.session_hash)

@@ -43,6 +43,7 @@ class Page:
     sweep_runs: Runs = field(default_factory=Runs)
     evaluation_runs: Runs = field(default_factory=Runs)  # evaluations of trained adapters
     judge_runs: Runs = field(default_factory=Runs)
+    export_runs: Runs = field(default_factory=Runs)
     fields: dict[str, gr.components.Component] = field(default_factory=dict)  # by name of `Form`'s field
     shown: gr.State | None = None  # holds a Shown; tabs listen to its changes
     cards: list[gr.HTML] = field(default_factory=list)
