@@ -25,11 +25,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from comparator.backends.notation import Notation
-from comparator.backends.options import Method, Option
+from comparator.backends.options import KV_CACHE, Method, Option
 from comparator.backends.records import (
     DTYPES,
     AdapterKind,
@@ -96,11 +97,22 @@ class Backend(Notation):
     random_config: ClassVar[dict[str, Any]] = {}
     """For a benchmark on random weights: what config.json of a checkpoint made of `random_layer` says."""
 
+    cache_options: ClassVar[tuple[Option, ...]] = (KV_CACHE,)
+    """Options of the KV cache, which every method of the backend gets. Another runtime than transformers has its own, or ()."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        own = cls.runtime == "transformers" or "cache_options" in vars(cls)
+        if "methods" in vars(cls) and own:
+            cls.methods = tuple(replace(m, options=(*m.options, *cls.cache_options)) for m in cls.methods)
+
     def unavailable(self, variant: Variant | None = None) -> str | None:
         """Why this backend cannot be used here, or why this variant of it cannot be made; or None. Imports nothing heavy."""
         groups = [(self.requires, self.install)]
         if variant is not None and not variant.source:
             groups.append((self.making, self.install_making))
+        if variant is not None and dict(variant.options).get(KV_CACHE.name) in KV_CACHE.choices:
+            groups.append((("hqq",), "-r requirements-formats.txt"))
         for names, install in groups:
             if missing := [name for name in names if importlib.util.find_spec(name) is None]:
                 return f"{', '.join(missing)} is not installed: pip install {install or ' '.join(missing)}"

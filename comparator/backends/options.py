@@ -41,6 +41,12 @@ class Option:
         return self.form.format(name=self.name, value=value)
 
 
+KV_CACHE = Option(
+    "kv", "KV cache of transformers: auto is the activations' dtype; int8, int4 quantize it with hqq", "auto",
+    choices=("auto", "int8", "int4"),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Method:
     """One method of a backend. `precision` orders methods when a reference has to be chosen (higher: truer)."""

@@ -16,6 +16,7 @@ from typing import Any
 from comparator.core.errors import Stopped
 from comparator.core.request import GenerationSettings
 from comparator.decoding.introspect import decoder_layers, end_of_sequence, input_device, takes_positions
+from comparator.decoding.kv_cache import new_cache
 from comparator.decoding.sampling import Chooser
 from comparator.util.compat import transformers as compat
 
@@ -114,13 +115,11 @@ class Stepper:
         self._extra = self._first_inputs()
 
     def _first_inputs(self) -> dict[str, Any]:
-        from transformers import DynamicCache
-
         extra: dict[str, Any] = {"use_cache": True}
         if compat.takes_dynamic_cache(self.model):
             # transformers has not unified the argument's name: state-space models call it cache_params.
             name = "cache_params" if "mamba" in type(self.model).__name__.lower() else "past_key_values"
-            extra[name] = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+            extra[name] = new_cache(self.model)
         if compat.takes_logits_to_keep(self.model):
             extra["logits_to_keep"] = 1
         return extra

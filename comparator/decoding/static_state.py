@@ -10,6 +10,7 @@ from typing import Any
 
 from comparator.backends import owner
 from comparator.decoding.introspect import input_device
+from comparator.decoding.kv_cache import is_quantized
 from comparator.util.compat import transformers as compat
 
 BUCKET = 256
@@ -149,6 +150,8 @@ def refusal(model: Any, capacity: int) -> str | None:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+    if is_quantized(model):
+        return "its KV cache is quantized"
     devices = {str(p.device) for p in model.parameters()}
     if len(devices) > 1:
         return f"the model is spread over {', '.join(sorted(devices))}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from comparator.core.errors import Stopped
 from comparator.decoding.generate import decoding, interruptible
+from comparator.decoding.kv_cache import new_cache
 from comparator.decoding.planner import NotCapturable, capture
 from comparator.decoding.static_state import StaticDecodeState, bucket, refusal
 from comparator.util import cuda_errors, error_log
@@ -163,9 +164,7 @@ def record(model: Any, prompts: Any, count: int, compiled: bool) -> tuple[Any, s
 
 def prefill(model: Any, prompts: Any) -> tuple[Any, Any]:
     """(cache, logits (batch, vocabulary) float32 after the prompt)."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache = new_cache(model)
     extra = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
     outputs = model(input_ids=prompts, past_key_values=cache, use_cache=True, **extra)
     return outputs.past_key_values, outputs.logits[:, -1].float()

@@ -14,6 +14,7 @@ from comparator.adapters import builtin_names
 from comparator.adapters.compatibility import EMBEDDINGS, HEADS
 from comparator.backends import backend_for, resolve
 from comparator.backends.base import Backend, Placement
+from comparator.backends.options import KV_CACHE
 from comparator.core.request import BUILTIN_MODEL
 from comparator.core.result import CellResult, Comparison
 from comparator.core.variant import Adapter, Variant, parse_adapter
@@ -212,6 +213,12 @@ def _generate(comparison: Comparison, result: CellResult) -> list[str]:
     else:
         arguments.append("do_sample=False")
     arguments.append(f"repetition_penalty={settings.repetition_penalty!r}")
+    if bits := {"int8": 8, "int4": 4}.get(dict(resolve(result.variant).options).get(KV_CACHE.name) or ""):
+        comments.append(
+            "# q_group_size has to divide a head's size: Quant Comparator takes 16 where 64 does not."
+        )
+        cache = f'{{"backend": "hqq", "nbits": {bits}, "axis_key": 1, "axis_value": 1, "q_group_size": 64}}'
+        arguments += ['cache_implementation="quantized"', f"cache_config={cache}"]
     if result.finish_reason == "stopped":
         comments.insert(0, f"# The column was stopped after {len(result.token_ids)} tokens; this goes on.")
     return [

@@ -106,6 +106,20 @@ def test_the_logits_are_those_of_transformers(load, two_layers):
     assert lost[0] < 0.003 and lost == sorted(lost), f"fewer bits lose more: {lost}"
 
 
+def test_a_quantized_kv_cache_takes_less_and_loses_more(engine, load, prompt):
+    ids = list(range(1000, 1070))
+    whole, losses, sizes = load("gguf:bf16").window_logits(ids, 0, NEVER), [], []
+    for kind in ("q8_0", "q4_0"):
+        column = load(f"gguf:bf16,kv={kind}")
+        assert any(f"KV cache in {kind}" in note for note in column.notes)
+        losses.append(kl(whole, column.window_logits(ids, 0, NEVER)))
+        sizes.append(run(engine, column, prompt).kv_cache_bytes)
+    assert 0 < losses[0] < losses[1] < 0.1, losses
+    full = run(engine, load("gguf:bf16"), prompt).kv_cache_bytes
+    # llama.cpp reports its buffer in MiB with two digits.
+    assert sizes == [pytest.approx(full * 34 / 64, abs=2**14), pytest.approx(full * 18 / 64, abs=2**14)]
+
+
 def test_the_choice_of_tokens_is_that_of_every_column(engine, load, prompt, two_layers):
     """Greedy and sampled answers of the bf16 file, chosen once more from its logits by decoding's own rule."""
     import torch

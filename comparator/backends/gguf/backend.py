@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from comparator.backends import ready_made, saving
 from comparator.backends.base import AdapterKind, Backend, Method, Option, Progress, QuantizedType, Training
 from comparator.backends.gguf import write
+from comparator.backends.options import KV_CACHE
 from comparator.backends.sizes import TensorSize
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
@@ -59,6 +61,13 @@ class Gguf(Backend):
     requires = ("xllamacpp", "gguf")
     install = "-r requirements-llamacpp.txt"
     loaded_by = ("llama.cpp",)
+    cache_options = (
+        replace(
+            KV_CACHE,
+            help="type of llama.cpp's keys and values; auto is f16",
+            choices=("auto", "q8_0", "q4_0"),
+        ),
+    )
     types = tuple(quantized_types().values())
     methods = (
         Method("gguf", "GGUF by llama.cpp", "Executed by llama.cpp: a file as it is (gguf@/path/model.gguf, gguf@user/repo), or one made here.",
@@ -73,9 +82,11 @@ class Gguf(Backend):
     # ------------------------------------------------------------ in lists
 
     def describe(self, variant: Variant) -> str:
+        values = self.values(variant)
+        cache = "" if values["kv"] == "auto" else f", KV cache {values['kv']}"
         if variant.source:
-            return "a GGUF file as it is, by llama.cpp"
-        return f"{self.values(variant)['type'].upper()} made here, by llama.cpp"
+            return f"a GGUF file as it is, by llama.cpp{cache}"
+        return f"{values['type'].upper()} made here, by llama.cpp{cache}"
 
     def bits(self, variant: Variant) -> float:
         """By what most of a file holds, where it lies here."""

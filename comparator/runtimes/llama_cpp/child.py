@@ -70,10 +70,10 @@ class Child:
         return self._result(*self._receive(meanwhile))
 
     def open(
-        self, file: Path, gpu: int | None, threads: int, meanwhile: Callable[[], None]
+        self, file: Path, gpu: int | None, threads: int, meanwhile: Callable[[], None], cache: str = "auto"
     ) -> dict[str, Any]:
         """As `worker.Model.open`; `meanwhile` may raise `Stopped`."""
-        facts = self.ask("open", str(file), gpu, threads, meanwhile=meanwhile)
+        facts = self.ask("open", str(file), gpu, threads, cache, meanwhile=meanwhile)
         self.vocabulary = facts["vocabulary"]
         self._shared = mmap.mmap(self._memory_file, PAGE + ROWS * 4 * self.vocabulary)
         return facts

@@ -53,6 +53,7 @@ class LlamaCppModel(ResidentModel):
     file: Path
     gpu: int | None
     threads: int
+    cache: str  # type of keys and values; "auto": llama.cpp's own
     child: Child
     rules: Rules
     header: GgufHeader
@@ -65,7 +66,7 @@ class LlamaCppModel(ResidentModel):
         if not self.child.alive:
             self.child.close()
             self.child = Child(self.variant.notation)
-            self.child.open(self.file, self.gpu, self.threads, lambda: None)
+            self.child.open(self.file, self.gpu, self.threads, lambda: None, self.cache)
             self.buffers = {}
 
     def unload(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from comparator.backends import backend_for
 from comparator.backends.base import Placement, Progress
 from comparator.backends.gguf import write
+from comparator.backends.options import KV_CACHE
 from comparator.core.result import Memory
 from comparator.core.variant import Variant
 from comparator.metrics import layers
@@ -51,14 +52,14 @@ class LlamaCpp(Runtime):
         file: Path = backend.file(variant, checkpoint, progress)
         header = read_gguf(file)
         rules = Rules(checkpoint)
-        threads = torch.get_num_threads()
+        threads, cache = torch.get_num_threads(), backend.values(variant)[KV_CACHE.name]
         progress(0.0, "starting llama.cpp")
         child = Child(variant.notation)
         try:
             gpu = _gpu(placement.device) if child.ask("offloads") else None
             device = placement.device if gpu is not None else "cpu"
             start = time.perf_counter()
-            facts = child.open(file, gpu, threads, lambda: progress(None, "loading"))
+            facts = child.open(file, gpu, threads, lambda: progress(None, "loading"), cache)
             load_s = time.perf_counter() - start
             start = time.perf_counter()
             buffers = child.ask("use", len(WARM_UP) + 1, 1)
@@ -93,6 +94,7 @@ class LlamaCpp(Runtime):
             notes=[
                 _features(facts["system"], threads, device),
                 _memory_note(facts["buffers"].get("model", 0), buffers, grown),
+                *([] if cache == "auto" else [f"KV cache in {cache}, with flash attention."]),
                 *_mixed_note(header.weight_types),
                 *_weights_note(header.architecture),
                 *backend.notes(variant, checkpoint, header),
@@ -100,6 +102,7 @@ class LlamaCpp(Runtime):
             file=file,
             gpu=gpu,
             threads=threads,
+            cache=cache,
             child=child,
             rules=rules,
             header=header,

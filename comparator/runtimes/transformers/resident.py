@@ -16,6 +16,7 @@ from comparator.core.result import LayerRow
 from comparator.core.variant import Adapter
 from comparator.decoding.generate import Stepper, decoding, interruptible
 from comparator.decoding.introspect import input_device
+from comparator.decoding.kv_cache import CHUNK, is_quantized
 from comparator.runtimes.base import OnToken, ResidentModel
 from comparator.runtimes.transformers import devices, weights
 from comparator.util.compat.transformers import takes_dynamic_cache
@@ -105,7 +106,7 @@ class TransformersModel(ResidentModel):
     ) -> list[Any] | None:
         from comparator.decoding import batch
 
-        if self.spread or not takes_dynamic_cache(self.model):
+        if self.spread or not takes_dynamic_cache(self.model) or is_quantized(self.model):
             return None
         return batch.answer(self.model, prompts, settings, cancel, on_logits, forced)
 
@@ -124,9 +125,12 @@ class TransformersModel(ResidentModel):
         return TimedBatch(self.model, given, new_tokens, cancel)
 
     def window_logits(self, token_ids: Sequence[int], skip: int, cancel: threading.Event) -> Any:
-        """In the model's own dtype."""
+        """In the model's own dtype; through the cache where that is quantized, as a decode reads it."""
         import torch
 
+        if is_quantized(self.model):
+            parts = self._chunked(list(token_ids), skip, CHUNK, cancel)
+            return torch.cat([logits for _, logits in parts])
         with torch.inference_mode(), interruptible(self.model, cancel):
             inputs = torch.tensor([token_ids], dtype=torch.long, device=input_device(self.model))
             return self.model(input_ids=inputs, use_cache=False, return_dict=True).logits[0, skip:]

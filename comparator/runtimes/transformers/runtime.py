@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from comparator.backends import backend_for
 from comparator.backends.base import Placement, Progress
+from comparator.backends.options import KV_CACHE
 from comparator.core.result import Memory
 from comparator.core.variant import Variant
 from comparator.runtimes.base import ResidentModel, Runtime
@@ -37,6 +38,7 @@ class Transformers(Runtime):
     ) -> TransformersModel:
         from comparator.adapters import attach
         from comparator.backends.transformers_loader import import_quietly
+        from comparator.decoding import kv_cache
         from comparator.decoding.warm_up import WARM_UP_TOKENS, warm_up
         from comparator.metrics import layers, memory
 
@@ -65,6 +67,8 @@ class Transformers(Runtime):
             memory.give_back()
         footprint = int(loaded.model.get_memory_footprint())
         before = layers.rows(loaded.model, backend)
+        if kind := backend.requested(variant).get(KV_CACHE.name):
+            loaded.notes.append(kv_cache.quantize(loaded.model, kind))
 
         progress(None, "warming up")
         start = time.perf_counter()

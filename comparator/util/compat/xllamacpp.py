@@ -15,6 +15,8 @@ from typing import Any
 WRITTEN_FOR = "2026.10.11549"
 
 SPLIT_NONE, ALL_LAYERS = 0, -1
+CACHE_TYPES = {"q4_0": 2, "q8_0": 8}  # ggml_type
+FLASH_ATTENTION = 1  # llama_flash_attn_type: enabled
 
 
 class ModelParams(ctypes.Structure):
