@@ -42,9 +42,13 @@ class Option:
 
 
 KV_CACHE = Option(
-    "kv", "KV cache of transformers: auto is the activations' dtype; int8, int4 quantize it with hqq", "auto",
-    choices=("auto", "int8", "int4"),
-)  # fmt: skip
+    "kv",
+    "quantize transformers' KV cache with hqq. Left out: the activations' dtype",
+    None,
+    choices=("int8", "int4"),
+)
+# Bits per value of a quantized KV cache: with a scale and a zero of 16 bits for 64 values (HQQ), a scale of 16 bits for 32 (ggml).
+CACHE_BITS = {"int8": 8.5, "int4": 4.5, "q8_0": 8.5, "q4_0": 4.5}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The weights are `Backend.tensor_sizes`, by whose sum the pool and training refus
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 from comparator.backends import backend_for, methods, own_variant, resolve
 from comparator.backends.base import TensorSize
+from comparator.backends.options import CACHE_BITS, KV_CACHE
 from comparator.backends.sizes import FLOAT_BYTES, as_stored
 from comparator.capacity import kv_cache
 from comparator.capacity.cards import Card
@@ -85,7 +87,7 @@ def plan(
             f"Contexts go up to {LONGEST:,}.",
         )
     decode = decode or ("graph" if card.device == "cuda" else "eager")
-    chosen = list(variants) or default_variants(checkpoint)
+    chosen = list(variants) or default_variants(checkpoint, card.device)
     rows = tuple(_row(checkpoint, variant, card, context, users, decode) for variant in chosen)
     cache = kv_cache.geometry(checkpoint)
     return Plan(
@@ -103,8 +105,9 @@ def plan(
     )
 
 
-def default_variants(checkpoint: Checkpoint) -> list[Variant]:
-    """Of a full-precision checkpoint every ready notation of methods that start from one; of a quantized one itself."""
+def default_variants(checkpoint: Checkpoint, device: str) -> list[Variant]:
+    """Of a full-precision checkpoint every ready notation of methods that start from one and run on `device`; of a quantized one
+    itself."""
     if checkpoint.quantization:
         own = own_variant(checkpoint.facts())
         return [own] if own else []
@@ -112,9 +115,9 @@ def default_variants(checkpoint: Checkpoint) -> list[Variant]:
         n
         for backend, method in methods().values()
         for n in method.ready_notations
-        if backend.source_kind == "checkpoint"
+        if backend.source_kind == "checkpoint" and not (device == "cuda" and backend.runtime == "llama.cpp")
     ]
-    return [resolve(name) for name in dict.fromkeys([*names, "gguf:q4_k_m"])]
+    return [resolve(name) for name in dict.fromkeys([*names, *([] if device == "cuda" else ["gguf:q4_k_m"])])]
 
 
 def _row(checkpoint: Checkpoint, variant: Variant, card: Card, context: int, users: int, decode: str) -> Row:
@@ -130,6 +133,10 @@ def _estimated(
     backend = backend_for(variant)
     if card.device != "cuda" and backend.needs_cuda(variant):
         raise UserError(f"{variant.notation} runs on an NVIDIA GPU only.")
+    if card.device == "cuda" and backend.runtime == "llama.cpp":
+        raise UserError(
+            f"{variant.notation} is computed on the CPU: xllamacpp's wheel on PyPI has no CUDA kernels."
+        )
     own = checkpoint.quantization is not None
     if own:
         sizes = as_stored(checkpoint)
@@ -150,13 +157,13 @@ def _estimated(
         reserve_bytes=reserve,
     )
 
+    kind = backend.requested(variant).get(KV_CACHE.name)
+    share = CACHE_BITS[kind] / (8 * FLOAT_BYTES[dtype]) if kind else 1.0
+    captured = decode == "graph" and backend.runtime == "transformers" and not kind
+
     def at(tokens: int) -> Row:
-        kv = users * cache.bytes(tokens)
-        graph = (
-            users * cache.bytes(_bucket(tokens))
-            if decode == "graph" and backend.runtime == "transformers"
-            else 0
-        )
+        kv = math.ceil(users * cache.bytes(tokens) * share)
+        graph = users * cache.bytes(_bucket(tokens)) if captured else 0
         workspace = backend.workspace_bytes(variant, tokens, size.inner, size.hidden, card.device)
         activations = activation_bytes(size, tokens, users, FLOAT_BYTES[dtype], workspace)
         total = row.weight_bytes + row.state_bytes + kv + graph + activations + reserve
@@ -172,7 +179,7 @@ def _estimated(
     return replace(
         at(context),
         longest_context=_longest(lambda tokens: at(tokens).fits, checkpoint.context_length or LONGEST),
-        tok_s=roofline(sizes, checkpoint, size, card, users, users * cache.bytes(context)),
+        tok_s=roofline(sizes, checkpoint, size, card, users, math.ceil(users * cache.bytes(context) * share)),
     )
 
 

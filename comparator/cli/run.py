@@ -257,6 +257,7 @@ def run(
         print(document.dumps(comparison, indent=1))
     else:
         print(tables.comparison_table(comparison), end="")
+        print(tables.length_table(comparison), end="")
         print(tables.prompt_set_table(comparison), end="")
         print(tables.answer(comparison), end="")
     for path in output or []:

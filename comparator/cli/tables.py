@@ -94,6 +94,33 @@ def answer(comparison: Comparison) -> str:
     )
 
 
+def length_table(comparison: Comparison) -> str:
+    """Divergence over the length of the evaluation text; "" where there is no such figure."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from comparator.fidelity import length
+
+    columns = length.measured(comparison)
+    if not columns:
+        return ""
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
+    table.add_column("tokens read")
+    for cell, _ in columns:
+        table.add_column(f"{printable(cell.label)} KL, nats", justify="right")
+        table.add_column("agrees", justify="right")
+    for number, bucket in enumerate(columns[0][1]):
+        row = [f"{bucket.low + 1:,} to {bucket.high:,}"]
+        for _, buckets in columns:
+            if number < len(buckets):
+                row += [formatting.small(buckets[number].kl), formatting.percent(buckets[number].agree)]
+        table.add_row(*row)
+    return to_text(Text("Over the length of the text, by how many tokens were read before:"), table, "")
+
+
 def prompt_set_table(comparison: Comparison) -> str:
     """A line per column of a prompt set, and the prompts whose check flipped; "" without a set."""
     if comparison.prompt_set is None:

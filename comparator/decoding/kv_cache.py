@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from comparator.core.errors import UserError
-from comparator.util.compat.transformers import takes_dynamic_cache
+from comparator.util.compat.transformers import quantized_cache, takes_dynamic_cache
 
 BITS = {"int8": 8, "int4": 4}
 GROUPS = (64, 16)  # values with one scale; the first that divides a head's size
@@ -41,14 +41,12 @@ def is_quantized(model: Any) -> bool:
 
 def new_cache(model: Any) -> Any:
     """An empty cache for one run."""
-    from transformers import DynamicCache, QuantizedCache
+    from transformers import DynamicCache
 
     config = model.config.get_text_config(decoder=True)
     if not is_quantized(model):
         return DynamicCache(config=config)
-    return QuantizedCache(
-        "hqq", config, nbits=model.quantized_cache_bits, axis_key=1, axis_value=1, q_group_size=_group(model)
-    )
+    return quantized_cache(config, model.quantized_cache_bits, _group(model))
 
 
 def _group(model: Any) -> int:

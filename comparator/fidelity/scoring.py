@@ -232,7 +232,10 @@ def score_text(
     Raises `fidelity.NotFinite` (its row is the position in the text), `Stopped`, and `fidelity.ShapesDiffer`
     for another vocabulary.
     """
+    import numpy as np
     import torch
+
+    from comparator.fidelity import length
 
     found, floor = [], []
     cuts = windows(len(ids), context, stride)
@@ -255,8 +258,15 @@ def score_text(
                 )
         del ours
         on_progress((number + 1) / len(cuts))
-    figures = divergence.statistics(divergence.joined(found))
-    figures |= {"context": context, "stride": stride, "windows": len(cuts)}
+    whole = divergence.joined(found)
+    read = np.concatenate([np.arange(w.first, w.end) - w.start + 1 for w in cuts])
+    figures = divergence.statistics(whole)
+    figures |= {
+        "context": context,
+        "stride": stride,
+        "windows": len(cuts),
+        "by_context": length.by_context(whole, read),
+    }
     if with_floor:
         figures["floor"] = {"chunk": FLOOR_CHUNK, **divergence.floor(divergence.joined(floor))}
     return figures

@@ -87,7 +87,9 @@ def cache_bytes(cache: Any) -> int | None:
             stack.extend(item)
         elif isinstance(item, dict):
             stack.extend(item.values())
-        elif type(item).__module__.startswith("transformers") and hasattr(item, "__dict__"):
+        elif hasattr(item, "__dict__") and any(
+            c.__module__.startswith("transformers") for c in type(item).__mro__
+        ):
             stack.extend(v for k, v in vars(item).items() if k != "config")
     return unique_bytes(tensors)
 

@@ -47,6 +47,21 @@ def test_a_row_adds_up_and_the_largest_context_is_the_last_that_fits(checkpoint)
         assert fits(row.longest_context) and not fits(row.longest_context + 1024)
 
 
+def test_a_quantized_cache_is_counted_in_its_bits_and_decodes_eagerly(checkpoint):
+    full, eight, four = estimate.plan(
+        checkpoint, CARD, 4096, 4, [resolve(n) for n in ("bf16", "bf16:kv=int8", "bf16:kv=int4")]
+    ).rows
+    assert [row.kv_bytes / full.kv_bytes for row in (eight, four)] == [8.5 / 16, 4.5 / 16]
+    assert full.graph_bytes and not eight.graph_bytes and four.longest_context > full.longest_context
+
+
+def test_llama_cpp_is_not_planned_on_a_gpu_that_it_cannot_use(checkpoint):
+    (row,) = estimate.plan(checkpoint, CARD, 4096, 1, [resolve("gguf")]).rows
+    assert "computed on the CPU" in row.error
+    named = {v.method for v in estimate.default_variants(checkpoint, "cuda")}
+    assert "gguf" not in named and "gguf" in {v.method for v in estimate.default_variants(checkpoint, "cpu")}
+
+
 def test_the_roofline_reads_the_weights_once_and_each_cache(checkpoint):
     (one,) = estimate.plan(checkpoint, CARD, 100, 1, [resolve("bf16")]).rows
     (many,) = estimate.plan(checkpoint, CARD, 100, 50, [resolve("bf16")]).rows
@@ -80,7 +95,7 @@ def test_what_does_not_fit_or_make_sense_is_said(checkpoint):
 def test_every_method_that_starts_from_full_precision_has_a_row(checkpoint):
     plan = estimate.plan(checkpoint, CARD, 128)
     named = {row.variant.partition(":")[0] for row in plan.rows}
-    assert {"bf16", "int8", "nf4", "gptq", "awq", "torchao", "gguf"} <= named
+    assert {"bf16", "int8", "nf4", "gptq", "awq", "torchao"} <= named
     assert not [row for row in plan.rows if row.error and "group" not in row.error], (
         "a method without an estimate"
     )

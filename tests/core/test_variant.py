@@ -132,7 +132,7 @@ def test_the_canonical_form(written, canonical):
         ("int8:threshold=warm", ["number"]),
         ("int8:threshold=nan", ["threshold"]),
         ("int8:g128", ["int8", "threshold"]),
-        ("bf16:dq", ["bf16 takes no options"]),
+        ("bf16:dq", ["bf16 has no option", "kv=int8"]),
         ("bf16@user/repo", ["bf16", "no source"]),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_document_from_elsewhere_may_say_anything(text):
     cell = replace(sample.NF4, fidelity=Fidelity(prompt, text))
     comparison = only(cell, replace(sample.NF4, variant="fp4", fidelity=Fidelity(PromptFidelity(), text)))
     shown = fidelity.show(Shown(comparison))
-    assert len(shown) == 8 and "verdict" in shown[1]
+    assert len(shown) == 10 and "verdict" in shown[1]
     tokens, _, _ = fidelity.view(Shown(comparison), "nf4")
     assert "tok k4" in tokens
     assert fidelity.view(Shown(comparison), "no such column")[0] == ""
@@ -187,7 +187,7 @@ def test_without_figures_the_tab_says_what_to_do():
     plain = replace(sample.NF4, fidelity=None)
     assert "under Fidelity" in fidelity.show(Shown(only(plain)))[0]
     assert "second one" in fidelity.show(Shown(sample.comparison(cells=(sample.REFERENCE,))))[0]
-    assert len(fidelity.show(Shown())) == 8
+    assert len(fidelity.show(Shown())) == 10
 
 
 @pytest.mark.parametrize(

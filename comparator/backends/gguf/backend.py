@@ -63,9 +63,7 @@ class Gguf(Backend):
     loaded_by = ("llama.cpp",)
     cache_options = (
         replace(
-            KV_CACHE,
-            help="type of llama.cpp's keys and values; auto is f16",
-            choices=("auto", "q8_0", "q4_0"),
+            KV_CACHE, help="type of llama.cpp's keys and values. Left out: f16", choices=("q8_0", "q4_0")
         ),
     )
     types = tuple(quantized_types().values())
@@ -83,10 +81,10 @@ class Gguf(Backend):
 
     def describe(self, variant: Variant) -> str:
         values = self.values(variant)
-        cache = "" if values["kv"] == "auto" else f", KV cache {values['kv']}"
+        cached = f", KV cache {values['kv']}" if values["kv"] else ""
         if variant.source:
-            return f"a GGUF file as it is, by llama.cpp{cache}"
-        return f"{values['type'].upper()} made here, by llama.cpp{cache}"
+            return f"a GGUF file as it is, by llama.cpp{cached}"
+        return f"{values['type'].upper()} made here, by llama.cpp{cached}"
 
     def bits(self, variant: Variant) -> float:
         """By what most of a file holds, where it lies here."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from comparator.core.result import CellResult, Comparison
+from comparator.fidelity import length
 from comparator.fidelity.verdict import divergence, floor, reference_of
 from comparator.metrics.definitions import bits_per_weight, stored_bytes
 from comparator.reporting.plots import labels
@@ -90,6 +91,33 @@ def _quoted(token: str) -> str:
 def _plain(text: str) -> str:
     """Without what Plotly reads as a tag or an entity."""
     return text.replace("<", "‹").replace(">", "›").replace("&", "＆")
+
+
+def kl_over_length(comparison: Comparison) -> Figure:
+    """Mean KL divergence (y) over the tokens that were read before (x), on the text; bars are standard errors."""
+    import plotly.graph_objects as go
+
+    figure, colour_of, ends = go.Figure(), comparison_colours(comparison), set()
+    for cell, buckets in length.measured(comparison):
+        ends |= {bucket.high for bucket in buckets}
+        figure.add_scatter(
+            x=[bucket.high for bucket in buckets],
+            y=[bucket.kl for bucket in buckets],
+            error_y={"array": [bucket.kl_se or 0 for bucket in buckets], "thickness": 1.2, "width": 3},
+            name=cell.label,
+            mode="lines+markers",
+            line={"color": colour_of[cell.variant], "width": 2, "dash": "dot" if cell.adapter else "solid"},
+            marker={"size": 7},
+            customdata=[[b.low + 1, b.tokens, f"{b.agree:.1%}"] for b in buckets],
+            hovertemplate="after %{customdata[0]:,} to %{x:,} tokens: %{y:.4g} nats, %{customdata[2]} agree "
+            "(%{customdata[1]:,} positions)<extra>%{fullData.name}</extra>",
+        )
+    apply_layout(figure, "tokens read before", "KL divergence, nats")
+    ticks = sorted(ends)
+    figure.update_xaxes(
+        type="log", rangemode="normal", tickmode="array", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks]
+    )
+    return figure
 
 
 def trade_off(comparison: Comparison, bits: bool = False) -> Figure:

@@ -70,7 +70,7 @@ class Child:
         return self._result(*self._receive(meanwhile))
 
     def open(
-        self, file: Path, gpu: int | None, threads: int, meanwhile: Callable[[], None], cache: str = "auto"
+        self, file: Path, gpu: int | None, threads: int, meanwhile: Callable[[], None], cache: str = ""
     ) -> dict[str, Any]:
         """As `worker.Model.open`; `meanwhile` may raise `Stopped`."""
         facts = self.ask("open", str(file), gpu, threads, cache, meanwhile=meanwhile)

@@ -53,7 +53,7 @@ class LlamaCppModel(ResidentModel):
     file: Path
     gpu: int | None
     threads: int
-    cache: str  # type of keys and values; "auto": llama.cpp's own
+    cache: str  # type of keys and values; "": llama.cpp's own
     child: Child
     rules: Rules
     header: GgufHeader

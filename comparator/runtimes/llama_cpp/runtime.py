@@ -94,7 +94,7 @@ class LlamaCpp(Runtime):
             notes=[
                 _features(facts["system"], threads, device),
                 _memory_note(facts["buffers"].get("model", 0), buffers, grown),
-                *([] if cache == "auto" else [f"KV cache in {cache}, with flash attention."]),
+                *([f"KV cache in {cache}, with flash attention."] if cache else []),
                 *_mixed_note(header.weight_types),
                 *_weights_note(header.architecture),
                 *backend.notes(variant, checkpoint, header),

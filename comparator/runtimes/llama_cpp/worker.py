@@ -52,7 +52,7 @@ class Model:
         self.model = self.context = self.batch = None
         self.shape: tuple[int, int] | None = None  # of the context: (tokens, rows of logits in one pass)
         self.threads, self.vocabulary, self.position = 1, 0, 0
-        self.cache = "auto"
+        self.cache = ""
         self.track: Any = None
 
     # ------------------------------------------------------------ requests
@@ -61,9 +61,9 @@ class Model:
         """Whether this build can use a GPU."""
         return self.library.llama_supports_gpu_offload()
 
-    def open(self, file: str, gpu: int | None, threads: int, cache: str = "auto") -> dict[str, Any]:
+    def open(self, file: str, gpu: int | None, threads: int, cache: str = "") -> dict[str, Any]:
         """Load the file; `gpu`: the number of the GPU for all layers, None for the CPU. cache: type of keys and values, of
-        `xllamacpp.CACHE_TYPES`; "auto" is llama.cpp's own, f16."""
+        `xllamacpp.CACHE_TYPES`; "" is llama.cpp's own, f16."""
         self.cache = cache
         self.before = memory.resident_set()
         parameters = self.library.llama_model_default_params()
@@ -185,7 +185,7 @@ class Model:
         parameters.n_batch = parameters.n_ubatch = min(tokens, MOST_BATCH)
         parameters.n_outputs_max = parameters.n_outputs_max_per_seq = min(rows, parameters.n_batch)
         parameters.n_threads = parameters.n_threads_batch = self.threads
-        if self.cache != "auto":  # quantized values need flash attention
+        if self.cache:  # quantized values need flash attention
             parameters.type_k = parameters.type_v = c_api.CACHE_TYPES[self.cache]
             parameters.flash_attn_type = c_api.FLASH_ATTENTION
         self.lines.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from comparator.core.result import Comparison
-from comparator.fidelity import verdict
+from comparator.fidelity import length, verdict
 from comparator.reporting.plots import fidelity
 from comparator.ui.form import Shown
 from comparator.ui.markup import esc, note
@@ -28,6 +28,8 @@ def build(page: Page) -> None:
             scatter = picture("Memory and KL divergence")
             lines = picture("KL divergence by token")
         text = html(elem_id="fidelity-text")
+        with gr.Row(elem_classes="plots one", visible=False) as over_row:
+            over_length = picture("KL divergence over the length of the text")
         with gr.Row(elem_classes="controls", visible=False) as controls:
             column = Choice([], label="Variant", filterable=False, elem_id="fidelity-column")
         tokens = html(elem_id="fidelity-tokens")
@@ -35,7 +37,9 @@ def build(page: Page) -> None:
             heat = picture("Weight error by layer and module")
         sensitivity.build(page)
         page.on_comparison(
-            show, [intro, verdicts, pictures, scatter, lines, text, controls, column], running=True
+            show,
+            [intro, verdicts, pictures, scatter, lines, text, over_row, over_length, controls, column],
+            running=True,
         )
         gr.on(
             [page.shown.change, column.change],
@@ -48,9 +52,9 @@ def show(shown: Shown):
     if comparison is None or not any(c.fidelity for c in comparison.cells):
         return (
             note(esc(why_nothing(shown))), "", gr.Row(visible=False), gr.skip(), gr.skip(), "",
-            gr.Row(visible=False), gr.Dropdown(choices=[], value=None),
+            gr.Row(visible=False), gr.skip(), gr.Row(visible=False), gr.Dropdown(choices=[], value=None),
         )  # fmt: skip
-    names = measured(comparison)
+    names, long = measured(comparison), bool(length.measured(comparison))
     unfinished = "Variants are still being scored. " if shown.running else ""
     return (
         note(esc(unfinished + explained(comparison))),
@@ -59,6 +63,8 @@ def show(shown: Shown):
         fidelity.trade_off(comparison),
         fidelity.kl_by_token(comparison),
         text_table(comparison),
+        gr.Row(visible=long),
+        fidelity.kl_over_length(comparison) if long else gr.skip(),
         gr.Row(visible=bool(names)),
         gr.Dropdown(choices=names, value=most_divergent(comparison, names)),
     )

@@ -98,6 +98,29 @@ def read_into_memory() -> Iterator[bool]:
         modeling_utils.safe_open = mapping
 
 
+def quantized_cache(config: Any, bits: int, group: int) -> Any:
+    """transformers' QuantizedCache with HQQ, in groups of `group` values of one head and token. HQQ packs two rows of 4 bits into one, so a
+    token is added where their number is odd, and taken away again; transformers' own layer fails there."""
+    import torch
+    from transformers import QuantizedCache
+    from transformers.cache_utils import HQQQuantizedLayer
+
+    class Layer(HQQQuantizedLayer):
+        def _quantize(self, tensor: Any, axis: int) -> tuple[Any, Any]:
+            odd = tensor.shape[-2] % 2
+            even = torch.cat([tensor, tensor[..., -1:, :]], dim=-2) if odd else tensor
+            return super()._quantize(even, axis), tensor.shape[-2]
+
+        def _dequantize(self, qtensor: tuple[Any, Any]) -> Any:
+            stored, length = qtensor
+            return super()._dequantize(stored)[..., :length, :]
+
+    how = {"nbits": bits, "axis_key": 1, "axis_value": 1, "q_group_size": group}
+    cache = QuantizedCache("hqq", config, **how)
+    cache.layers = [Layer(**how) for _ in cache.layers]
+    return cache
+
+
 def gguf_text_splits() -> set[str]:
     """The names of tokenizers' ways to split text (`tokenizer.ggml.pre`) that transformers converts from GGUF."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
