@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     max_evaluation_characters: int | None = Field(None, ge=1)
     max_evaluation_tokens: int | None = Field(None, ge=1)
     max_comparison_s: int | None = Field(None, ge=1)
+    max_wait_s: int | None = Field(None, ge=1)
     max_training_s: int | None = Field(None, ge=1)
     max_training_characters: int | None = Field(None, ge=1)
     max_adapters: int | None = Field(None, ge=0)

@@ -36,6 +36,7 @@ PUBLIC = {
     "max_model_parameters": "9B",
     "max_evaluation_tokens": 200_000,
     "max_comparison_s": 600,
+    "max_wait_s": 1_800,
     "max_training_s": 600,
     "max_training_characters": 1_000_000,
     "max_stored": 5_000_000_000,
@@ -59,6 +60,7 @@ class Limits:
     max_evaluation_characters: int | None = None
     max_evaluation_tokens: int | None = None  # columns × windows × context
     max_comparison_s: int | None = None  # on the device
+    max_wait_s: int | None = None  # in the queue
     max_training_s: int | None = None  # a visitor's, on the device
     max_training_characters: int | None = None  # of a visitor's data
     max_stored: int | None = None  # of saved comparisons
@@ -237,6 +239,7 @@ def limits_of(settings: Settings) -> Limits:
         max_evaluation_characters=value("max_evaluation_characters"),
         max_evaluation_tokens=value("max_evaluation_tokens"),
         max_comparison_s=value("max_comparison_s"),
+        max_wait_s=value("max_wait_s"),
         max_training_s=value("max_training_s"),
         max_training_characters=value("max_training_characters"),
         max_stored=None if value("max_stored") is None else parse_bytes(str(value("max_stored"))),

@@ -159,24 +159,36 @@ class Admission:
     ) -> None:
         """Run a comparison; `emit` gets its events, the last with the id under which the comparison was saved.
 
-        It waits in the queue of its visitor, and is stopped after COMPARATOR_MAX_COMPARISON_S on the device.
+        It waits in the queue of its visitor, for COMPARATOR_MAX_WAIT_S at most (then `UserError`), and is stopped after
+        COMPARATOR_MAX_COMPARISON_S on the device.
 
         A comparison without any result is not saved. One that cannot be saved (disk full) is still shown; `holds` tells
         whether it was saved.
         """
         clock = _Clock(self.limits.max_comparison_s, cancel)
+        in_queue = _Clock(self.limits.max_wait_s, cancel)
 
         def save_and_emit(event: Event) -> None:
+            if in_queue.is_over:
+                return
             if not isinstance(event, Queued):
+                in_queue.stop()
                 clock.start()
             emit(Done(self.save(event.comparison, owner)) if isinstance(event, Done) else event)
 
         try:
             with asked_by(self.visitor(asker)), logged_in(visitors_login(asker)):
                 self.judge_size(request)
+                in_queue.start()
                 zerogpu_runner.run(request, get_engine(), cancel, save_and_emit)
         finally:
             clock.stop()
+            in_queue.stop()
+        if in_queue.is_over:
+            raise UserError(
+                f"This comparison was queued for {self.limits.max_wait_s:,} s, the most here (COMPARATOR_MAX_WAIT_S).",
+                "Try again when fewer are queued, or run Quant Comparator on your own machine.",
+            )
 
     def save(self, comparison: Comparison, owner: str | None) -> Comparison:
         """The comparison with the id it was saved under; unchanged if it could not be saved."""
@@ -221,7 +233,12 @@ class _Clock:
     """Sets `cancel` so many seconds after its first `start`; None: never."""
 
     def __init__(self, seconds: float | None, cancel: threading.Event):
-        self._timer = None if seconds is None else threading.Timer(seconds, cancel.set)
+        self.is_over = False
+        self._timer = None if seconds is None else threading.Timer(seconds, self._end, (cancel,))
+
+    def _end(self, cancel: threading.Event) -> None:
+        self.is_over = True
+        cancel.set()
 
     def start(self) -> None:
         if self._timer is not None and self._timer.ident is None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from comparator.core.errors import UserError
 from comparator.core.events import Queued
 from comparator.core.settings import Settings
 from comparator.engine.queue import asked_by
@@ -132,6 +133,15 @@ def test_a_comparison_ends_after_its_time_on_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr("comparator.ui.admission.zerogpu_runner.run", run)
     desk.run(api.build_request("Hi", ["bf16"]), None, stop, lambda event: None)
     assert stop.is_set() and time.monotonic() - began < 20
+
+
+def test_a_comparison_that_is_queued_too_long_is_refused(tmp_path):
+    desk = Admission(Settings(data_dir=tmp_path, max_wait_s=1))
+    events: list = []
+    with asked_by("somebody"), get_engine().queue.turn(threading.Event()):
+        with pytest.raises(UserError, match="COMPARATOR_MAX_WAIT_S"):
+            desk.run(api.build_request("Hi", ["bf16"]), None, threading.Event(), events.append)
+    assert get_engine().queue.waiting == 0 and all(isinstance(event, Queued) for event in events)
 
 
 def test_one_visitor_does_not_fill_the_queue(tmp_path, monkeypatch):
