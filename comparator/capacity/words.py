@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Iterator
 
 from comparator.capacity.estimate import LABEL, Plan, Row
+from comparator.core.state import Resident
 from comparator.util import formatting, quantities
 
 HEADINGS = (
@@ -49,6 +51,25 @@ def intro(plan: Plan) -> list[str]:
         f"{LABEL}: {plan.model}, {formatting.parameters(plan.parameters)} parameters, {users} of {plan.context:,} tokens.",
         f"On {card.name}: {gigabytes(card.memory_bytes)} for programs{rate} ({card.source}).",
     ]
+
+
+def measured(plan: Plan, residents: Iterable[Resident]) -> Iterator[str]:
+    """How the estimate of weights and quant state compares with what is resident of this model, and the factor over all of it."""
+    rows = {row.variant: row for row in plan.rows if not row.error}
+    factors = []
+    for resident in residents:
+        row = rows.get(resident.variant)
+        if row is None or resident.model != plan.model or not resident.bytes:
+            continue
+        estimate = row.weight_bytes + row.state_bytes
+        factors.append(resident.bytes / estimate)
+        yield (
+            f"Measured here: {row.variant} holds {gigabytes(resident.bytes)} after its first pass; weights and quant state were estimated as "
+            f"{gigabytes(estimate)} ({100 * (estimate / resident.bytes - 1):+.1f} %)."
+        )
+    if len(factors) > 1:
+        spread = f" ± {statistics.stdev(factors):.3f}"
+        yield f"Measured ÷ estimate over these {len(factors)}: {statistics.fmean(factors):.3f}{spread}. The table is not corrected by it."
 
 
 def remarks(plan: Plan) -> Iterator[str]:

@@ -47,6 +47,24 @@ def test_a_row_adds_up_and_the_largest_context_is_the_last_that_fits(checkpoint)
         assert fits(row.longest_context) and not fits(row.longest_context + 1024)
 
 
+def test_what_is_resident_says_how_good_the_estimate_is(checkpoint):
+    from comparator.core.state import Resident
+
+    variants = [resolve("bf16"), resolve("nf4")]
+    plan = estimate.plan(checkpoint, cards.here(), 128, 1, variants)
+    sizes = {row.variant: row.weight_bytes + row.state_bytes for row in plan.rows}
+    residents = [
+        Resident("a", checkpoint.source, "bf16", sizes["bf16"], "cpu"),
+        Resident("b", checkpoint.source, "nf4", round(1.1 * sizes["nf4"]), "cpu"),
+        Resident("c", "another model", "bf16", 1, "cpu"),
+        Resident("d", checkpoint.source, "fp16", 1, "cpu"),
+    ]
+    said = list(words.measured(plan, residents))
+    assert len(said) == 3 and "(+0.0 %)" in said[0] and "(-9.1 %)" in said[1]
+    assert "Measured ÷ estimate over these 2: 1.050 ± 0.071" in said[2]
+    assert not list(words.measured(plan, residents[2:]))
+
+
 def test_a_quantized_cache_is_counted_in_its_bits_and_decodes_eagerly(checkpoint):
     full, eight, four = estimate.plan(
         checkpoint, CARD, 4096, 4, [resolve(n) for n in ("bf16", "bf16:kv=int8", "bf16:kv=int4")]

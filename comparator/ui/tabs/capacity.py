@@ -93,10 +93,11 @@ def _shown(
         plan = estimate.plan(open_headers(name), cards.find(card), tokens, count)
     except UserError as wrong:
         return problem(wrong)
-    return "".join(_rendered(plan))
+    residents = get_engine().state().residents if (card or cards.HERE) == cards.HERE else ()
+    return "".join(_rendered(plan, residents))
 
 
-def _rendered(plan) -> Iterator[str]:
+def _rendered(plan, residents) -> Iterator[str]:
     lines = list(words.intro(plan))
     yield note("<br>".join(map(esc, lines)))
     head = [(heading.capitalize(), _EXPLAINED.get(heading, "")) for heading in words.HEADINGS]
@@ -107,7 +108,7 @@ def _rendered(plan) -> Iterator[str]:
         numeric=(1, 2, 3, 4, 5, 7, 8),
         name="capacity",
     )
-    yield note("<br>".join(map(esc, words.remarks(plan))))
+    yield note("<br>".join(map(esc, [*words.measured(plan, residents), *words.remarks(plan)])))
 
 
 def _cells(row) -> list[str]:
