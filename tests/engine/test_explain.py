@@ -76,6 +76,18 @@ def test_a_problem_that_a_library_caused_is_logged_with_its_cause():
     assert raised.value.__cause__.__traceback__ is None, "its frames are held, and with them its tensors"
 
 
+def test_a_panic_of_a_rust_library_is_explained_too():
+    """It is no Exception: it went past every handler, and the page showed nothing."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE({"x": 0}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(x+x+)+y"), "isolated")
+    with pytest.raises(UserError, match="Could not encode the prompt"), explained("encode the prompt"):
+        tokenizer.encode("x" * 100)
+    with pytest.raises(KeyboardInterrupt), explained("encode the prompt"):
+        raise KeyboardInterrupt
+
+
 def test_a_damaged_gpu_is_not_called_out_of_memory():
     problem = explain(RuntimeError("CUDA error: device-side assert triggered"), "generate")
     assert "Out of memory" not in problem.problem and "started again" in problem.advice
