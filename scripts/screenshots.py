@@ -22,19 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 WIDTHS = (1440, 1024, 390, 320)
 
-FAULTS = """() => {
-  const found = [], seen = (e) => e.offsetParent && e.getClientRects().length;
-  const wide = document.documentElement.scrollWidth - innerWidth;
-  if (wide > 0) found.push(`the page is ${wide} px too wide`);
-  for (const e of document.querySelectorAll('#main :is(p, h3, td, th, dd, dt, button, summary, code, span)')) {
-    const style = getComputedStyle(e);
-    if (!seen(e) || style.display === 'inline' || style.overflowX === 'visible' || e.scrollWidth <= e.clientWidth + 1) continue;
-    const meant = style.textOverflow === 'ellipsis' && (e.title || e.closest('[title]'));
-    if (!meant && e.clientWidth > 1) found.push(`cut: ${e.tagName.toLowerCase()}.${e.className} “${e.innerText.slice(0, 60)}”`);
-  }
-  return [...new Set(found)];
-}"""
-
 
 def main(folder: Path) -> int:
     import sample
@@ -87,6 +74,8 @@ def _wait(url: str) -> None:
 
 
 def _pictures(browser, url: str, folder: Path, width: int, dark: bool) -> list[str]:
+    from page_checks import clipped, settled, sideways, tabs
+
     theme = "dark" if dark else "light"
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
@@ -95,23 +84,15 @@ def _pictures(browser, url: str, folder: Path, width: int, dark: bool) -> list[s
     page.set_default_timeout(90_000)
     page.goto(url)
     page.wait_for_selector(".card")
-    for name in _tabs(page):
+    page.wait_for_selector('#tabs button[role="tab"]', state="attached")
+    for name in tabs(page):
         page.evaluate("(name) => qc.openTab(name)", name)
-        page.wait_for_timeout(1200)  # plots fit themselves to the width
+        page.wait_for_timeout(1200)  # the server fills a tab that is opened for the first time
         page.screenshot(path=folder / f"{name.lower()}-{width}-{theme}.png", full_page=True)
-        faults += [f"{name}, {width} px, {theme}: {fault}" for fault in page.evaluate(FAULTS)]
+        settled(page)
+        faults += [f"{name}, {width} px, {theme}: {fault}" for fault in (*sideways(page), *clipped(page))]
     context.close()
     return faults
-
-
-def _tabs(page) -> list[str]:
-    page.wait_for_selector('#tabs button[role="tab"]', state="attached")
-    names = page.locator('#tabs button[role="tab"]').all_text_contents()
-    if page.locator("#tabs .overflow-menu > button:visible").count():
-        page.locator("#tabs .overflow-menu > button:visible").first.click()
-        names += page.locator("#tabs .overflow-dropdown button").all_text_contents()
-        page.keyboard.press("Escape")
-    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 if __name__ == "__main__":

@@ -66,3 +66,21 @@ def overlapping(page, labels: str) -> list[str]:
         }""",
         labels,
     )
+
+
+def clipped(page) -> list[str]:
+    """Visible text beside the panel that is cut off, unless an ellipsis with a title is meant."""
+    return page.evaluate(
+        """() => {
+          const found = new Set(), seen = (e) => e.offsetParent && e.getClientRects().length;
+          for (const e of document.querySelectorAll('#main :is(p, h3, td, th, dd, dt, button, summary, code, span)')) {
+            const style = getComputedStyle(e);
+            if (!seen(e) || style.display === 'inline' || style.overflowX === 'visible') continue;
+            if (e.closest('[role=tablist]')) continue; // Gradio moves tabs into a menu a moment after the window narrows
+            if (e.clientWidth <= 1 || e.scrollWidth <= e.clientWidth + 1) continue;
+            const meant = style.textOverflow === 'ellipsis' && (e.title || e.closest('[title]'));
+            if (!meant) found.add(`cut: ${e.tagName.toLowerCase()}.${e.className} “${e.innerText.slice(0, 60)}”`);
+          }
+          return [...found];
+        }"""
+    )

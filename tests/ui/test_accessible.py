@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from page_checks import cut_tables, settled, sideways, tabs, violations
+from page_checks import clipped, cut_tables, settled, sideways, tabs, violations
 
 pytestmark = pytest.mark.browser
 
@@ -69,11 +69,12 @@ def test_after_a_run(compared, size, dark):
             assert not sideways(page), f"tab {name}"
             # On a phone the open tab moves from the menu to the bar, so the order is another.
             assert sorted(tabs(page)) == sorted(names), "a tab got another's name as it was opened"
+            assert not clipped(page), f"tab {name}"
             assert size == "phone" or not cut_tables(page), f"tab {name} loses the edge of a table"
             for narrow in NARROW if size == "phone" else ():
                 page.set_viewport_size({"width": narrow, "height": 900})
                 settled(page)
-                assert not sideways(page), f"tab {name} at {narrow} px"
+                assert not (sideways(page) or clipped(page)), f"tab {name} at {narrow} px"
             page.set_viewport_size(dict(zip(("width", "height"), SIZES[size], strict=True)))
     finally:
         page.set_viewport_size({"width": 1440, "height": 900})

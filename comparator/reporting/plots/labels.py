@@ -14,7 +14,8 @@ LONGEST = 26  # letters of a label
 NEAR = 14.0  # up to this distance a label needs no line to its point
 _DISTANCES = (4.0, NEAR, 28.0, 46.0, 70.0, 100.0, 130.0)  # tried one after the other
 _SPOTS = 16  # directions that are tried at each distance
-_WORSE = 10  # a label over another cannot be read; over a point it can
+_WORSE = 100  # a label over another cannot be read; over a point it can
+_WRONG = 0.5  # of a label's area: what it costs to stand nearer to another point than to its own
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def short(label: str, longest: int = LONGEST) -> str:
 def place(points: Sequence[Point], frames: Sequence[Box]) -> list[Spot]:
     """A spot for each point's label.
 
-    Each in turn, from the left, takes the nearest spot that is free in all frames; where there is none, the one that
-    covers least.
+    Each in turn, from the left, takes the nearest spot that is free in all frames and nearer to its point than to any other;
+    where there is none, the one that covers least, with a line to its point if it is nearer to another.
 
     frames: the area of the plot at each width that it may be drawn at; offsets are the same in all of them.
     """
@@ -57,16 +58,19 @@ def place(points: Sequence[Point], frames: Sequence[Box]) -> list[Spot]:
     spots: list[Spot | None] = [None] * len(points)
     for number in sorted(range(len(points)), key=lambda n: points[n].at[0]):
         point, best, least = points[number], Spot(0.0, 0.0, False), math.inf
+        others = [p for p in points if p is not point]
         for spot in _candidates(point):
-            covered = 0.0
+            covered, wrong = 0.0, False
             for n, frame in enumerate(frames):
                 box = label_box(point, spot, n)
                 covered += sum(overlap(box, dot) for dot in dots[n])
                 covered += _WORSE * (sum(overlap(box, other) for other in taken[n]) + _outside(box, frame))
+                if any(_gap(box, p, n) < _gap(box, point, n) for p in others):
+                    covered, wrong = covered + _WRONG * LINE * LETTER * len(point.label), True
                 if covered >= least:
                     break
             if covered < least:
-                best, least = spot, covered
+                best, least = Spot(spot.dx, spot.dy, spot.far or wrong), covered
             if not least:
                 break
         spots[number] = best
@@ -87,6 +91,12 @@ def overlap(one: Box, other: Box) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)
+
+
+def _gap(box: Box, point: Point, frame: int) -> float:
+    """Distance from the edge of a dot to a label."""
+    x, y = point.at[frame]
+    return math.hypot(max(box[0] - x, 0, x - box[2]), max(box[1] - y, 0, y - box[3])) - point.radius
 
 
 def _candidates(point: Point) -> list[Spot]:

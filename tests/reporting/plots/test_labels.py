@@ -35,3 +35,13 @@ def test_a_long_name_keeps_its_method_and_the_end_of_its_path():
     assert labels.short("nf4") == "nf4"
     assert labels.short("gptq@/models/mine/llama-4bit", 20) == "gptq@…ine/llama-4bit"
     assert len(labels.short("a-method-with-a-very-long-name@somewhere", 20)) == 20
+
+
+def test_a_label_nearer_to_another_point_is_joined_with_its_own_by_a_line():
+    """Two points over each other: each name stands beside its own."""
+    upper = labels.Point("upper", 9, ((200, 100),))
+    lower = labels.Point("lower", 9, ((200, 109),))
+    first, second = labels.place([lower, upper], [(0, 0, 400, 300)])
+    for point, other, spot in ((lower, upper, first), (upper, lower, second)):
+        box = labels.label_box(point, spot)
+        assert spot.far or labels._gap(box, point, 0) <= labels._gap(box, other, 0), point.label
