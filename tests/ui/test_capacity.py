@@ -22,7 +22,27 @@ def test_a_plan_of_the_selected_model(visitor):
     weights = {row.split()[0]: float(row.split()[1]) for row in rows if row.split()[2] == "MB"}
     assert weights["bf16"] > weights["int8"] > weights["nf4"]
 
+    assert not page.locator("#capacity-select").is_visible(), (
+        "another card's variants are offered for this machine"
+    )
+
     page.locator("#capacity-context input, #capacity-context textarea").fill("many")
     page.click("#capacity-run")
     page.wait_for_selector("#capacity-result .bad")
     assert "is no number of tokens" in visitor.text("#capacity-result")
+
+
+def test_what_fits_here_is_selected_with_one_click(visitor):
+    visitor.tab("Capacity")
+    page = visitor.page
+    page.click("#capacity-run")
+    page.wait_for_selector("#capacity-select", timeout=120_000)
+    page.click("#capacity-select")
+    page.wait_for_function(
+        "() => document.querySelectorAll('.pick input[type=checkbox]:checked').length === 8"
+    )
+    checked = page.evaluate(
+        "() => [...document.querySelectorAll('.pick')].filter((p) => p.querySelector('input[type=checkbox]').checked).map((p) => p.dataset.notation)"
+    )
+    assert "fp32" in checked and "bf16" in checked
+    assert not visitor.complaints

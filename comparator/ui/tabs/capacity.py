@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -54,25 +55,45 @@ def _build_planner(page: Page) -> None:
         context = gr.Textbox("4k", label="Context, tokens per user", max_lines=1, elem_id="capacity-context")
         users = gr.Textbox("1", label="Users at once", max_lines=1, elem_id="capacity-users")
         start = gr.Button("Estimate", size="sm", scale=0, elem_id="capacity-run")
-    result = html(elem_id="capacity-result")
+    result, fitting = html(elem_id="capacity-result"), gr.State(())
+    with gr.Row(elem_classes="sweep-files"):
+        select = gr.Button(
+            "Select what fits here", size="sm", scale=0, visible=False, elem_id="capacity-select"
+        )
 
     async def estimate(model: str, linked: tuple[str, ...], card: str, context: str, users: str):
-        yield say("Reading the model's headers …")
-        yield await asyncio.to_thread(_shown, page.admission.limits, model, linked, card, context, users)
+        yield say("Reading the model's headers …"), gr.skip(), gr.Button(visible=False)
+        text, names = await asyncio.to_thread(
+            _shown, page.admission.limits, model, linked, card, context, users
+        )
+        yield text, names, gr.Button(visible=bool(names))
 
     start.click(
         estimate,
         inputs=[page.fields["model"], page.linked, card, context, users],
-        outputs=[result],
+        outputs=[result, fitting, select],
         trigger_mode="once",
         **PRIVATE,
     )
+    select.click(
+        selected, inputs=[page.fields["picked"], fitting], outputs=[page.fields["picked"]], **PRIVATE
+    )
+
+
+def selected(value: Any, names: tuple[str, ...]) -> Any:
+    """The panel's list of variants with those selected that fit and can be run here, as many as it takes at once."""
+    if not isinstance(value, dict) or not isinstance(value.get("rows"), list):
+        return gr.skip()
+    rows = [row for row in value["rows"] if isinstance(row, dict)]
+    on = [row.get("notation") for row in rows if row.get("notation") in names and not row.get("why")]
+    most = value.get("max") if isinstance(value.get("max"), int) else len(on)
+    return {**value, "on": on[:most]} if on else gr.skip()
 
 
 def _shown(
     limits: Limits, model: str | None, linked: tuple[str, ...], card: str, context: str, users: str
-) -> str:
-    """The plan as HTML, or what is wrong with the form."""
+) -> tuple[str, tuple[str, ...]]:
+    """(the plan as HTML, or what is wrong with the form; the variants that fit on this machine)."""
     from comparator.capacity import estimate
     from comparator.sources import open_headers
     from comparator.util import quantities
@@ -92,9 +113,11 @@ def _shown(
         tokens, count = quantities.tokens(context), quantities.tokens(users)
         plan = estimate.plan(open_headers(name), cards.find(card), tokens, count)
     except UserError as wrong:
-        return problem(wrong)
-    residents = get_engine().state().residents if (card or cards.HERE) == cards.HERE else ()
-    return "".join(_rendered(plan, residents))
+        return problem(wrong), ()
+    here = (card or cards.HERE) == cards.HERE
+    residents = get_engine().state().residents if here else ()
+    names = tuple(row.variant for row in plan.rows if row.fits and not row.error) if here else ()
+    return "".join(_rendered(plan, residents)), names
 
 
 def _rendered(plan, residents) -> Iterator[str]:
