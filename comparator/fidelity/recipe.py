@@ -16,7 +16,7 @@ from comparator.backends import backend_for, resolve
 from comparator.core.errors import UserError
 from comparator.core.result import LayerRow
 from comparator.core.variant import Variant
-from comparator.engine.protocol import Engine
+from comparator.engine.protocol import Engine, ignore
 from comparator.fidelity.sensitivity import Part, resident_handle
 
 RULE = "Parts are kept in the order of their measured divergence per byte that keeping them adds, each where it still fits the target."
@@ -63,8 +63,9 @@ def propose(
     """The recipe for a size in bytes, or for bits per weight, from the parts that `sensitivity.measure` gave. Raises `UserError`
     for a target that the variant does not fit, or that the reference fits whole."""
     cancel = threading.Event()
-    handles = [resident_handle(engine, model, column, cancel) for column in (reference, variant)]
-    base, donor = (engine.layers(handle) for handle in handles)
+    with engine.queue.turn(cancel, ignore, lambda: f"a recipe from {variant.notation} is being made"):
+        handles = [resident_handle(engine, model, column, cancel) for column in (reference, variant)]
+        base, donor = (engine.layers(handle) for handle in handles)
     return make(variant, parts, donor, base, target_bytes, target_bits)
 
 

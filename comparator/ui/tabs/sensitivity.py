@@ -30,6 +30,7 @@ from comparator.ui.markup import code, esc, note, sized, table
 from comparator.ui.page import DIRECT, PRIVATE, Choice, Page, html, picture
 from comparator.ui.progress import batches, broken_off, running_line
 from comparator.ui.results.notice import problem, say
+from comparator.ui.tabs import recipe
 from comparator.util import formatting
 from comparator.util.streams import Background
 
@@ -83,6 +84,7 @@ def build(page: Page) -> None:
         with gr.Row(elem_classes="plots one", visible=False) as pictures:
             bars = picture("KL divergence with one part quantized")
         rows = html(elem_id="parts-table")
+        recipe.build(page, column, by, measurement_of)
 
     async def run(request: gr.Request, shown: Shown, name: str, by: str) -> AsyncIterator[list[Any]]:
         async for values in stream(page, shown, name, by, request):
@@ -196,6 +198,9 @@ async def stream(
             yield [say("Stopping …") if stop.is_set() else line, *_unchanged(5)]
         if background.error is None:
             parts = background.future.result()
+            recipe.measured.put(
+                (measurement.model, measurement.variant, measurement.reference, measurement.by), parts
+            )
             yield [
                 over(parts, time.monotonic() - began),
                 *_buttons(False),
