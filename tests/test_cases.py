@@ -24,7 +24,7 @@ def test_a_reported_input_ends_as_its_script_says(script: Path, builtin) -> None
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         env=dict(os.environ),
     )
     assert ended.returncode == 0, f"{ended.stdout.strip()}\n{ended.stderr[-1500:]}"

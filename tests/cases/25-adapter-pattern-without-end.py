@@ -3,7 +3,7 @@
 Fault: target_modules may be a string, which is matched as a pattern against every module's name. A nested repetition
 never comes back, and an adapter is something that people download.
 Command: run -m MODEL -v fp32 -a LORA -p Hello -n 4
-Right: the command ends within 10 s of its normal duration (here: 30 s in all), the adapter refused with a reason.
+Right: the command ends by itself (within 300 s on a machine however busy), the adapter refused with a reason.
 """
 
 import torch
@@ -24,7 +24,7 @@ ran = cli(
     "-n",
     "4",
     "--raw",
-    seconds=30,
+    seconds=300,
 )
 cells = [c for c in ran.cells() if c["adapter"]]
 good = ran.rc in (1, 2) and not ran.crashed()
