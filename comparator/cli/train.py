@@ -120,7 +120,7 @@ def train(
     ] = _DEFAULT["gradient_checkpointing"],
     no_gradient_checkpointing: Annotated[bool, typer.Option("--no-gradient-checkpointing", help="Turn it off on CUDA too.", rich_help_panel="Settings: Memory")] = False,
     seed: Annotated[int, _of("seed")] = _DEFAULT["seed"],
-    held_back: Annotated[float, _of("held_back", "--held-out")] = _DEFAULT["held_back"],
+    held_back: Annotated[float, _of("held_back")] = _DEFAULT["held_back"],
     eval_every: Annotated[int, _of("eval_every")] = _DEFAULT["eval_every"],
     sample_every: Annotated[int, _of("sample_every")] = _DEFAULT["sample_every"],
     sample_tokens: Annotated[int, _of("sample_tokens")] = _DEFAULT["sample_tokens"],

@@ -166,8 +166,8 @@ class Setting:
 
     @property
     def option(self) -> str:
-        """The option of the command line: `--learning-rate`."""
-        return "--" + self.name.replace("_", "-")
+        """The option of the command line: `--learning-rate`. Saved runs have held_back, an older name, in their files."""
+        return "--" + self.name.replace("held_back", "held_out").replace("_", "-")
 
 
 def _described() -> tuple[Setting, ...]:

@@ -79,13 +79,13 @@ def test_many_columns_are_arranged_and_stay_so(visit, saved, width, dark):
 def test_a_column_is_dragged_and_four_are_no_strip(visit, saved):
     page = visit(f"?c={saved.save(sample.many())}").page
     page.wait_for_selector("#cards[data-strip]")
-    page.locator("#columns-bar").scroll_into_view_if_needed()
+    page.locator('[aria-label="Move bf16"]').hover()  # waits until it stands still
     handle, target = (
         page.locator('[aria-label="Move bf16"]').bounding_box(),
         slot(page, "int8").bounding_box(),
     )
-    page.mouse.move(handle["x"] + 5, handle["y"] + 5)
     page.mouse.down()
+    page.wait_for_selector("#cards[data-dragging]")
     page.mouse.move(target["x"] + target["width"] * 0.6, handle["y"] + 5, steps=12)
     page.mouse.up()
     assert order(page)[:3] == ["fp16", "int8", "bf16"]

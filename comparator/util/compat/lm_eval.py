@@ -1,10 +1,12 @@
-"""What is used of lm-evaluation-harness beyond its documented names."""
+"""What is used of lm-evaluation-harness beyond its documented names; written for lm_eval 0.4."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+WRITTEN_FOR = "0.4"
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
