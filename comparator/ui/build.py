@@ -12,7 +12,13 @@ from comparator.deploy.limits import auth_pairs
 from comparator.ui import api, handlers
 from comparator.ui.admission import Admission
 from comparator.ui.form import Shown
-from comparator.ui.gradio_compat import bound_unread, keep_no_configs, poll_queue, skip_at_no_cost
+from comparator.ui.gradio_compat import (
+    bound_unread,
+    keep_no_configs,
+    poll_queue,
+    show_no_progress,
+    skip_at_no_cost,
+)
 from comparator.ui.http_guard import middleware, new_token
 from comparator.ui.listeners import LISTENERS
 from comparator.ui.page import Page, html
@@ -87,6 +93,7 @@ def build_ui(settings_override: Settings | None = None, admission: Admission | N
     poll_queue(demo, idle_s=0.05, progress_s=0.25)
     keep_no_configs()
     skip_at_no_cost(demo)
+    show_no_progress(demo, on=page.owner)
     bound_unread(demo, UNREAD_SESSIONS, LISTENERS.is_reading)
     return demo
 

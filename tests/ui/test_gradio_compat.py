@@ -197,3 +197,14 @@ def test_only_tabs_stand_beside_tabs():
         if isinstance(block, gr.Tabs):
             strays = [child for child in block.children if not isinstance(child, gr.Tab)]
             assert not strays, f"indent what builds {strays} so that it is in a tab"
+
+
+def test_status_goes_to_one_component():
+    from comparator.ui.build import build_ui
+
+    listeners = build_ui(Settings()).get_config_file()["dependencies"]
+    hidden = [each for each in listeners if each["show_progress"] == "hidden"]
+    targets = {tuple(each["show_progress_on"] or ()) for each in hidden}
+    assert len(hidden) > 100 and len(targets) == 1 and len(*targets) == 1, (
+        "the browser walks through the page for each output of every event"
+    )
