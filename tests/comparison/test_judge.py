@@ -75,11 +75,13 @@ def asking(tiny, settings_env):
         reads = Prefers(tokenizer)
         with OpenAIServer(tokenizer, reads, gives_ids=gives_ids, owned_by="vllm") as server:
             settings_env(endpoints=f"judge={server.url}")
-            made = judge(
-                comparison, Judging(tiny, api.cell("endpoint@judge"), **options), engine=get_engine(),
-                cancel=cancel or threading.Event(), on_judge=on_judge,
-            )  # fmt: skip
-            get_engine().unload()
+            try:
+                made = judge(
+                    comparison, Judging(tiny, api.cell("endpoint@judge"), **options), engine=get_engine(),
+                    cancel=cancel or threading.Event(), on_judge=on_judge,
+                )  # fmt: skip
+            finally:  # the next server has another port
+                get_engine().unload()
         return made, [text for text in reads.texts if "[Answer A]" in text], server
 
     yield ask

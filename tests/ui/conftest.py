@@ -6,6 +6,7 @@ do not read it. `visitor.use(BUILTIN_MODEL)` selects the whole model.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -157,13 +158,19 @@ class Visitor:
 
     def tab(self, name: str) -> None:
         """Open a tab; on a narrow screen it may be in the menu behind the three dots."""
+        from playwright.sync_api import TimeoutError
+
         shown = self.page.locator(f'button[role="tab"]:has-text("{name}"):visible').first
         menu = self.page.locator(".overflow-menu > button:visible").first
-        shown.or_(menu).first.wait_for()  # a page that has just opened may still be laying its tabs out
-        if not shown.count():
-            menu.click()
-            shown = self.page.locator(f'.overflow-dropdown button:has-text("{name}")').first
-        shown.click()
+        listed = self.page.locator(f'.overflow-dropdown button:has-text("{name}"):visible').first
+        for _ in range(30):  # a page that has just changed its width lays its tabs out meanwhile
+            shown.or_(menu).first.wait_for()
+            if not shown.count() and not listed.count():
+                menu.click()
+            with contextlib.suppress(TimeoutError):
+                (shown if shown.count() else listed).click(timeout=3000)
+                return
+        raise AssertionError(f"no tab {name}, neither in the row nor in its menu")
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text()
