@@ -24,10 +24,10 @@ from comparator.adapters import peft_config
 from comparator.adapters.plan import Plan
 from comparator.backends.base import Backend
 from comparator.backends.dtypes import short_name
-from comparator.backends.transformers_loader import first_line
 from comparator.core.errors import UserError
 from comparator.core.result import LayerRow
 from comparator.metrics.memory import held_tensors, nbytes, storage_key
+from comparator.util import formatting
 from comparator.util.compat import peft as compat
 from comparator.util.compat.torch import plain_tensors, version
 
@@ -151,7 +151,7 @@ def merge(model: Any, backend: Backend, plan: Plan) -> tuple[Any, list[str]]:
             merged = wrapped.merge_and_unload(safe_merge=True)
         except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
             raise UserError(
-                f"peft cannot merge {plan.facts.source} ({plan.facts.kind}) into this variant: {first_line(error)}",
+                f"peft cannot merge {plan.facts.source} ({plan.facts.kind}) into this variant: {formatting.first_line(error)}",
                 "Remove :merged, or merge on bf16.",
             ) from error
     return merged.eval().requires_grad_(False), notes
@@ -235,7 +235,7 @@ def _build(model: Any, plan: Plan) -> tuple[Any, list[str]]:
     except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError, RuntimeError) as error:
         said = next((line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), None)
         raise UserError(
-            f"peft cannot put {facts.source} ({facts.kind}) on this variant: {(said or first_line(error))[:300]}",
+            f"peft cannot put {facts.source} ({facts.kind}) on this variant: {(said or formatting.first_line(error))[:300]}",
             peft_config.trained_on(facts),
         ) from error
     _check_result(wrapped, result, facts)

@@ -19,7 +19,7 @@ from typing import Any
 from comparator.core.errors import UserError
 from comparator.core.settings import get_settings
 from comparator.core.variant import Variant
-from comparator.util import disk
+from comparator.util import disk, formatting
 from comparator.util.atomic_dir import disk_problem
 
 Progress = Callable[[float | None, str], None]
@@ -290,7 +290,7 @@ def _download(repo: str, file: str, name: str) -> str:
         return hf_hub_download(repo, file, repo_type="dataset", etag_timeout=10)
     except Exception as error:  # huggingface_hub raises the errors of several HTTP libraries
         raise UserError(
-            f"The calibration text {name} cannot be fetched from the Hub: {str(error).splitlines()[0][:160]}",
+            f"The calibration text {name} cannot be fetched from the Hub: {formatting.first_line(error, 160)}",
             "Try again when the Hub can be reached, give a file of your own, or omit cal= to use the bundled "
             "text.",
         ) from None

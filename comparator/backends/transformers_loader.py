@@ -17,7 +17,7 @@ from comparator.backends.base import Placement, Progress
 from comparator.backends.dtypes import torch_dtype
 from comparator.core.errors import UserError
 from comparator.sources.examine import check_loaded, require_complete
-from comparator.util import streams
+from comparator.util import formatting, streams
 from comparator.util.compat import transformers as compat
 from comparator.util.compat.torch import rewrap, wrapped_tensors
 
@@ -119,7 +119,7 @@ def from_pretrained(checkpoint, placement: Placement, progress: Progress, *, dty
                 f"The weights of {checkpoint.source} cannot be read: {error}", "Download them again."
             ) from error
         raise UserError(
-            f"transformers cannot load {checkpoint.source} ({checkpoint.architecture}): {first_line(error)}",
+            f"transformers cannot load {checkpoint.source} ({checkpoint.architecture}): {formatting.first_line(error)}",
             "Check that it is a causal language model that this transformers version knows.",
         ) from error
     check_loaded(checkpoint.source, info)  # whatever was missing is random now
@@ -182,7 +182,3 @@ def own_memory(model: Any, lent: Iterable[Any] = (), *, packed: bool = False) ->
             )
         ):
             tensor.data = tensor.data.clone()
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

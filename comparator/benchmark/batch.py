@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from comparator.decoding.timed_batch import Ran, begin, prefill, record, step
-from comparator.util import error_log
+from comparator.util import error_log, formatting
 from comparator.util.compat.transformers import takes_dynamic_cache
 
 if TYPE_CHECKING:
@@ -161,5 +161,5 @@ def _alternate(
 
 
 def _reason(error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    text = formatting.first_line(error)
     return f"Not timed: {text}."

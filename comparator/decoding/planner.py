@@ -18,7 +18,7 @@ from comparator.decoding import fused_ops, parallel_streams
 from comparator.decoding.cuda_graph import CapturedStep
 from comparator.decoding.static_state import StaticDecodeState, bucket, refusal
 from comparator.decoding.verify import Check, compare
-from comparator.util import cuda_errors, error_log
+from comparator.util import cuda_errors, error_log, formatting
 
 KEEP = 6  # captured steps per model; the least recently used is dropped
 
@@ -124,7 +124,7 @@ class Decoder:
             if cuda_errors.is_context_damaged(error):
                 raise
             self._drop_unused()
-            raise NotCapturable(f"it cannot be captured ({_first_line(error)})") from error
+            raise NotCapturable(f"it cannot be captured ({formatting.first_line(error, 160)})") from error
         if (wrong := check.wrong) is not None:
             self._drop_unused()
             raise NotCapturable(wrong)
@@ -256,7 +256,3 @@ def _library_function(error: BaseException) -> str:
     modules = [(str(f.f_globals.get("__name__", "")).partition(".")[0], f.f_code.co_name) for f in frames]
     outside = [f"{library}: {function}" for library, function in modules if library != "comparator"]
     return outside[-1] if outside else "outside Python"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -7,7 +7,7 @@ import errno
 
 from comparator.core.errors import Stopped, UserError
 from comparator.core.settings import get_settings
-from comparator.util import cuda_errors, error_log
+from comparator.util import cuda_errors, error_log, formatting
 
 AFTER_DAMAGE = (
     "Nothing else can run on this GPU until the app has been started again, which `make run` does by itself."
@@ -34,7 +34,7 @@ def explain(error: BaseException, doing: str = "") -> UserError:
 
 def _cause(error: BaseException, doing: str) -> tuple[str, str]:
     """(problem, advice)."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    line = formatting.first_line(error)
     low = line.lower()
     if cuda_errors.is_out_of_memory(error):
         return (

@@ -14,6 +14,7 @@ from typing import Any
 
 from comparator.core.errors import UserError
 from comparator.core.request import EvalSettings
+from comparator.util import formatting
 
 SHIPPED = Path(__file__).parents[1] / "data" / "eval_text.txt"
 WIKITEXT = "wikitext2"
@@ -163,7 +164,7 @@ def _from_hub(fetch: Callable[[], str], waits_s: Sequence[float] = (1.0,)) -> st
             return fetch()
         except Exception as error:  # requests', httpx's and the Hub's own, by version
             if wait is None or type(error).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
-                said = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+                said = formatting.first_line(error, 160)
                 raise UserError(
                     f"WikiText-2 cannot be fetched from the Hub: {said}",
                     "Check the connection, or omit --eval-text to use the bundled text.",

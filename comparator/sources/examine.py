@@ -20,6 +20,7 @@ from typing import Any
 from comparator.core.errors import UserError
 from comparator.sources import consistency, packed
 from comparator.sources.checkpoint import Checkpoint
+from comparator.util import formatting
 
 _AGAIN = "Download or copy the whole checkpoint again, or save the model again with save_pretrained."
 
@@ -108,7 +109,7 @@ def _left_over(checkpoint: Checkpoint) -> list[str]:
             "The files do not belong together: download the whole checkpoint again.",
         ) from None
     except Exception as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        text = formatting.first_line(error)
         raise UserError(
             f"transformers cannot build {checkpoint.source} ({checkpoint.architecture}): {text}",
             "Check that config.json and the weights belong together, and that this transformers version knows the model.",

@@ -8,6 +8,7 @@ import re
 from comparator.core.errors import UserError
 from comparator.core.settings import get_settings
 from comparator.sources.hub_login import logins_are_possible
+from comparator.util import formatting
 
 
 class Unreachable(UserError):
@@ -70,7 +71,7 @@ def explain(error: BaseException, repo: str, revision: str | None) -> UserError:
             f"The Hub cannot be reached, and {repo} is not on this machine.",
             "Check the network, or use the built-in model or a local folder.",
         )
-    text = re.sub(r"hf_\w+", "hf_…", (str(error).strip() or type(error).__name__).splitlines()[0][:200])
+    text = re.sub(r"hf_\w+", "hf_…", formatting.first_line(error, 200))
     return UserError(
         f"{repo} cannot be downloaded: {text}", "Try again; if it stays, download it by hand into a folder."
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import UserError
+from comparator.util import formatting
 from comparator.util.recent import Recent
 
 _KEPT = 4  # tokenizers
@@ -115,7 +116,7 @@ def main(extra: int) -> None:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of the tokenizers library is no Exception
-            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            first = formatting.first_line(error, 200)
             answer = {"problem": f"Its tokenizer fails: {first}.", "advice": "Choose another model."}
         out.write(json.dumps(answer).encode() + b"\n")
         out.flush()

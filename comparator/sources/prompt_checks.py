@@ -7,6 +7,7 @@ from typing import Any
 
 from comparator.core.errors import UserError
 from comparator.sources.checkpoint import Checkpoint
+from comparator.util import formatting
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def check(checkpoint: Checkpoint) -> list[Check]:
             checkpoint.path, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
-        return [Check("tokenizer", False, f"cannot be read: {_first_line(error)}")]
+        return [Check("tokenizer", False, f"cannot be read: {formatting.first_line(error, 200)}")]
     checks = [_ids(tokenizer, checkpoint.vocab_size)]
     if not tokenizer.chat_template:
         return [*checks, Check("chat template", True, "none: prompts are sent as raw text")]
@@ -69,7 +70,7 @@ def _rendered(tokenizer: Any) -> str:
     try:
         return _render(tokenizer, [("user", "Hello")], True)
     except Exception as error:
-        raise UserError(f"refuses a user's message: {_first_line(error)}") from error
+        raise UserError(f"refuses a user's message: {formatting.first_line(error, 200)}") from error
 
 
 def _render(tokenizer: Any, turns: list[tuple[str, str]], question: bool) -> str:
@@ -116,7 +117,3 @@ def _stops(tokenizer: Any, stops: set[int]) -> Check:
         "stop tokens", False, f"a turn ends with {token!r} ({end}), which generation_config.json does not list ({named}): "
         "answers will run on",
     )  # fmt: skip
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -8,6 +8,7 @@ from typing import Any
 from comparator.core.errors import UserError
 from comparator.sources import isolated
 from comparator.sources.checkpoint import Checkpoint
+from comparator.util import formatting
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -23,7 +24,7 @@ def own_tokenizer(checkpoint: Checkpoint) -> Any:
         return read_tokenizer(checkpoint.path)
     except Exception as error:
         raise UserError(
-            f"The tokenizer of {checkpoint.source} cannot be read: {str(error).splitlines()[0][:200]}",
+            f"The tokenizer of {checkpoint.source} cannot be read: {formatting.first_line(error, 200)}",
             "Check that the folder holds tokenizer.json or the files of a slow tokenizer.",
         ) from error
 

@@ -21,6 +21,7 @@ from comparator.core.settings import Settings, get_settings
 from comparator.training import strangers_data
 from comparator.training.columns import Columns, recognize, sample_of
 from comparator.training.types import FORMS, DataSource, Form
+from comparator.util import formatting
 
 Progress = Callable[[float | None, str], None]
 _BUILTIN = Path(__file__).resolve().parent.parent / "data" / "datasets"
@@ -287,7 +288,7 @@ def from_hub(
             f"Data sets of the Hub need the package datasets: {error}.", "pip install datasets"
         ) from None
     except ValueError as error:
-        message = str(error).splitlines()[0][:200]
+        message = formatting.first_line(error, 200)
         raise UserError(
             f"{repo} cannot be read: {message}", f"Name a split: {repo}:test, for instance."
         ) from None

@@ -1,4 +1,4 @@
-"""Numbers → text for people.
+"""Numbers and errors → text for people.
 
 Bytes are shown in MB = 10^6 bytes everywhere; what was not measured is "–".
 """
@@ -148,3 +148,8 @@ def join(parts: Sequence[str], last: str = "and") -> str:
     return (
         listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} {last} {listed[-1]}" if listed else ""
     )
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What an error says in its first line, at most so many characters; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comparator.core.errors import UserError
+from comparator.util import formatting
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,7 +136,7 @@ def report(
         tell({"problem": problem.problem, "advice": problem.advice})
         os._exit(1)
     except BaseException as error:  # a library may call sys.exit
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+        text = formatting.first_line(error, 400)
         tell({"problem": text, "advice": advice, "errno": getattr(error, "errno", None)})
         os._exit(1)
     os._exit(0)  # torch's own exit takes seconds, and everything is written

@@ -18,6 +18,7 @@ import threading
 from typing import Any
 
 from comparator.core.errors import UserError
+from comparator.util import formatting
 
 _PASSED_ON = ("HOME", "PATH", "LANG", "TMPDIR", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HTTPS_PROXY",
               "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
@@ -117,7 +118,7 @@ def _main(function: str, memory_bytes: int) -> None:
     except UserError as error:
         outcome = {"problem": error.problem, "advice": error.advice}
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        line = formatting.first_line(error, 200)
         outcome = {"problem": f"{type(error).__name__}: {line}", "advice": "It cannot be read."}
     out.write(json.dumps(outcome, default=str).encode())
     out.flush()
