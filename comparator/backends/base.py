@@ -118,6 +118,9 @@ class Backend(Notation):
                 return f"{', '.join(missing)} is not installed: pip install {install or ' '.join(missing)}"
         return None
 
+    cpu_only: ClassVar[str] = ""
+    """Why its variants are computed on the CPU also where there is a GPU; "" where they are not."""
+
     def needs_cuda(self, variant: Variant) -> bool:
         """Whether the variant runs on an NVIDIA GPU only; a page without one shows it as unavailable."""
         return False

@@ -115,7 +115,7 @@ def default_variants(checkpoint: Checkpoint, device: str) -> list[Variant]:
         n
         for backend, method in methods().values()
         for n in method.ready_notations
-        if backend.source_kind == "checkpoint" and not (device == "cuda" and backend.runtime == "llama.cpp")
+        if backend.source_kind == "checkpoint" and not (device == "cuda" and backend.cpu_only)
     ]
     return [resolve(name) for name in dict.fromkeys([*names, *([] if device == "cuda" else ["gguf:q4_k_m"])])]
 
@@ -133,10 +133,8 @@ def _estimated(
     backend = backend_for(variant)
     if card.device != "cuda" and backend.needs_cuda(variant):
         raise UserError(f"{variant.notation} runs on an NVIDIA GPU only.")
-    if card.device == "cuda" and backend.runtime == "llama.cpp":
-        raise UserError(
-            f"{variant.notation} is computed on the CPU: xllamacpp's wheel on PyPI has no CUDA kernels."
-        )
+    if card.device == "cuda" and backend.cpu_only:
+        raise UserError(f"{variant.notation} is computed on the CPU: {backend.cpu_only}.")
     own = checkpoint.quantization is not None
     if own:
         sizes = as_stored(checkpoint)

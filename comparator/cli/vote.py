@@ -90,11 +90,7 @@ def _ask(comparison: Comparison, change: Change, visitor: str) -> Comparison:
         names = {number: comparison.cells[number].label for number in sides.values()}
         if key == "n":  # seen, so no vote on these answers would be blind
             _print_names(sides, hidden | names)
-            skipped += [
-                ballots.Ballot(*pair)
-                for pair in ballots.left_for(comparison, visitor)
-                if pair[0] == ballot.prompt
-            ]
+            skipped += ballots.of_prompt(comparison, visitor, ballot.prompt)
             continue
         choice = KEYS[key]
         comparison = change(lambda now, b=ballot, c=choice: ballots.cast(now, b, c, visitor))

@@ -71,14 +71,9 @@ def turns(comparison: Comparison, prompt: int) -> list[tuple[str, str]]:
 
 def extent(comparison: Comparison) -> Extent:
     """How much there is to vote on."""
-    texts = [[t for t in answers(comparison, n) if t is not None] for n in range(prompts(comparison))]
+    texts = [[t for t in answers(comparison, n) if t is not None] for n in range(comparison.prompt_count)]
     pairs = [a == b for of_prompt in texts for a, b in combinations(of_prompt, 2)]
     return Extent(len(pairs), sum(pairs))
-
-
-def prompts(comparison: Comparison) -> int:
-    """How many prompts the comparison has."""
-    return len(comparison.prompt_set.prompts) if comparison.prompt_set else 1
 
 
 def left_for(
@@ -87,12 +82,17 @@ def left_for(
     """(prompt, column, column) of every pair that this visitor has not voted on, without those of `skipped`."""
     done = {_pair(v) for v in _votes(comparison) if v.visitor == visitor} | {_pair(b) for b in skipped}
     pairs = []
-    for number in range(prompts(comparison)):
+    for number in range(comparison.prompt_count):
         texts = answers(comparison, number)
         for a, b in combinations(range(len(texts)), 2):
             if None not in (texts[a], texts[b]) and texts[a] != texts[b] and (number, a, b) not in done:
                 pairs.append((number, a, b))
     return pairs
+
+
+def of_prompt(comparison: Comparison, visitor: str, prompt: int) -> tuple[Ballot, ...]:
+    """The pairs of a prompt's answers that this visitor has not voted on, each as a ballot."""
+    return tuple(Ballot(*pair) for pair in left_for(comparison, visitor) if pair[0] == prompt)
 
 
 def next_ballot(
@@ -127,7 +127,7 @@ def names_wait(comparison: Comparison, visitor: str, prompt: int, skipped: Seque
 def cast(comparison: Comparison, ballot: Ballot, choice: Choice, visitor: str) -> Votes:
     """The comparison's votes with one more. Raises `UserError` for a vote that is not valid, or that is one too many."""
     votes = _votes(comparison)
-    texts = answers(comparison, ballot.prompt) if 0 <= ballot.prompt < prompts(comparison) else ()
+    texts = answers(comparison, ballot.prompt) if 0 <= ballot.prompt < comparison.prompt_count else ()
     sides = (ballot.left, ballot.right)
     shown = [texts[side] for side in sides if 0 <= side < len(texts)]
     if choice not in CHOICES or len(shown) < 2 or None in shown or shown[0] == shown[1]:

@@ -94,6 +94,13 @@ def load_again(engine: Engine, request: Request, column: Column, cancel: threadi
     return column.loaded.handle
 
 
+def working_order(columns: Sequence[Column], reference: Column) -> tuple[int, list[int]]:
+    """(the reference's number, the numbers of the columns that can answer, the reference first)."""
+    number = next(n for n, c in enumerate(columns) if c is reference)
+    alive = [n for n, c in enumerate(columns) if c.alive and c.loaded]
+    return number, sorted(alive, key=lambda n: n != number)
+
+
 class _SetRun:
     """A set as it runs. Columns are named by their number, and so are prompts."""
 
@@ -118,9 +125,7 @@ class _SetRun:
         )
         self.columns, self.prompts, self.encoder = columns, request.prompts.prompts, encoder
         self.encoded = encoder.encoded
-        self.reference = next(n for n, c in enumerate(columns) if c is reference)
-        alive = [n for n, c in enumerate(columns) if c.alive and c.loaded]
-        self.order = sorted(alive, key=lambda n: n != self.reference)
+        self.reference, self.order = working_order(columns, reference)
         self.answers: dict[tuple[int, int], SetAnswer] = dict(journal.answers)
         self.earlier: dict[int, tuple[str, ...]] = {}  # the reference's own answers to earlier turns
         self.logits: dict[int, StoredLogits] = {}  # the reference's, of the prompt at hand
@@ -248,7 +253,7 @@ class _SetRun:
     def _converse(self, column: Column, number: int) -> tuple[Generation, tuple[str, ...]]:
         """(the answer to the last turn, the column's own answers before it)."""
         prompt, earlier = self.prompts[number], ()
-        handle = self._load(column)
+        handle = load_again(self.engine, self.request, column, self.cancel)
         while True:
             ids = self.encoder.encode(prompt, earlier) if earlier else self.encoded[number]
             run = self.engine.generate(
@@ -266,9 +271,6 @@ class _SetRun:
             return self.encoded[number]
         earlier = self.earlier.get(number) or self.answers[self.reference, number].earlier
         return self.encoder.encode(self.prompts[number], earlier)
-
-    def _load(self, column: Column) -> str:
-        return load_again(self.engine, self.request, column, self.cancel)
 
     # ------------------------------------------------------------ distance from the reference
 
@@ -298,7 +300,11 @@ class _SetRun:
         self.logits[number] = self.engine.score(task, self.cancel)
 
     def _ref(self, column: Column) -> ColumnRef:
-        return ColumnRef(self._load(column), column.exact.adapter, column.result.label)
+        return ColumnRef(
+            load_again(self.engine, self.request, column, self.cancel),
+            column.exact.adapter,
+            column.result.label,
+        )
 
 
 def judged(run: Generation | BatchAnswer, prompt: SetPrompt) -> SetAnswer:

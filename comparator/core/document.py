@@ -104,8 +104,8 @@ def _check_set(comparison: Comparison) -> None:
 
 def _check_votes(comparison: Comparison) -> None:
     """Raises `UserError` where votes are not on this document's columns and prompts."""
-    prompts = len(comparison.prompt_set.prompts) if comparison.prompt_set else 1
-    if comparison.votes is not None and not fits(comparison.votes, len(comparison.cells), prompts):
+    votes, columns = comparison.votes, len(comparison.cells)
+    if votes is not None and not fits(votes, columns, comparison.prompt_count):
         raise UserError(
             "This document's votes are damaged: they are not on its columns and prompts, or too many.",
             "Take the original file.",

@@ -310,6 +310,11 @@ class Comparison:
     prompt_set: SetResult | None = None
     votes: Votes | None = None  # of a saved comparison they lie beside the document, which never changes
 
+    @property
+    def prompt_count(self) -> int:
+        """How many prompts the columns answered: those of its set, or one."""
+        return len(self.prompt_set.prompts) if self.prompt_set else 1
+
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         for part in ("prompt_set", "votes"):

@@ -207,7 +207,8 @@ class LocalEngine(SinglePlaceEngine):
         from comparator.sources.examine import require_complete
 
         def work(on_progress: OnProgress) -> ModelFacts:
-            require_complete(checkpoint := self._checkpoint(model, on_progress, fresh=True))
+            checkpoint = self._checkpoint(model, on_progress, fresh=True)
+            require_complete(checkpoint)
             return checkpoint.facts()
 
         return self._with_progress(work, on_progress, cancel)
@@ -223,14 +224,20 @@ class LocalEngine(SinglePlaceEngine):
             if not cell.variant.source:
                 require_full_precision(checkpoint)
             with explained(f"look at {cell.variant.notation}"):
-                return replace(cell, variant=backend.complete(cell.variant, checkpoint, on_progress))
+                variant = backend.complete(cell.variant, checkpoint, on_progress)
+                return replace(cell, variant=variant)
 
         return self._with_progress(work, on_progress, cancel)
 
     def encode(
-        self, model: str, prompt: str, system: str | None, chat: bool | None, template: ChatTemplate = DEFAULT_TEMPLATE,
+        self,
+        model: str,
+        prompt: str,
+        system: str | None,
+        chat: bool | None,
+        template: ChatTemplate = DEFAULT_TEMPLATE,
         history: tuple[tuple[str, str], ...] = (),
-    ) -> Prompt:  # fmt: skip
+    ) -> Prompt:
         from comparator.decoding.text import encode
 
         def work():
@@ -252,7 +259,8 @@ class LocalEngine(SinglePlaceEngine):
     def _tokenizer(self, checkpoint: Any) -> Any:
         from comparator.sources.tokenizer import load_tokenizer
 
-        known = self._tokenizers.get(key := str(checkpoint.path))  # one may be false: it has a length
+        key = str(checkpoint.path)
+        known = self._tokenizers.get(key)  # one may be false: it has a length
         return self._tokenizers.put(key, load_tokenizer(checkpoint)) if known is None else known
 
     # ------------------------------------------------------------ resident variants

@@ -40,15 +40,11 @@ class Recipe:
 
 def check(variant: Variant) -> None:
     """Raises `UserError` where layers of this variant cannot be kept."""
-    if variant.source or "skip" not in {o.name for o in _options(variant)}:
+    if variant.source or "skip" not in {o.name for o in backend_for(variant).method(variant.method).options}:
         raise UserError(
             f"{variant.notation} cannot keep layers in 16 bits.",
             "A recipe takes nf4, fp4 or int8, which have skip=.",
         )
-
-
-def _options(variant: Variant) -> tuple:
-    return next(m.options for m in backend_for(variant).methods if m.name == variant.method)
 
 
 def propose(

@@ -50,7 +50,15 @@ def render(
     cells: Sequence[CellResult], reference: CellResult | None, summaries: Sequence[ColumnSummary] = ()
 ) -> str:
     """HTML; "" where there is nothing to choose from. Arguments as of `recommendation.recommend`."""
-    recommended = recommendation.recommend(cells, reference, summaries)
+    return draw(recommendation.recommend(cells, reference, summaries), cells, reference)
+
+
+def draw(
+    recommended: recommendation.Recommendation | None,
+    cells: Sequence[CellResult],
+    reference: CellResult | None,
+) -> str:
+    """`render` of what `recommendation.recommend` gave for these cells."""
     if recommended is None:
         return ""
     drawn = chart([c for c in cells if c.status == "ok"], reference)

@@ -18,6 +18,7 @@ from comparator.backends.options import KV_CACHE
 from comparator.core.request import BUILTIN_MODEL
 from comparator.core.result import CellResult, Comparison
 from comparator.core.variant import Adapter, Variant, parse_adapter
+from comparator.decoding import kv_cache
 
 _VERSION = re.compile(r"\d[0-9A-Za-z.]*")
 
@@ -213,7 +214,7 @@ def _generate(comparison: Comparison, result: CellResult) -> list[str]:
     else:
         arguments.append("do_sample=False")
     arguments.append(f"repetition_penalty={settings.repetition_penalty!r}")
-    if bits := {"int8": 8, "int4": 4}.get(dict(resolve(result.variant).options).get(KV_CACHE.name) or ""):
+    if bits := kv_cache.BITS.get(dict(resolve(result.variant).options).get(KV_CACHE.name) or ""):
         comments.append(
             "# q_group_size has to divide a head's size: Quant Comparator takes 16 where 64 does not."
         )

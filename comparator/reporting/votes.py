@@ -65,9 +65,7 @@ def extent_words(comparison: Comparison) -> str:
     """How much there is to vote on: "40 pairs of answers to 20 prompts; 6 more are identical"."""
     extent = ballots.extent(comparison)
     different = extent.pairs - extent.identical
-    prompts = (
-        f" to {formatting.plural(ballots.prompts(comparison), 'prompt')}" if comparison.prompt_set else ""
-    )
+    prompts = f" to {formatting.plural(comparison.prompt_count, 'prompt')}" if comparison.prompt_set else ""
     identical = f"; {extent.identical:,} more are identical" if extent.identical else ""
     return f"{formatting.plural(different, 'pair')} of answers{prompts}{identical}"
 

@@ -38,6 +38,5 @@ def separated(comparison: Comparison) -> tuple[Comparison, Votes | None]:
 
 def attached(comparison: Comparison, votes: Votes | None) -> Comparison:
     """A saved document with its votes; those that cannot be its own, from a damaged sidecar, are left out."""
-    prompts = len(comparison.prompt_set.prompts) if comparison.prompt_set else 1
-    fitting = votes if votes and fits(votes, len(comparison.cells), prompts) else None
+    fitting = votes if votes and fits(votes, len(comparison.cells), comparison.prompt_count) else None
     return comparison if fitting is comparison.votes else replace(comparison, votes=fitting)

@@ -99,12 +99,7 @@ def wire(page: Page, demo: gr.Blocks) -> None:
         return notice.say("Stopping …" if going else "Nothing is running.")
 
     async def visitor_left(request: gr.Request) -> None:
-        page.runs.stop(request.session_hash)
-        page.export_runs.stop(request.session_hash)
-        page.sensitivity_runs.stop(request.session_hash)
-        page.sweep_runs.stop(request.session_hash)
-        page.evaluation_runs.stop(request.session_hash)
-        page.judge_runs.stop(request.session_hash)
+        page.stop_runs(request.session_hash)
 
     started = gr.on(
         [page.run.click, page.fields["prompt"].submit],

@@ -70,6 +70,12 @@ class Page:
     run: gr.Button | None = None
     stop: gr.Button | None = None
 
+    def stop_runs(self, session: str | None) -> None:
+        """Stop all that this visitor has running, of every tab."""
+        for runs in vars(self).values():
+            if isinstance(runs, Runs):
+                runs.stop(session)
+
     def on_comparison(self, render, outputs, *, running: bool = False) -> None:
         """Call `render(shown)` whenever another comparison is shown; its return values go to `outputs`.
 

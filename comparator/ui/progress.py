@@ -7,6 +7,9 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
 
 from comparator.core.errors import Stopped, UserError
 from comparator.ui.results.notice import problem, say
@@ -51,3 +54,8 @@ def broken_off(error: BaseException | None, what: str, button: str) -> str:
             f"Press {button} to try again. If it happens again, please report this message.",
         )
     )
+
+
+def run_buttons(running: bool) -> list[Any]:
+    """(the button that starts, the button that stops)."""
+    return [gr.Button(interactive=not running), gr.Button(interactive=running)]

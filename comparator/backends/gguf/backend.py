@@ -61,6 +61,7 @@ class Gguf(Backend):
     requires = ("xllamacpp", "gguf")
     install = "-r requirements-llamacpp.txt"
     loaded_by = ("llama.cpp",)
+    cpu_only = "xllamacpp's wheel on PyPI has no CUDA kernels"
     cache_options = (
         replace(
             KV_CACHE, help="type of llama.cpp's keys and values. Left out: f16", choices=("q8_0", "q4_0")

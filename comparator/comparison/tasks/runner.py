@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from comparator.comparison.set_runner import journal_of, load_again
+from comparator.comparison.set_runner import journal_of, load_again, working_order
 from comparator.comparison.tasks import scoring
 from comparator.comparison.tasks.catalog import Document, Tasks, short
 from comparator.core.errors import Stopped, UserError
@@ -69,9 +69,7 @@ class _TaskRun:
     ):
         self.request, self.tasks, self.engine, self.cancel = request, tasks, engine, cancel
         self.columns, self.emit, self.journal = columns, emit, journal
-        self.reference = next(n for n, c in enumerate(columns) if c is reference)
-        alive = [n for n, c in enumerate(columns) if c.alive and c.loaded]
-        self.order = sorted(alive, key=lambda n: n != self.reference)
+        self.reference, self.order = working_order(columns, reference)
         self.failed: dict[int, tuple[int, str]] = {}  # by column: the document, and why
         self.whole = 0  # documents that every column has answered
 

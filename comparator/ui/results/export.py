@@ -25,7 +25,7 @@ from comparator.ui.admission import link
 from comparator.ui.form import Shown
 from comparator.ui.markup import esc
 from comparator.ui.page import DIRECT, PRIVATE, Choice, Page, html
-from comparator.ui.progress import batches, broken_off, running_line
+from comparator.ui.progress import batches, broken_off, run_buttons, running_line
 from comparator.ui.results.notice import say
 from comparator.util.streams import Background
 
@@ -126,7 +126,7 @@ async def stream(
     session, repo = asker.session_hash or "", str(repo or "").strip()
     stop = page.export_runs.begin(session)
     try:
-        yield [say("Starting …"), *_buttons(True)]
+        yield [say("Starting …"), *run_buttons(True)]
 
         def work(emit: Any) -> tuple[Exported, str]:
             if page.settings.public:
@@ -154,10 +154,10 @@ async def stream(
                     *_unchanged(2),
                 ]
         if background.error is not None:
-            yield [broken_off(background.error, "The export", "Export"), *_buttons(False)]
+            yield [broken_off(background.error, "The export", "Export"), *run_buttons(False)]
             return
         made, address = background.future.result()
-        yield [over(made, address), *_buttons(False)]
+        yield [over(made, address), *run_buttons(False)]
     finally:
         stop.set()  # the visitor left: the generator was closed
         page.export_runs.end(session, stop)
@@ -173,7 +173,3 @@ def over(made: Exported, address: str) -> str:
 
 def _unchanged(count: int) -> list[Any]:
     return [gr.skip() for _ in range(count)]
-
-
-def _buttons(running: bool) -> list[Any]:
-    return [gr.Button(interactive=not running), gr.Button(interactive=running)]

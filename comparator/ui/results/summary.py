@@ -30,7 +30,7 @@ def render(live: Live) -> str:
     largest = {
         key: max((_value(c.result, METRICS[key]) or 0 for c in live.columns), default=0) for key in BARS
     }
-    recommended = recommend_for(live)
+    drawn, recommended = answer_to(live)
     best = recommended.best if recommended else {}
     rows = [
         {
@@ -44,25 +44,20 @@ def render(live: Live) -> str:
     head = [("Variant", ""), *map(heading, metrics), ("Verdict", "against the reference")]
     unlike = devices.unlike(c.result for c in live.columns if c.result)
     table = render_template("summary.html", head=head, rows=rows, unlike=unlike, foot=footnote(live))
-    return answer_to(live) + table
+    return drawn + table
 
 
-def answer_to(live: Live) -> str:
-    """Which column to take, above the table, once everything has been measured: until then the answers stay in view."""
-    return answer.render(*_measured(live)) if all(column.settled for column in live.columns) else ""
-
-
-def recommend_for(live: Live) -> recommendation.Recommendation | None:
-    """The recommendation once everything has been measured."""
-    return recommendation.recommend(*_measured(live)) if all(c.settled for c in live.columns) else None
-
-
-def _measured(live: Live) -> tuple:
-    """(the columns' results, the reference's, what a prompt set says of each column)."""
+def answer_to(live: Live) -> tuple[str, recommendation.Recommendation | None]:
+    """(which column to take, as HTML above the table; the recommendation). Nothing until everything has been measured: until
+    then the answers stay in view."""
+    if not all(column.settled for column in live.columns):
+        return "", None
     reference = live.reference_column
     results = [column.result for column in live.columns if column.result]
     summaries = prompt_set.summaries(live.comparison) if live.comparison else ()
-    return results, reference.result if reference else None, summaries
+    theirs = reference.result if reference else None
+    recommended = recommendation.recommend(results, theirs, summaries)
+    return answer.draw(recommended, results, theirs), recommended
 
 
 def footnote(live: Live) -> str:

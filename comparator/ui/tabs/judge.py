@@ -22,7 +22,7 @@ from comparator.store.voting import change_votes
 from comparator.ui.form import Shown
 from comparator.ui.markup import esc, note, render
 from comparator.ui.page import DIRECT, PRIVATE, Choice, Page, html
-from comparator.ui.progress import batches, broken_off, running_line
+from comparator.ui.progress import batches, broken_off, run_buttons, running_line
 from comparator.ui.results.notice import problem, say
 from comparator.ui.tabs.rates import rates_table, text_table
 from comparator.util.streams import Background
@@ -111,7 +111,7 @@ async def stream(page: Page, shown: Shown, label: Any, name: Any, asker: Any) ->
         request = Request(wanted.model, (wanted.cell,), "", settings=settings, fidelity="none")
         page.admission.admit(request, asker)
     except UserError as error:
-        yield [problem(error), *_buttons(False), gr.skip()]
+        yield [problem(error), *run_buttons(False), gr.skip()]
         return
     stop = page.judge_runs.begin(session)
 
@@ -127,7 +127,7 @@ async def stream(page: Page, shown: Shown, label: Any, name: Any, asker: Any) ->
 
     try:
         line = say("Starting …")
-        yield [line, *_buttons(True), gr.skip()]
+        yield [line, *run_buttons(True), gr.skip()]
         background = Background(work)
         async for emitted in batches(background, stop):
             for fraction, message in emitted:
@@ -137,14 +137,10 @@ async def stream(page: Page, shown: Shown, label: Any, name: Any, asker: Any) ->
         over = (
             say("Done.") if background.error is None else broken_off(background.error, "The judge", "Judge")
         )
-        yield [over, *_buttons(False), results_of(now) if now else gr.skip()]
+        yield [over, *run_buttons(False), results_of(now) if now else gr.skip()]
     finally:
         stop.set()  # the visitor left: the generator was closed
         page.judge_runs.end(session, stop)
-
-
-def _buttons(running: bool) -> list[Any]:
-    return [gr.Button(interactive=not running), gr.Button(interactive=running)]
 
 
 def results_of(comparison: Comparison) -> str:

@@ -28,7 +28,7 @@ from comparator.reporting.plots import fidelity, style
 from comparator.ui.form import Shown, variant_of
 from comparator.ui.markup import code, esc, note, sized, table
 from comparator.ui.page import DIRECT, PRIVATE, Choice, Page, html, picture
-from comparator.ui.progress import batches, broken_off, running_line
+from comparator.ui.progress import batches, broken_off, run_buttons, running_line
 from comparator.ui.results.notice import problem, say
 from comparator.ui.tabs import recipe
 from comparator.util import formatting
@@ -185,12 +185,12 @@ async def stream(
         measurement = measurement_of(shown, name, by, page.settings.public)
         page.admission.admit(measurement.request, asker)
     except UserError as error:
-        yield [problem(error), *_buttons(False), *_unchanged(3)]
+        yield [problem(error), *run_buttons(False), *_unchanged(3)]
         return
     stop = page.sensitivity_runs.begin(session)
     try:
         line, began = say("Starting …"), time.monotonic()
-        yield [line, *_buttons(True), *_unchanged(3)]
+        yield [line, *run_buttons(True), *_unchanged(3)]
         background = Background(lambda emit: measured(page, measurement, tokens, stop, emit))
         async for emitted in batches(background, stop):
             for fraction, message in emitted:
@@ -203,13 +203,13 @@ async def stream(
             )
             yield [
                 over(parts, time.monotonic() - began),
-                *_buttons(False),
+                *run_buttons(False),
                 *results(shown.comparison, measurement, parts),
             ]
         else:
             yield [
                 broken_off(background.error, "The measurement", "Measure"),
-                *_buttons(False),
+                *run_buttons(False),
                 *_unchanged(3),
             ]
     finally:
@@ -219,10 +219,6 @@ async def stream(
 
 def _unchanged(count: int) -> list[Any]:
     return [gr.skip() for _ in range(count)]
-
-
-def _buttons(running: bool) -> list[Any]:
-    return [gr.Button(interactive=not running), gr.Button(interactive=running)]
 
 
 def over(parts: tuple, took_s: float) -> str:

@@ -30,7 +30,7 @@ from comparator.reporting.plots import sweep as plots
 from comparator.ui.form import Form
 from comparator.ui.markup import code, esc, note, sized, table
 from comparator.ui.page import DIRECT, PRIVATE, Page, html, picture
-from comparator.ui.progress import batches, broken_off, running_line
+from comparator.ui.progress import batches, broken_off, run_buttons, running_line
 from comparator.ui.results import share
 from comparator.ui.results.notice import problem, say
 from comparator.util import formatting, quantities
@@ -141,12 +141,12 @@ async def stream(page: Page, form: tuple[Any, ...], asker: Any) -> AsyncIterator
         job = job_of(form, page)
         page.admission.admit(job.request, asker)
     except UserError as error:
-        yield [problem(error), *_buttons(False), gr.skip(), *same]
+        yield [problem(error), *run_buttons(False), gr.skip(), *same]
         return
     stop, growing = page.sweep_runs.begin(session), None
     try:
         line = say("Starting …")
-        yield [line, *_buttons(True), "", gr.Row(visible=False), gr.Row(visible=False), *same[2:]]
+        yield [line, *run_buttons(True), "", gr.Row(visible=False), gr.Row(visible=False), *same[2:]]
         background = Background(lambda emit: _measure(page, job, stop, emit, asker))
         async for emitted in batches(background, stop):
             rows = gr.skip()
@@ -159,10 +159,10 @@ async def stream(page: Page, form: tuple[Any, ...], asker: Any) -> AsyncIterator
         error = background.error
         swept = growing if error else background.future.result()
         if swept is None:
-            yield [broken_off(error, "The sweep", "Measure"), *_buttons(False), gr.skip(), *same]
+            yield [broken_off(error, "The sweep", "Measure"), *run_buttons(False), gr.skip(), *same]
             return
         yield [
-            broken_off(error, "The sweep", "Measure") if error else over(swept), *_buttons(False), rendered(swept), gr.Row(visible=True),
+            broken_off(error, "The sweep", "Measure") if error else over(swept), *run_buttons(False), rendered(swept), gr.Row(visible=True),
             gr.Row(visible=True), *plots.curves(swept), swept,
         ]  # fmt: skip
     finally:
@@ -179,10 +179,6 @@ def _measure(page: Page, job: Job, stop: threading.Event, emit: Any, asker: Any)
             get_engine(), job.model, job.variants, job.options, stop, emit,
             lambda swept: emit(None, swept), admission.limits.max_comparison_s,
         )  # fmt: skip
-
-
-def _buttons(running: bool) -> list[Any]:
-    return [gr.Button(interactive=not running), gr.Button(interactive=running)]
 
 
 def over(swept: Sweep) -> str:

@@ -100,8 +100,7 @@ def acted(
                 voted = replace(poll, voted=choice, is_open=False)
                 return after_vote(page, shown, owner, comparison, visitor, voted)
             if action == "names":  # no vote on these answers would be blind now
-                pairs = ballots.left_for(comparison, visitor)
-                same = (Ballot(*pair) for pair in pairs if pair[0] == poll.ballot.prompt)
+                same = ballots.of_prompt(comparison, visitor, poll.ballot.prompt)
                 poll = replace(poll, skipped=(*poll.skipped, *same), is_open=False)
                 return revealed(comparison, visitor, poll), "", replace(poll, waiting=())
             if action == "skip":
