@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,27 @@ def two_layers(builtin, tmp_path_factory) -> Path:
     import tiny_models
 
     return tiny_models.cut(builtin.path, tmp_path_factory.mktemp("models") / "two-layers")
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory) -> str:
+    """A model of a few kB with a chat template, as a folder."""
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_models.save(folder, chat=True)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator:
+    """An engine of this process for the tests of one file."""
+    from comparator.core.settings import Settings
+    from comparator.engine.local import LocalEngine
+
+    made = LocalEngine(Settings())
+    yield made
+    made.unload()
 
 
 @pytest.fixture(scope="session")

@@ -86,15 +86,11 @@ def doctor(
 
 
 def _table(checks: list[Check], narrow: bool) -> Any:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    from comparator.cli.tables import printable
+    from comparator.cli.tables import plain_table, printable
 
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
+    table = plain_table()
     table.add_column("checked", overflow="fold", max_width=32 if narrow else None)
     table.add_column("")
     table.add_column("found", overflow="fold")

@@ -68,16 +68,12 @@ def plan(
 
 
 def _shown(made: Plan) -> str:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from comparator.capacity import words
-    from comparator.cli.tables import printable, to_text
+    from comparator.cli.tables import plain_table, printable, to_text
 
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
+    table = plain_table()
     for heading in words.HEADINGS:
         table.add_column(heading, justify="left" if heading in ("variant", "fits") else "right")
     for row in made.rows:

@@ -119,16 +119,12 @@ def sweep(
 
 
 def _shown(measured: Sweep) -> str:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from comparator.capacity import sweep_words
-    from comparator.cli.tables import printable, prose_width, to_text
+    from comparator.cli.tables import plain_table, printable, prose_width, to_text
 
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
+    table = plain_table()
     columns = sweep_words.columns(measured)
     for column in columns:
         table.add_column(column.heading, justify="left" if column.heading == "variant" else "right")

@@ -96,8 +96,6 @@ def answer(comparison: Comparison) -> str:
 
 def length_table(comparison: Comparison) -> str:
     """Divergence over the length of the evaluation text; "" where there is no such figure."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from comparator.fidelity import length
@@ -105,9 +103,7 @@ def length_table(comparison: Comparison) -> str:
     columns = length.measured(comparison)
     if not columns:
         return ""
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
+    table = plain_table()
     table.add_column("tokens read")
     for cell, _ in columns:
         table.add_column(f"{printable(cell.label)} KL, nats", justify="right")
@@ -242,14 +238,20 @@ def _blocks(names: list[str], columns: list[tuple[str, list[str]]]) -> list[list
     return blocks
 
 
-def _table(names: list[str], columns: list[tuple[str, list[str]]]) -> Table:
+def plain_table() -> Table:
+    """An empty table with bold headings above a line, as all tables of the command line look."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(
+    return Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
     )
+
+
+def _table(names: list[str], columns: list[tuple[str, list[str]]]) -> Table:
+    from rich.text import Text
+
+    table = plain_table()
     table.add_column(names[0], overflow="fold", max_width=terminal_width() // 2)
     for heading, _ in columns:
         table.add_column(Text(heading), justify="right", no_wrap=True)
@@ -279,8 +281,6 @@ def _notes(comparison: Comparison) -> Iterable[str]:
 
 def layers_table(rows: Iterable[LayerRow]) -> str:
     """A line per stored tensor. Columns that do not fit the terminal's width are left out, which a last line says."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     rows = list(rows)
@@ -291,9 +291,7 @@ def layers_table(rows: Iterable[LayerRow]) -> str:
         if (available := available - widths[head]) < -2 and fitting:
             break
         fitting.append(head)
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-    )
+    table = plain_table()
     shown = [(head, right) for head, right, _ in _LAYER_COLUMNS if head in fitting]
     for head, right in shown:
         table.add_column(head, justify="right" if right else "left", overflow="fold")

@@ -121,6 +121,8 @@ def appearance() -> dict:
                 _HERE / name
                 for name in (
                     "page.css",
+                    "fidelity.css",
+                    "prompt_set.css",
                     "columns.css",
                     "tree.css",
                     "recordings.css",

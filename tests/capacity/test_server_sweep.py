@@ -19,13 +19,6 @@ CONTEXT, NEW = 8, 6
 FAR = 1000.0  # seconds that every request takes less than
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_models.save(folder, chat=True)
-    return str(folder)
-
-
 @pytest.fixture
 def serve(settings_env):
     """`serve(says=…, forms=…)` starts a server, listed as endpoint@tiny."""
@@ -51,7 +44,7 @@ def swept(model: str, cancel: threading.Event | None = None, **options) -> sweep
     return sweep.run(get_engine(), model, [resolve("endpoint@tiny")], chosen, cancel)
 
 
-def test_as_many_requests_at_once_as_were_asked_for(model, serve):
+def test_as_many_requests_at_once_as_were_asked_for(tiny_chat, serve):
     """The server answers nobody before three requests are there."""
     together = threading.Barrier(3)
     words = script([5] * 1000, tiny_models.VOCABULARY, 0)
@@ -62,7 +55,7 @@ def test_as_many_requests_at_once_as_were_asked_for(model, serve):
         return words(ids, step)
 
     server = serve(says, gives_ids=True)
-    (point,) = swept(model, batches=(3,), ttft_limit_s=FAR, itl_limit_s=FAR).points
+    (point,) = swept(tiny_chat, batches=(3,), ttft_limit_s=FAR, itl_limit_s=FAR).points
     assert point.error is None and point.served and point.batch == 3, point.error
     bodies = [body for _, _, body in server.requests if len(body.get("prompt", ())) == CONTEXT]
     timed = [body for body in bodies if body["max_tokens"] == NEW]
@@ -75,9 +68,9 @@ def test_as_many_requests_at_once_as_were_asked_for(model, serve):
     assert point.good_share == 1 and point.good_per_s > 0 and point.peak_bytes is None and not point.note
 
 
-def test_requests_that_miss_a_limit_do_not_count(model, serve):
+def test_requests_that_miss_a_limit_do_not_count(tiny_chat, serve):
     serve()
-    made = swept(model, batches=(1, 2), itl_limit_s=1e-9)
+    made = swept(tiny_chat, batches=(1, 2), itl_limit_s=1e-9)
     assert [(p.good_share, p.good_per_s) for p in made.points] == [(0, 0), (0, 0)]
     said = list(sweep_words.remarks(made))
     assert any(
@@ -85,25 +78,25 @@ def test_requests_that_miss_a_limit_do_not_count(model, serve):
     ), said
 
 
-def test_what_fails_is_missing_from_the_goodput(model, serve):
+def test_what_fails_is_missing_from_the_goodput(tiny_chat, serve):
     server = serve()
-    assert swept(model).points[0].error is None
+    assert swept(tiny_chat).points[0].error is None
     server.fault, server.healthy = "429", 6  # the warm-up, and some of those timed
-    (point,) = swept(model, ttft_limit_s=FAR).points
+    (point,) = swept(tiny_chat, ttft_limit_s=FAR).points
     assert 0 < point.good_share < 1 and "requests failed: endpoint@tiny takes no more requests" in point.note
     server.healthy = 0
-    (point,) = swept(model).points
+    (point,) = swept(tiny_chat).points
     assert "takes no more requests" in point.error and not point.runs
 
 
-def test_a_server_that_takes_plain_text_only_and_ends_early(model, serve):
+def test_a_server_that_takes_plain_text_only_and_ends_early(tiny_chat, serve):
     tokenizer = tiny_models.tokenizer(chat=True)
     serve(script([5, 6, 7], tiny_models.VOCABULARY, tokenizer.eos_token_id), forms=("text",), fields=())
-    (point,) = swept(model).points
+    (point,) = swept(tiny_chat).points
     assert point.runs and "8 of 8 answers ended early" in point.note, (point.error, point.note)
 
 
-def test_stop_ends_the_requests(model, serve):
+def test_stop_ends_the_requests(tiny_chat, serve):
     cancel, server = threading.Event(), None
     words = script([5] * 1000, tiny_models.VOCABULARY, 0)
 
@@ -115,10 +108,10 @@ def test_stop_ends_the_requests(model, serve):
 
     server = serve(says)
     with pytest.raises(Stopped):
-        swept(model, cancel)
+        swept(tiny_chat, cancel)
 
 
-def test_the_command(model, serve, tmp_path, monkeypatch):
+def test_the_command(tiny_chat, serve, tmp_path, monkeypatch):
     from comparator.cli import app
 
     serve()
@@ -126,7 +119,7 @@ def test_the_command(model, serve, tmp_path, monkeypatch):
     command = [
         "sweep",
         "-m",
-        model,
+        tiny_chat,
         "-v",
         "endpoint@tiny",
         "--concurrency",

@@ -59,15 +59,8 @@ class Prefers:
         return row
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_models.save(folder, chat=True)
-    return str(folder)
-
-
 @pytest.fixture
-def asking(tiny, settings_env):
+def asking(tiny_chat, settings_env):
     """`asking(comparison, …)` → (the judge, what the server's model read, the server)."""
     tokenizer = tiny_models.tokenizer(chat=True)
 
@@ -77,7 +70,7 @@ def asking(tiny, settings_env):
             settings_env(endpoints=f"judge={server.url}")
             try:
                 made = judge(
-                    comparison, Judging(tiny, api.cell("endpoint@judge"), **options), engine=get_engine(),
+                    comparison, Judging(tiny_chat, api.cell("endpoint@judge"), **options), engine=get_engine(),
                     cancel=cancel or threading.Event(), on_judge=on_judge,
                 )  # fmt: skip
             finally:  # the next server has another port

@@ -10,19 +10,10 @@ from comparator.backends import backend_for, resolve
 from comparator.core.errors import UserError
 from comparator.core.messages import LoadRequest, Prompt
 from comparator.core.request import GenerationSettings
-from comparator.core.settings import Settings
-from comparator.engine.local import LocalEngine
 
 PROMPT = tuple(100 + 7 * n for n in range(150))
 NEW = 12
 NEVER = threading.Event()
-
-
-@pytest.fixture(scope="module")
-def engine():
-    made = LocalEngine(Settings())
-    yield made
-    made.unload()
 
 
 @pytest.fixture(scope="module")

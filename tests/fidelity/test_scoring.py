@@ -29,16 +29,6 @@ def quiet(*_):
 
 
 @pytest.fixture(scope="module")
-def engine():
-    from comparator.core.settings import Settings
-    from comparator.engine.local import LocalEngine
-
-    engine = LocalEngine(Settings())
-    yield engine
-    engine.unload()
-
-
-@pytest.fixture(scope="module")
 def models(two_layers):
     """(fp32, bf16 and nf4 of the cut model as resident models, token ids of the bundled text)."""
     from transformers import AutoTokenizer

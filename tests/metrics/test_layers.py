@@ -8,15 +8,6 @@ import pytest
 
 from comparator.backends import resolve
 from comparator.core.messages import LoadRequest
-from comparator.core.settings import Settings
-from comparator.engine.local import LocalEngine
-
-
-@pytest.fixture(scope="module")
-def engine():
-    engine = LocalEngine(Settings())
-    yield engine
-    engine.unload()
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,9 @@ from comparator.core.events import Answering
 from comparator.core.request import GenerationSettings, Request, TaskRequest
 from comparator.core.settings import Settings
 from comparator.core.variant import Cell
-from comparator.engine.local import LocalEngine
 from comparator.reporting import export, prompt_set
 
 TASKS = Path(__file__).with_name("tasks")
-
-
-@pytest.fixture(scope="module")
-def engine():
-    engine = LocalEngine(Settings())
-    yield engine
-    engine.unload()
 
 
 @pytest.fixture(scope="module")
