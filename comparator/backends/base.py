@@ -288,9 +288,9 @@ class Backend(Notation):
         """Why no CUDA graph can hold this module, as a clause; None where one can."""
         return None
 
-    def capture_forward(self, module: Any) -> Callable[[Any], Any] | None:
+    def capture_forward(self, module: Any, rows: int = 1) -> Callable[[Any], Any] | None:
         """Where the module's forward waits for the device, has shapes that depend on the data, or unpacks its weight: a forward
-        (…, inputs) → (…, outputs) for one row that a CUDA graph can hold, used while decoding in a graph. It is compared
+        (…, inputs) → (…, outputs) for so many rows that a CUDA graph can hold, used while decoding in a graph. It is compared
         with the module's own on real activations first. None: the module's own is captured."""
         return None
 

@@ -10,28 +10,28 @@ from comparator.backends import owner
 from comparator.decoding.patching import replace_forward
 
 
-def replaced_layers(model: Any) -> list[tuple[Any, Callable[[Any], Any], str]]:
+def replaced_layers(model: Any, rows: int = 1) -> list[tuple[Any, Callable[[Any], Any], str]]:
     """(module, its forward for a capture, the backend's note) of each such layer."""
     layers = []
     for module in model.modules():
         backend = owner(module)
-        if backend is not None and (forward := backend.capture_forward(module)) is not None:
+        if backend is not None and (forward := backend.capture_forward(module, rows)) is not None:
             layers.append((module, forward, backend.capture_note(module)))
     return layers
 
 
 @contextlib.contextmanager
-def capturable(model: Any) -> Iterator[tuple[str, ...]]:
-    """A context in which these layers run the form for a capture. Yields notes for the column."""
-    layers = replaced_layers(model)
+def capturable(model: Any, rows: int = 1) -> Iterator[tuple[str, ...]]:
+    """A context in which these layers run the form for a capture of a step of `rows` sequences. Yields notes for the column."""
+    layers = replaced_layers(model, rows)
     with contextlib.ExitStack() as stack:
         for module, forward, _ in layers:
             stack.enter_context(replace_forward(module, _opaque(forward)))
         yield tuple(dict.fromkeys(note for _, _, note in layers if note))
 
 
-def largest_difference(model: Any, step: Callable[[], Any]) -> tuple[Any, float | None]:
-    """Run `step`, a decode step on the layers' own forwards, and compare both forms of each layer on the same input.
+def largest_difference(model: Any, step: Callable[[], Any], rows: int = 1) -> tuple[Any, float | None]:
+    """Run `step`, a decode step of `rows` sequences on the layers' own forwards, and compare both forms of each layer on the same input.
 
     Returns (the result of `step`, the largest ‖difference‖ / ‖own output‖, None for a model without such layers). The
     model's logits are not compared, since one activation that rounds differently changes all that follow.
@@ -45,7 +45,8 @@ def largest_difference(model: Any, step: Callable[[], Any]) -> tuple[Any, float 
 
         return hook
 
-    hooks = [module.register_forward_hook(compare(forward)) for module, forward, _ in replaced_layers(model)]
+    layers = replaced_layers(model, rows)
+    hooks = [module.register_forward_hook(compare(forward)) for module, forward, _ in layers]
     try:
         result = step()
     finally:

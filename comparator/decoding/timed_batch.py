@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from comparator.core.errors import Stopped
@@ -131,7 +132,8 @@ def record(model: Any, prompts: Any, count: int, compiled: bool) -> tuple[Any, s
     """(the captured step for this batch, how far its logits are from the eager ones). Raises `NotCapturable`."""
     import torch
 
-    from comparator.decoding.verify import explained
+    from comparator.decoding import capture_forward
+    from comparator.decoding.verify import LAYER_TOLERANCE, explained
 
     batch, length = prompts.shape
     capacity = bucket(length + count)
@@ -140,15 +142,23 @@ def record(model: Any, prompts: Any, count: int, compiled: bool) -> tuple[Any, s
     fixed = StaticDecodeState(model, capacity, batch)
     with torch.inference_mode(), decoding(model) as begin_decoding:
         cache, logits = prefill(model, prompts)
+        first, vocabulary = logits.argmax(-1), logits.shape[-1]
         begin_decoding()
-        fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
-        recorded = capture(model, fixed, compiled, True)
-        cache, logits = prefill(model, prompts)
-        fixed.fill(cache, length, logits.argmax(-1), logits.shape[-1])
+        fixed.fill(cache, length, first, vocabulary)
+        with capture_forward.capturable(model, batch):
+            recorded = capture(model, fixed, compiled, True)
+        fixed.fill(cache, length, first, vocabulary)  # capturing ran steps on it, and left `cache` alone
         furthest, same, steps = 0.0, 0, min(CHECKED, count - 1)
-        for _ in range(steps):
-            fed = fixed.token.clone()
-            expected = step(model, cache, fed)
+        for number in range(steps):
+            eager = partial(step, model, cache, fixed.token.clone())
+            if number:
+                expected = eager()
+            else:
+                expected, layers = capture_forward.largest_difference(model, eager, batch)
+                if layers is not None and layers > LAYER_TOLERANCE:
+                    raise NotCapturable(
+                        f"a layer rewritten for CUDA graphs differs from the library's own by {layers:.1%}"
+                    )
             recorded.replay()
             apart = (fixed.logits - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)
             furthest = max(furthest, float(apart.max()))

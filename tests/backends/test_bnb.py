@@ -209,3 +209,13 @@ def test_a_quantized_model_names_the_method_that_reads_it(two_layers):
     with pytest.raises(UserError, match=r"quantized already \(awq\).*full-precision"):
         require_full_precision(replace(checkpoint, quantization={"quant_method": "awq"}))
     require_full_precision(replace(checkpoint, quantization=None))
+
+
+def test_a_pass_that_would_end_the_process_is_refused():
+    """bitsandbytes 0.50 calls `exit` where tokens × features of an int8 layer are 2**31: seen at 64 × 8,192 tokens of 4,096."""
+    from comparator.backends.bnb import limits
+    from comparator.core.errors import UserError
+
+    limits.check_rows(524_287, 4096)
+    with pytest.raises(UserError, match="at most 524,287 tokens in one pass of this model, not 524,288"):
+        limits.check_rows(524_288, 4096)

@@ -203,22 +203,25 @@ def test_buckets():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("outliers", [0, 1, 5])
-def test_int8_for_one_row_is_bitsandbytes_own(dtype, outliers):
+@pytest.mark.parametrize("rows", [1, 4])
+def test_int8_without_the_host_is_bitsandbytes_own(dtype, outliers, rows):
+    """Each row has its outliers elsewhere: a column with one is left out of the 8-bit product of all rows."""
     import bitsandbytes as bnb
     import torch
 
-    from comparator.backends.bnb.outliers import one_row
+    from comparator.backends.bnb.outliers import product
 
     torch.manual_seed(outliers)
     layer = bnb.nn.Linear8bitLt(128, 96, bias=True, has_fp16_weights=False, threshold=6.0)
     layer.load_state_dict({"weight": torch.randn(96, 128) * 0.05, "bias": torch.randn(96)})
     layer = layer.to("cpu").eval()
-    x = torch.randn(1, 1, 128).clamp(-4, 4)
-    x[..., torch.randperm(128)[:outliers]] = 9.5
+    x = torch.randn(rows, 1, 128).clamp(-4, 4)
+    for row in x:
+        row[..., torch.randperm(128)[:outliers]] = 9.5
     x = x.to(getattr(torch, dtype))
     with torch.inference_mode():
         expected = layer(x)
-        got = one_row(x, layer.state, layer.bias)
+        got = product(x, layer.state, layer.bias)
     assert got.shape == expected.shape and got.dtype == expected.dtype
     # bitsandbytes' CPU kernel leaves outlier *columns* out as its CUDA kernel does; equal to the last bit.
     assert torch.equal(got, expected), f"off by {(got - expected).abs().max()}"
@@ -252,6 +255,23 @@ def test_a_whole_int8_model_decodes_on_fixed_addresses():
     assert check.distance < 0.05 and check.wrong is None
     for module in model.modules():
         assert "forward" not in vars(module), "the layer's own forward must be back after recording"
+
+
+def test_a_batch_of_int8_decodes_on_fixed_addresses(monkeypatch):
+    """Every sequence's row has its own outliers; the check of each layer refuses a form that forgets them."""
+    import torch
+
+    from comparator.backends.bnb import outliers
+    from comparator.decoding.planner import NotCapturable
+    from comparator.decoding.timed_batch import record
+
+    prompts = torch.randint(0, 60, (3, 8), generator=torch.Generator().manual_seed(0))
+    model = tiny_int8()
+    recorded, note = record(model, prompts, 6, compiled=False)
+    assert recorded.path == "cuda-graph" and "15 of 15 tokens equal" in note, note
+    monkeypatch.setattr(outliers, "add_outliers", lambda out, *_: out)
+    with pytest.raises(NotCapturable, match="rewritten for CUDA graphs"):
+        record(model, prompts, 6, compiled=False)
 
 
 def test_a_form_that_forgets_outliers_is_caught(monkeypatch):
@@ -396,22 +416,24 @@ def test_a_captured_graph_gives_the_eager_tokens(gpu, decode, settings):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("outliers", [0, 1, 7])
 @pytest.mark.parametrize("shape", [(4096, 14336), (14336, 4096), (576, 1536)])
-def test_int8_kernel_against_bitsandbytes(gpu, dtype, outliers, shape):
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_int8_kernel_against_bitsandbytes(gpu, dtype, outliers, shape, rows):
     import bitsandbytes as bnb
     import torch
 
-    from comparator.backends.bnb.outliers import one_row
+    from comparator.backends.bnb.outliers import product
 
     torch.manual_seed(outliers)
     features, outputs = shape
     layer = bnb.nn.Linear8bitLt(features, outputs, bias=False, has_fp16_weights=False, threshold=6.0)
     layer.load_state_dict({"weight": torch.randn(outputs, features) * 0.02})
     layer = layer.to(gpu).eval()
-    x = torch.randn(1, 1, features, device=gpu).clamp(-4, 4)
-    x[..., torch.randperm(features, device=gpu)[:outliers]] = 11.25
+    x = torch.randn(rows, 1, features, device=gpu).clamp(-4, 4)
+    for row in x[:5]:
+        row[..., torch.randperm(features, device=gpu)[:outliers]] = 11.25
     x = x.to(getattr(torch, dtype))
     with torch.inference_mode():
-        expected, got = layer(x).float(), one_row(x, layer.state).float()
+        expected, got = layer(x).float(), product(x, layer.state).float()
     apart = float((got - expected).norm() / expected.norm())
     assert apart < (1e-3 if dtype == "float16" else 4e-3), f"{apart:.2%} apart: more than one rounding"
 

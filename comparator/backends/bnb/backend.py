@@ -20,7 +20,7 @@ from comparator.backends.base import (
     QuantizedType,
     Training,
 )
-from comparator.backends.bnb import outliers, ready_made, stored
+from comparator.backends.bnb import limits, outliers, ready_made, stored
 from comparator.backends.bnb.ready_made import HEADS
 from comparator.backends.bnb.settings import FOUR_BIT, INT8
 from comparator.backends.options import ONLY
@@ -143,6 +143,8 @@ class BitsAndBytes(sources.FromCheckpoint):
                 f"{checkpoint.architecture} has no linear layer that bitsandbytes can quantize as {variant.notation}.",
                 "Use bf16, or shorten skip=.",
             )
+        if not four_bit:
+            limits.refuse_many_rows(model, [m for m in model.modules() if self.owns(m)])
         return LoadedModel(model, kernel, notes)
 
     def save(self, checkpoint, variant, placement, target, progress, change=None):
@@ -295,10 +297,10 @@ class BitsAndBytes(sources.FromCheckpoint):
     def on_parallel_streams(self, module) -> bool:
         return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
 
-    def capture_forward(self, module):
+    def capture_forward(self, module, rows=1):
         if type(module).__name__ != "Linear8bitLt" or module.state.threshold <= 0:
             return None
-        return lambda x: outliers.one_row(x, module.state, module.bias)
+        return lambda x: outliers.product(x, module.state, module.bias)
 
     def capture_note(self, module) -> str:
         return outliers.NOTE

@@ -1,11 +1,12 @@
-"""LLM.int8() with its outlier threshold, for one row, without waiting for the device.
+"""LLM.int8() with its outlier threshold, for the rows of a decode step, without waiting for the device.
 
-bitsandbytes asks the GPU which input features hold an outlier and waits for the answer (`outliers.any()`), once a
-layer: no CUDA graph can hold that. For a single row the question can stay on the device:
+bitsandbytes asks the GPU which input features hold an outlier in any row and waits for the answer (`outliers.any()`),
+once a layer: no CUDA graph can hold that. For a few rows the question can stay on the device:
 
     x₀      = x with the outliers set to 0                      (bitsandbytes' kernel leaves them out likewise)
-    y       = dequantize(quantize(x₀) · Wq)                     (bitsandbytes' own operations)
-    y      += Σ over outliers j of x[j] · dequantize(Wq[:, j])  (here, one kernel that counts for itself)
+    q, s    = quantize(x₀), then q[:, j] = 0 for all j with an outlier in any row
+    y       = dequantize(q · Wq)                                (bitsandbytes' own operations)
+    y      += Σ over these j of x[:, j] · dequantize(Wq[:, j])  (here, one kernel that counts for itself)
 
 Same outliers, same quantized values, same 16-bit values in the last sum; only the order of that float32 sum may
 differ. Used for decoding in a CUDA graph; prefill and eager decoding stay bitsandbytes' own.
@@ -22,56 +23,64 @@ NOTE = (
 )
 
 
-def one_row(x: Any, state: Any, bias: Any = None) -> Any:
-    """`x` (…, features) with one row in all → (…, outputs) in x's dtype. `state`: bitsandbytes' MatmulLtState."""
+def product(x: Any, state: Any, bias: Any = None) -> Any:
+    """`x` (…, features) → (…, outputs) in x's dtype, all of its rows at once. `state`: bitsandbytes' MatmulLtState."""
     import torch
 
-    row = x.reshape(-1, x.shape[-1])
-    if row.shape[0] != 1:
-        raise ValueError(f"one row at a time, not {row.shape[0]}")
-    half = row.to(torch.float16)
+    rows = x.reshape(-1, x.shape[-1])
+    half = rows.to(torch.float16)
     cuda = x.device.type == "cuda"
-    inner = (
-        _without_outliers_kernel(half, state.threshold)
-        if cuda
-        else half.masked_fill(half.abs() >= state.threshold, 0)
-    )
+    inner, columns = (_split_kernel if cuda else split)(half, state.threshold)
     quantized, scale, _ = torch.ops.bitsandbytes.int8_vectorwise_quant.default(inner, threshold=0.0)
+    if len(rows) > 1:
+        quantized = quantized.masked_fill(columns, 0)
     if bias is not None:
         bias = bias.to(x.dtype)
     out = torch.ops.bitsandbytes.int8_scaled_mm.default(
         quantized, state.CB, scale, state.SCB, bias=bias, dtype=x.dtype
     )
     add = _add_outliers_kernel if cuda else add_outliers
-    return add(out, row, half, state.CB, state.SCB, state.threshold).view(*x.shape[:-1], -1)
+    return add(out, rows, columns, state.CB, state.SCB).view(*x.shape[:-1], -1)
 
 
-def add_outliers(out: Any, row: Any, half: Any, weight: Any, scales: Any, threshold: float) -> Any:
+def split(half: Any, threshold: float) -> tuple[Any, Any]:
+    """(`half` with its outliers set to 0, bool (features,): an outlier in any row). What the kernel is tested against."""
+    outliers = half.abs() >= threshold
+    return half.masked_fill(outliers, 0), outliers.any(0)
+
+
+def add_outliers(out: Any, rows: Any, columns: Any, weight: Any, scales: Any) -> Any:
     """The last line of the formula in plain torch: what the kernel is tested against."""
     import torch
 
-    columns = torch.nonzero(half[0].abs() >= threshold).view(-1)
-    if not columns.numel():
+    places = torch.nonzero(columns).view(-1)
+    if not places.numel():
         return out
-    values = torch.ops.bitsandbytes.int8_vectorwise_dequant.default(weight[:, columns].contiguous(), scales)
-    return out.addmm(row[:, columns].contiguous(), values.to(row.dtype).t())
+    values = torch.ops.bitsandbytes.int8_vectorwise_dequant.default(weight[:, places].contiguous(), scales)
+    return out.addmm(rows[:, places].contiguous(), values.to(rows.dtype).t())
 
 
-def _without_outliers_kernel(half: Any, threshold: float) -> Any:
+def _split_kernel(half: Any, threshold: float) -> tuple[Any, Any]:
     import torch
 
-    out = torch.empty_like(half)
-    size = half.shape[-1]
-    _kernels()[0][(-(-size // 1024),)](half, out, size, threshold, BLOCK=1024, num_warps=4)
-    return out
+    (count, size), out = half.shape, torch.empty_like(half)
+    columns = torch.empty(size, dtype=torch.bool, device=half.device)
+    tall = min(64, 1 << (count - 1).bit_length())
+    wide = max(32, 1024 // tall)
+    _kernels()[0][(-(-size // wide),)](
+        half, out, columns.view(torch.uint8), count, size, threshold, ROWS=tall, BLOCK=wide, num_warps=4
+    )
+    return out, columns
 
 
-def _add_outliers_kernel(out: Any, row: Any, half: Any, weight: Any, scales: Any, threshold: float) -> Any:
-    size, outputs = row.shape[-1], weight.shape[0]
+def _add_outliers_kernel(out: Any, rows: Any, columns: Any, weight: Any, scales: Any) -> Any:
+    import torch
+
+    (count, size), outputs = rows.shape, weight.shape[0]
     block = 1 << (size - 1).bit_length()
-    _kernels()[1][(-(-outputs // 128),)](
-        out, row, half, weight, scales, size, outputs, threshold,
-        BLOCK=block, ROWS=128, num_warps=4 if block <= 4096 else 8,
+    _kernels()[1][(-(-outputs // 128), count)](
+        out, rows, columns.view(torch.uint8), weight, scales, size, outputs,
+        BLOCK=block, OUTPUTS=128, num_warps=4 if block <= 4096 else 8,
     )  # fmt: skip
     return out
 
@@ -80,4 +89,4 @@ def _add_outliers_kernel(out: Any, row: Any, half: Any, weight: Any, scales: Any
 def _kernels() -> tuple[Any, Any]:
     from comparator.backends.bnb import triton_outliers
 
-    return triton_outliers.without_outliers, triton_outliers.add_outliers
+    return triton_outliers.split, triton_outliers.add_outliers

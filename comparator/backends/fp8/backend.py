@@ -121,9 +121,10 @@ class BlockFP8(Unpacked):
     def on_parallel_streams(self, module: Any) -> bool:
         return row_matmul.runs_on(module.codes())
 
-    def capture_forward(self, module: Any):
-        codes = module.codes()
-        return (lambda x: row_matmul.one_row(x, codes, module.bias)) if row_matmul.runs_on(codes) else None
+    def capture_forward(self, module: Any, rows: int = 1):
+        if rows != 1 or not row_matmul.runs_on(codes := module.codes()):
+            return None
+        return lambda x: row_matmul.one_row(x, codes, module.bias)
 
     def capture_note(self, module: Any) -> str:
         return row_matmul.NOTE

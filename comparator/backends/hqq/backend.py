@@ -188,8 +188,8 @@ class Hqq(FromCheckpoint):
         per stream."""
         return module.int4pack or _codes(module) is not None
 
-    def capture_forward(self, module: Any):
-        if module.int4pack or (codes := _codes(module)) is None:
+    def capture_forward(self, module: Any, rows: int = 1):
+        if rows != 1 or module.int4pack or (codes := _codes(module)) is None:
             return None
         return lambda x: row_matmul.one_row(x, codes, module.bias)
 

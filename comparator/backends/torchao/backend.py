@@ -232,7 +232,9 @@ class TorchAo(FromCheckpoint):
         tiled = type(weight).__name__ == checkpoints.TILED and weight.act_pre_scale is None
         return tiled or _codes(weight) is not None
 
-    def capture_forward(self, module: Any):
+    def capture_forward(self, module: Any, rows: int = 1):
+        if rows != 1:
+            return None
         weight = self._weight(module)
         if (codes := _codes(weight)) is not None:
             return lambda x: row_matmul.one_row(x, codes, module.bias)
