@@ -25,6 +25,7 @@ from comparator.sources.dimensions import Dimensions, dimensions
 
 LABEL = "Estimate, not a measurement"
 CUDA_CONTEXT_BYTES = 512 * 2**20  # the driver's own, of a process that uses a GPU
+CUBLAS_BYTES = 32 * 2**20  # the workspace that PyTorch gives cuBLAS on Hopper; less elsewhere
 LONGEST = 2**24  # tokens; no model is made for more
 _EMBEDDING = re.compile(r"embed|\bw[tp]e\b|token_embd")
 _EXPERT = re.compile(r"\.experts\.")
@@ -162,8 +163,10 @@ def _estimated(
     def at(tokens: int) -> Row:
         kv = math.ceil(users * cache.bytes(tokens) * share)
         graph = users * cache.bytes(_bucket(tokens)) if captured else 0
-        workspace = backend.workspace_bytes(variant, tokens, size.inner, size.hidden, card.device)
-        activations = activation_bytes(size, tokens, users, FLOAT_BYTES[dtype], workspace)
+        read = users * tokens
+        workspace = backend.workspace_bytes(variant, read, size.inner, size.hidden, card.device)
+        activations = activation_bytes(size, read, users, FLOAT_BYTES[dtype], workspace)
+        activations += CUBLAS_BYTES if card.device == "cuda" else 0
         total = row.weight_bytes + row.state_bytes + kv + graph + activations + reserve
         return replace(
             row,
@@ -182,11 +185,16 @@ def _estimated(
 
 
 def activation_bytes(size: Dimensions, tokens: int, users: int, width: int, workspace: int = 0) -> int:
-    """The most that a forward pass over one prompt of `tokens` tokens holds at once, with `width` bytes per value: an MLP's
-    residual, its input, gate, up and their product; beside it `workspace` bytes of the matmul, and the last logits of all
-    users, once in fp32."""
-    block = tokens * max(2 * size.hidden + 3 * size.inner, 8 * size.hidden) * width
-    return block + workspace + users * size.vocabulary * (width + 4)
+    """The most that one forward pass over `tokens` tokens in all holds at once, with `width` bytes per value.
+
+    The embeddings, the layer's input, the residual and the MLP's input lie there throughout. Beside these: activated gate, up
+    and their product; or gate, up and `workspace` bytes of the matmul that makes it; or what attention takes. And the last
+    logits of `users` sequences, once in fp32."""
+    throughout = 4 * size.hidden
+    product = tokens * (throughout + 3 * size.inner) * width
+    matmul = tokens * (throughout + 2 * size.inner) * width + workspace
+    attention = tokens * (throughout + 6 * size.hidden) * width
+    return max(product, matmul, attention) + users * size.vocabulary * (width + 4)
 
 
 def roofline(

@@ -125,7 +125,7 @@ class BitsAndBytes(sources.FromCheckpoint):
 
     def workspace_bytes(self, variant, rows, outputs, inputs, device) -> int:
         if variant.method == "int8":
-            return rows * (inputs + 4 * outputs)  # the input in 8 bits, the sums in 32
+            return rows * (inputs + 6 * outputs)  # the input in 8 bits, the sums in 32 and then in 16
         return 2 * outputs * inputs if device.startswith("cuda") else 0
 
     def silence(self) -> None:

@@ -65,6 +65,7 @@ class PackedLayers(FromCheckpoint):
             gptqmodel.launch_on_stream(
                 get_settings().cache_dir
             )  # before it is asked what is compiled already
+            gptqmodel.unpacking_scratch_only()
         spread = bool(placement.max_memory and "cpu" in placement.max_memory)
         spread = spread and placement.device.startswith("cuda")
         return self.kernels.choose(self.values(variant)["kernel"], packed, placement.device, spread)

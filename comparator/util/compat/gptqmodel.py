@@ -1,4 +1,4 @@
-"""gptqmodel's compiled extensions, and its ExLlamaV2 changed in two places; written for gptqmodel 7.6.
+"""gptqmodel's compiled extensions, and its ExLlamaV2 changed in three places; written for gptqmodel 7.6.
 
 The weights and the sums stay the same.
 
@@ -9,6 +9,8 @@ library's own source is copied to the cache with the stream written into each la
 Row table: with act-order the rows of a packed weight are sorted by group, and the kernel reads each input element through
 a table. Without it the rows lie in order and the table is the identity; gptqmodel passes `g_idx` all the same, and each
 block of threads looks up a table that maps n to n. It is left out where that is so.
+
+Scratch: sized for what is read of it, see `unpacking_scratch_only`.
 
 Where another release is built differently, the library stays as it is.
 """
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 WRITTEN_FOR = "7.6"
+SCRATCH_ALIGNMENT = 128  # bytes, to which ExLlamaV2 rounds its slice up
 _LAUNCH = re.compile(r"<<<\s*(\w+)\s*,\s*(\w+)\s*>>>")
 _STREAM = "c10::cuda::getCurrentCUDAStream().stream()"
 _HEADER = "#include <c10/cuda/CUDAStream.h>\n"
@@ -121,6 +124,23 @@ def skip_row_table() -> bool:
     ext_make_q_matrix.comparator_order = True
     ExllamaV2Linear.ext_make_q_matrix = ext_make_q_matrix
     return True
+
+
+def unpacking_scratch_only() -> None:
+    """Have ExLlamaV2's scratch hold the largest unpacked weight, which is all that its kernels read of it.
+
+    gptqmodel 7.6 adds room for activations of 2,048 × 8 tokens that nothing uses: 940 MB beside the 117 MB of a model of 8B
+    shapes. Again does nothing; where this release sizes it another way the library stays as it is.
+    """
+    from importlib import import_module
+
+    for name, kind in (("exllamav2", "ExllamaV2Linear"), ("exllamav2_awq", "AwqExllamaV2Linear")):
+        try:
+            layer = getattr(import_module(f"gptqmodel.nn_modules.qlinear.{name}"), kind)
+            layer.temp_fwd_size, layer.temp_dq_size  # noqa: B018 - both have to be there
+        except (ImportError, AttributeError):
+            continue
+        layer.temp_fwd_size = lambda self, *_, **__: SCRATCH_ALIGNMENT
 
 
 def extension_built(name: str) -> bool:
