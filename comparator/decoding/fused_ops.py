@@ -24,7 +24,7 @@ from comparator.util.compat import transformers as compat
 if TYPE_CHECKING:
     from comparator.decoding.static_state import StaticDecodeState
 
-# Up to this many slots the library's attention is used: norms and rotations are bit-identical to eager ones, attention
+# Up to this many slots the library's attention is used for one sequence: norms and rotations are bit-identical to eager ones, attention
 # in another order is not. Beyond, the library's would cost more than all other operations between the matmuls: it reads
 # the padding, with one program per head.
 EXACT_SLOTS = 1024
@@ -60,7 +60,7 @@ class Fused:
 
     def of(self, capacity: int, compiled: bool, exact: bool = True) -> Fused:
         """The operations to fuse in a step of `capacity` slots. torch.compile fuses norms and rotations itself.
-        `exact`: eager decoding is deterministic (`repeats`), so a step can be bit-identical to it."""
+        `exact`: the step can be bit-identical to eager decoding (one sequence, `repeats`)."""
         if compiled:
             return Fused(attentions=self.attentions)
         return self if capacity > EXACT_SLOTS or not exact else Fused(self.norms, self.rotations)

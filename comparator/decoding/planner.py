@@ -202,7 +202,9 @@ def capture(model: Any, fixed: StaticDecodeState, compiled: bool, greedy: bool) 
     from comparator.decoding import custom_ops
 
     cuda, step = fixed.device.type == "cuda", None
-    fused = fused_ops.find(model, fixed).of(fixed.capacity, compiled, fused_ops.repeats(model))
+    # In a batch cuBLAS adds in another order than for one row, so no step has the bits of eager decoding.
+    exact = fixed.batch == 1 and fused_ops.repeats(model)
+    fused = fused_ops.find(model, fixed).of(fixed.capacity, compiled, exact)
     groups = parallel_streams.find(model, fixed)
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel_streams.applied(groups, fixed.device))
