@@ -15,7 +15,8 @@ DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requ
 # `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`
 ARGS ?=
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
+# Compiled files are kept whatever the environment says: else each run rewrites each assertion anew, in each worker.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 # `make fuzz SECONDS=3600`: a night. `make load MINUTES=2`
 SECONDS ?= 60
