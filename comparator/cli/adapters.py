@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import AsJson, Model, Quiet
+from comparator.cli.options import AsJson, Model, Quiet, print_json
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def adapters(
         for note in notes:
             print(f"  {printable(note)}")
     if as_json:
-        print(json.dumps(described, indent=1, ensure_ascii=False))
+        print_json(described)
     raise typer.Exit(1 if wrong else 0)
 
 

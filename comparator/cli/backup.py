@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from comparator.cli.options import AsJson, print_json
+
 BACKUP_EXAMPLES = "Example:\n\n  python -m comparator backup comparisons.tar.gz"
 RESTORE_EXAMPLES = (
     "Examples:\n\n  python -m comparator restore comparisons.tar.gz\n\n"
@@ -14,14 +16,22 @@ RESTORE_EXAMPLES = (
 )
 
 
-def backup(file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="A new file.")]) -> None:
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="A new file.")],
+    as_json: AsJson = False,
+) -> None:
     """Write saved comparisons, trained adapters and the records of unfinished trainings into one file."""
     from comparator.store import backup as backups
     from comparator.store import open_store
 
     with open_store() as store:
-        report = backups.write(store, _kinds(), file.expanduser().absolute())
-    print(f"{_counts(report)} are in {file} ({file.expanduser().stat().st_size / 1e6:,.1f} MB).")
+        file = file.expanduser().absolute()
+        report = backups.write(store, _kinds(), file)
+    size = file.stat().st_size
+    if as_json:
+        print_json({"file": str(file), "bytes": size, **_plain(report)})
+    else:
+        print(f"{_counts(report)} are in {file} ({size / 1e6:,.1f} MB).")
 
 
 def restore(
@@ -29,8 +39,9 @@ def restore(
     into: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Another data folder; created if it is missing.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Bring back what a backup has and the data folder has not. Nothing is overwritten."""
+    """Restore what a backup contains and the data folder does not. Nothing is overwritten."""
     import sys
 
     from comparator.cli.tables import printable
@@ -45,9 +56,14 @@ def restore(
     with open_store(settings) as store:
         report = backups.restore(store, _kinds(), file.expanduser().absolute())
         store.count()  # makes the index
-    print(f"{_counts(report)} were restored into {settings.data_dir}.")
-    if report.there:
-        print(f"{len(report.there)} were there already and stayed as they are.")
+    if as_json:
+        refused = [{"name": name, "reason": reason} for name, reason in report.refused]
+        more = {"skipped": report.there, "refused": refused}
+        print_json({"folder": str(settings.data_dir), **_plain(report), **more})
+    else:
+        print(f"{_counts(report)} were restored into {settings.data_dir}.")
+        if report.there:
+            print(f"Left unchanged, because they already exist: {len(report.there)}.")
     for name, reason in report.refused:
         print(f"Not restored: {printable(name)}: {printable(reason)}", file=sys.stderr)
     if report.refused:
@@ -63,6 +79,10 @@ def _kinds() -> dict[str, tuple[str, ...]]:
     from comparator.training import artifact, run_store
 
     return {"adapters": artifact.FILES, "trainings": run_store.RECORDS}
+
+
+def _plain(report) -> dict[str, int]:
+    return {"comparisons": report.comparisons, **report.folders}
 
 
 def _counts(report) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import AsJson, Model, Quiet, notations
+from comparator.cli.options import AsJson, Model, Quiet, notations, print_json
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ def bench(
             )
         whole = [r.to_dict() for r in results]
         _write(output, whole)
-        print(_json(whole) if as_json else benchmark_scoring.table(results), end="")
+        if as_json:
+            print_json(whole)
+        else:
+            print(benchmark_scoring.table(results), end="")
         raise typer.Exit(0)
     made: list[Path] = []
     try:
@@ -106,16 +109,15 @@ def bench(
                 model, variants = random_shapes(shapes, variants, keep, made, progress.status)
             for report in benches.run(model or _default_model(), variants, options, progress.status):
                 _write(output, report.to_dict())  # after each variant, so that an interruption loses nothing
-        print(_json(report.to_dict()) if as_json else _shown(report), end="")
+        if as_json:
+            print_json(report.to_dict())
+        else:
+            print(_shown(report), end="")
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
     bad = any(row.error or any(t.error for t in row.paths) for row in report.rows)
     raise typer.Exit(1 if bad else 0)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def _shown(report: Report) -> str:

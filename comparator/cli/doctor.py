@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comparator.cli.options import AsJson, Quiet, notations
+from comparator.cli.options import AsJson, Quiet, notations, print_json
 from comparator.core.errors import UserError
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.prompt_checks import Check
@@ -77,7 +76,7 @@ def doctor(
             checks += [_variant(text, checkpoint, progress.report, limits) for text in variant or ()]
             checks += [_adapter(text, checkpoint, progress.report, limits) for text in adapter or ()]
     if as_json:
-        print(json.dumps([asdict(check) for check in checks], indent=1, ensure_ascii=False))
+        print_json([asdict(check) for check in checks])
     else:
         # In a pipe nothing is wrapped, so that a line can be searched.
         width = prose_width() if sys.stdout.isatty() else None

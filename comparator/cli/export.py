@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Quiet, Verbose
+from comparator.cli.options import AsJson, Quiet, Verbose, print_json
 from comparator.core.errors import Stopped
 from comparator.core.result import Comparison
 
@@ -62,6 +63,7 @@ def export(
     ] = False,
     verbose: Verbose = False,
     silent: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a variant as a checkpoint, with its tokenizer and a model card."""
     from comparator import api
@@ -97,6 +99,10 @@ def export(
             address = hub_upload.push(
                 made.folder, push, f"{cell.variant.notation}, exported by Quant Comparator", private=private
             )
+    if as_json:
+        facts = {"variant": request.cell.label, **asdict(made), "folder": str(made.folder)}
+        print_json({**facts, "uploaded": address if push else None})
+        return
     print(f"Wrote {request.cell.label} to {made.folder} ({made.bytes / 1e6:,.0f} MB)")
     print(f"Load it here with {made.notation}", file=sys.stderr)
     if made.loaded_by:

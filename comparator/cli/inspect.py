@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, print_json, use
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 
@@ -95,7 +94,7 @@ def variants(
     """List all methods with their options, and what is missing on this machine."""
     listed = described()
     if as_json:
-        print(json.dumps(listed, indent=1, ensure_ascii=False))
+        print_json(listed)
         return
     from comparator.cli.tables import pairs, prose_width, to_text
 

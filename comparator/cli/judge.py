@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Quiet, Verbose, use
+from comparator.cli.options import Address, AsJson, Quiet, Verbose, print_json, use
 from comparator.cli.vote import opened
 from comparator.core.result import Comparison
 from comparator.core.votes import MOST_JUDGEMENTS
@@ -106,7 +105,7 @@ def _print(comparison: Comparison, reasons: bool, as_json: bool) -> None:
 
     judges = comparison.votes.judges if comparison.votes else ()
     if as_json:
-        print(json.dumps([asdict(judge) for judge in judges], indent=1, ensure_ascii=False))
+        print_json([asdict(judge) for judge in judges])
         return
     print(tables.judges_table(comparison), end="")
     for judge in judges if reasons else ():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +38,12 @@ Address = Annotated[
         "machine)",
     ),
 ]
+
+
+def print_json(value: Any) -> None:
+    """Print what `--json` promises: one document on stdout; a number that JSON has no word for (NaN) is null."""
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    print(json.dumps(plain, indent=1, ensure_ascii=False))
 
 
 def use(address: str | None) -> None:

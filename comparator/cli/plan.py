@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import notations
+from comparator.cli.options import AsJson, Quiet, notations, print_json
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +38,8 @@ def plan(
         str | None,
         typer.Option(metavar="PATH", help="graph: the captured step keeps a second KV cache; eager: it does not. (default: graph on CUDA)"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    silent: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Estimate what fits: weights, KV cache, activations, the largest context, the roofline. Downloads no weights."""
     from comparator.backends import resolve
@@ -57,13 +57,13 @@ def plan(
     limits_of(get_settings()).check_source(model)
     import_quietly("torch", "transformers")
     card = cards.find(gpu)
-    with Progress() as progress:
+    with Progress(silent=silent) as progress:
         checkpoint = open_headers(model, progress=progress.report)
     made = estimate.plan(checkpoint, card, tokens, users, variants, decode)
-    print(
-        json.dumps(made.to_dict(), indent=1, ensure_ascii=False) if as_json else _shown(made),
-        end="\n" if as_json else "",
-    )
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        print(_shown(made), end="")
     raise typer.Exit(0 if any(row.fits for row in made.rows) else 1)
 
 

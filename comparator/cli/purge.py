@@ -1,10 +1,13 @@
-"""`purge`: remove deleted comparisons for good."""
+"""`purge`: remove deleted comparisons permanently."""
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
+
+from comparator.cli.options import AsJson, print_json
 
 EXAMPLES = (
     "Examples:\n\n  python -m comparator purge --dry-run\n\n  python -m comparator purge --older-than 30\n\n"
@@ -24,8 +27,9 @@ def purge(
     kept_too: Annotated[
         bool, typer.Option("--kept-too", help="Remove the named comparisons even if nobody deleted them.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Remove deleted comparisons for good: document, name and owner, row of the history, copy on the Hub."""
+    """Remove deleted comparisons permanently: document, name and owner, row of the history, copy on the Hub."""
     from comparator.cli.tables import printable
     from comparator.core.errors import UserError
     from comparator.store import open_store
@@ -45,17 +49,25 @@ def purge(
             return purging.is_due(sidecar.deleted_at, "", "", purge_days=older_than)
 
         if dry_run:
+            if as_json:
+                print_json({"dry_run": True, "ids": chosen})
+                return
             for id in chosen:
                 print(f"{id}  {printable(_about(store, id))}")
-            print(f"{_count(len(chosen))} would be removed for good.")
+            print(f"{_count(len(chosen))} would be removed permanently.")
             return
         removed = purging.purge(store, chosen, is_due)
-        print(f"{_count(len(removed))} removed for good.")
-        if store.remote is not None and not store.remote.wait(_HUB_WAIT_S):
-            print(
-                "Copies on the Hub are still there: it cannot be written to now. The app removes them as soon as it can, "
-                "and so does the next purge."
-            )
+        on_hub = store.remote is not None and not store.remote.wait(_HUB_WAIT_S)
+    if as_json:
+        print_json({"dry_run": False, "ids": removed, "still_on_hub": on_hub})
+    else:
+        print(f"{_count(len(removed))} removed permanently.")
+    if on_hub:
+        print(
+            "Copies on the Hub still exist: the Hub cannot be written to now. The app removes them as soon as it can, "
+            "and so does the next purge.",
+            file=sys.stderr,
+        )
 
 
 def _check(store, id: str, older_than: float, kept_too: bool) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Quiet, Verbose, notations
+from comparator.cli.options import AsJson, Quiet, Verbose, notations, print_json
 from comparator.core.errors import Stopped, UserError
 
 EXAMPLES = """Examples:
@@ -64,6 +64,7 @@ def quantize(
     ] = None,
     verbose: Verbose = False,
     silent: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Quantize a model and write a checkpoint that plain transformers loads."""
     from comparator.cli.progress import Progress, quiet, stoppable
@@ -87,17 +88,22 @@ def quantize(
             exact = carry_out(model or get_settings().model, requested, output, on_progress, shown.remark)
             if push_to_hub:
                 on_progress(None, f"uploading to {push_to_hub}")
-                hub_upload.push(output, push_to_hub, f"{exact}, made with Quant Comparator")
+                address = hub_upload.push(output, push_to_hub, f"{exact}, made with Quant Comparator")
         except Stopped:
             shown.end()
             print("Stopped; nothing was written.", file=sys.stderr)
             raise typer.Exit(130) from None
+    if as_json:
+        loaded = f"{requested.method}@{output}"
+        uploaded = address if push_to_hub else None
+        print_json({"variant": exact, "folder": str(output), "notation": loaded, "uploaded": uploaded})
+        return
     print(f"Wrote {exact} to {output}")
     print(
         f"Compare:  python -m comparator run -v bf16 -v {requested.method}@{output} -p “…”", file=sys.stderr
     )
     if push_to_hub:
-        print(f"Uploaded to https://huggingface.co/{push_to_hub}")
+        print(f"Uploaded to {address}")
 
 
 def carry_out(

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, print_json, use
 from comparator.core.errors import UserError
 from comparator.fidelity.recipe import RULE, Recipe
 
@@ -109,15 +109,16 @@ def sensitivity(
                     refused = problem
         except Stopped:
             raise typer.Exit(130) from None
-    whole = json.dumps([asdict(p) for p in parts], indent=1)
+    listed = [asdict(p) for p in parts]
     if as_json:
-        print(json.dumps({"parts": json.loads(whole), "recipe": _plain(made)}, indent=1) if made else whole)
+        print_json({"parts": listed, "recipe": _plain(made)} if made else listed)
     else:
         print(_table(parts, variant, reference), end="")
         print(_recipe(made, variant, reference, model) if made else "", end="")
     if output:
         rows = [{**asdict(part), "modules": " ".join(part.modules)} for part in parts]
-        export.write_text(output.expanduser(), whole if output.suffix.lower() == ".json" else _csv(rows))
+        whole = json.dumps(listed, indent=1) if output.suffix.lower() == ".json" else _csv(rows)
+        export.write_text(output.expanduser(), whole)
         print(f"Wrote {output}", file=sys.stderr)
     if refused:
         raise refused

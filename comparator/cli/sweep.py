@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, use
+from comparator.cli.options import Address, AsJson, Model, Quiet, Verbose, notations, print_json, use
 from comparator.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def sweep(
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
     if as_json:
-        print(json.dumps(measured.to_dict(), indent=1, ensure_ascii=False))
+        print_json(measured.to_dict())
     else:
         print(_shown(measured), end="")
     for path in files:

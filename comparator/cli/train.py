@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comparator.cli.options import Model, Quiet, Verbose
+from comparator.cli.options import AsJson, Model, Quiet, Verbose, print_json
 from comparator.core.errors import UserError
 from comparator.training.settings import SETTINGS
 
@@ -95,6 +95,7 @@ def train(
     list_them: Annotated[bool, typer.Option("--list", help="List trained adapters and unfinished runs.")] = False,
     verbose: Verbose = False,
     silent: Quiet = False,
+    as_json: AsJson = False,
     rank: Annotated[int, _of("rank", "--rank", "-r")] = _DEFAULT["rank"],
     alpha: Annotated[float, _of("alpha")] = _DEFAULT["alpha"],
     dropout: Annotated[float, _of("dropout")] = _DEFAULT["dropout"],
@@ -140,20 +141,26 @@ def train(
 
     trainings = get_trainings()
     if list_them:
-        print(shown.listing(trainings))
+        if as_json:
+            print_json(shown.listed(trainings))
+        else:
+            print(shown.listing(trainings))
         return
     if forget:
         trainings.snapshot(forget)
         trainings.forget(forget)
-        print(f"Discarded {forget}.")
+        if as_json:
+            print_json({"discarded": forget})
+        else:
+            print(f"Discarded {forget}.")
         return
     with quiet(verbose) as stderr, stoppable() as cancel, Progress(stderr, silent=silent) as progress:
-        output_lines: list[str] = []  # for stdout, which is hidden from the libraries
+        results: list[shown.Result] = []  # for stdout, which is hidden from the libraries
         if evaluate:
-            output_lines.append(shown.compared(trainings, evaluate, _variants(compare), cancel, progress))
+            results.append(shown.compared(trainings, evaluate, _variants(compare), cancel, progress))
             code = 130 if cancel.is_set() else 0
         elif resume:
-            code = shown.followed(trainings, trainings.resume(resume), cancel, progress, output_lines)
+            code = shown.followed(trainings, trainings.resume(resume), cancel, progress, results)
         else:
             if data is None:
                 raise UserError("No data is given.", "Use --data FILE, or --data pirate to try it.")
@@ -165,26 +172,25 @@ def train(
             )  # fmt: skip
             progress.status("reading the data")
             if preview:
-                text, fits = shown.preview(trainings, request)
-                output_lines.append(text)
+                result, fits = shown.preview(trainings, request)
+                results.append(result)
                 code = 0 if fits else 1
             else:
                 trainings.require_allowed()
                 progress.remark(shown.before(trainings, request))
-                code = shown.followed(trainings, trainings.start(request), cancel, progress, output_lines)
+                code = shown.followed(trainings, trainings.start(request), cancel, progress, results)
         if code == 0 and not evaluate and not preview:
             made = shown.last_result(trainings)
             if compare:
-                output_lines.append(
-                    shown.compared(trainings, made.adapter, _variants(compare), cancel, progress)
-                )
+                results.append(shown.compared(trainings, made.adapter, _variants(compare), cancel, progress))
             if zip_to:
-                output_lines.append(f"Wrote {trainings.zipped(made.adapter, zip_to.expanduser())}")
+                file = str(trainings.zipped(made.adapter, zip_to.expanduser()))
+                results.append(shown.Result("zip", file, f"Wrote {file}"))
             if push_to_hub:
                 progress.status(f"uploading to {push_to_hub}")
-                output_lines.append(f"Uploaded to {trainings.push(made.adapter, push_to_hub)}")
-    for text in output_lines:
-        print(text)
+                address = trainings.push(made.adapter, push_to_hub)
+                results.append(shown.Result("uploaded", address, f"Uploaded to {address}"))
+    shown.print_results(results, as_json)
     sys.stdout.flush()
     raise typer.Exit(code)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from comparator.cli import error_details
+from comparator.cli.options import print_json
 from comparator.cli.progress import Progress
 from comparator.cli.tables import printable
 from comparator.training.types import (
@@ -25,6 +27,24 @@ from comparator.training.types import (
     Waiting,
 )
 from comparator.util import formatting
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result of the command: `value` under `key` of the document that `--json` prints, `text` without."""
+
+    key: str
+    value: Any
+    text: str
+
+
+def print_results(results: list[Result], as_json: bool) -> None:
+    """The results on stdout; as JSON one object, which is empty where the training failed."""
+    if as_json:
+        print_json({result.key: result.value for result in results})
+        return
+    for result in results:
+        print(result.text)
 
 
 def before(trainings: Any, request: TrainRequest) -> str:
@@ -58,7 +78,7 @@ def plan_line(base: str, plan: Estimate) -> str:
     )
 
 
-def preview(trainings: Any, request: TrainRequest) -> tuple[str, bool]:
+def preview(trainings: Any, request: TrainRequest) -> tuple[Result, bool]:
     """(the samples with masked tokens in ⟦brackets⟧ and the estimate, whether the run fits in memory)."""
     data = trainings.preview(request.data, request.model, request.settings, request.system)
     lines = [data_line(data), data.masking.replace("Grey", "⟦In brackets⟧")]
@@ -77,11 +97,12 @@ def preview(trainings: Any, request: TrainRequest) -> tuple[str, bool]:
     lines.append(f"\n{plan_line(request.base, plan)}")
     if plan.problem:
         lines.append(f"{plan.problem.problem} {plan.problem.advice}")
-    return "\n".join(lines), plan.fits
+    value = {"data": asdict(data), "estimate": {**asdict(plan), "fits": plan.fits}}
+    return Result("preview", value, "\n".join(lines)), plan.fits
 
 
 def followed(
-    trainings: Any, job: str, cancel: threading.Event, progress: Progress, output_lines: list[str]
+    trainings: Any, job: str, cancel: threading.Event, progress: Progress, results: list[Result]
 ) -> int:
     """Print the progress of a job until it ends; returns the exit code."""
     stop = threading.Thread(target=lambda: (cancel.wait(), trainings.stop(job)), daemon=True)
@@ -102,7 +123,7 @@ def followed(
             case Saving():
                 progress.status(f"saving {event.what}")
             case Trained():
-                output_lines.append(report(event.result))
+                results.append(Result("result", event.result.to_dict(), report(event.result)))
                 return 130 if event.result.partial and cancel.is_set() else 0
             case Cancelled():
                 progress.line("Stopped before the first step; nothing was saved.")
@@ -158,10 +179,10 @@ def report(result: TrainingResult) -> str:
 
 def compared(
     trainings: Any, name: str, variants: list[str], cancel: threading.Event, progress: Progress
-) -> str:
+) -> Result:
     """The table of loss and perplexity on the held-out samples."""
     evaluation = trainings.evaluate(name, variants, cancel, progress.report)
-    return evaluation_table(evaluation, trainings.result(name))
+    return Result("evaluation", asdict(evaluation), evaluation_table(evaluation, trainings.result(name)))
 
 
 def evaluation_table(made: Evaluation, result: TrainingResult) -> str:
@@ -180,6 +201,13 @@ def evaluation_table(made: Evaluation, result: TrainingResult) -> str:
 
 def _column(row: EvalRow) -> str:
     return f"{row.variant} + {row.adapter}" if row.adapter else row.variant
+
+
+def listed(trainings: Any) -> dict[str, list[dict]]:
+    """The trained adapters and the unfinished runs, for `--json`."""
+    left = [s for s in trainings.jobs() if s.status == "interrupted"]
+    unfinished = [{"name": s.job, "message": s.message, "checkpoint_step": s.checkpoint_step} for s in left]
+    return {"adapters": [r.to_dict() for r in trainings.finished()], "unfinished": unfinished}
 
 
 def listing(trainings: Any) -> str:

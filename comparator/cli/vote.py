@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from comparator.cli.options import AsJson, print_json
 from comparator.core.errors import UserError
 from comparator.core.result import Comparison
 from comparator.core.votes import Choice, Votes, pseudonym
@@ -41,12 +42,15 @@ def vote(
     results: Annotated[
         bool, typer.Option("--results", help="Print the win rates and do not ask for votes.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Vote on pairs of answers without knowing whose they are, then see win rates with intervals."""
     with opened(comparison) as (shown, change):
         if not results:
-            shown = _ask(shown, change, pseudonym(shown.id, f"terminal {voter}"))
-        _print_results(shown)
+            # stdout is for the document then, so the pairs are shown on stderr
+            with redirect_stdout(sys.stderr) if as_json else nullcontext():
+                shown = _ask(shown, change, pseudonym(shown.id, f"terminal {voter}"))
+        _print_results(shown, as_json)
 
 
 @contextmanager
@@ -150,10 +154,14 @@ def _print_names(sides: dict[str, int], names: dict[int, str]) -> None:
     print(printable(f"{', '.join(shown)}{also}."))
 
 
-def _print_results(comparison: Comparison) -> None:
+def _print_results(comparison: Comparison, as_json: bool) -> None:
     from comparator.cli import tables
+    from comparator.comparison.standings import standings
 
     text = tables.votes_table(comparison) + tables.judges_table(comparison)
     if not text:
         raise UserError("There are no votes yet.", "Vote without --results.")
-    print(text, end="")
+    if as_json:
+        print_json(asdict(replace(comparison.votes, totals=standings(comparison))))
+    else:
+        print(text, end="")

@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         7,
         ge=0,
         le=36_500,
-        description="After so many days a deleted comparison is removed for good; 0: never",
+        description="After so many days a deleted comparison is removed permanently; 0: never",
     )
     retention_days: int = Field(
         0,

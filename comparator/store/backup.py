@@ -320,7 +320,7 @@ class _Restoring:
             self.report.refused.append((id, why))
             return
         if id in folder.purging():
-            self.report.refused.append((id, "It is just being removed for good; try again later."))
+            self.report.refused.append((id, "It is being removed permanently right now; try again later."))
             return
         try:
             folder.forget_purged(id)  # whoever restores a backup wants back what was removed since

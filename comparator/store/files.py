@@ -3,7 +3,7 @@
     DATA_DIR/comparisons/ID.json        the document, written once
     DATA_DIR/comparisons/ID.meta.json   its sidecar: name, owner, deletion, votes, and a summary for the index
     DATA_DIR/tmp/                       what is being written; nothing else ever looks in here
-    DATA_DIR/purging/ID                 is being removed for good (an empty file)
+    DATA_DIR/purging/ID                 is being removed permanently (an empty file)
     DATA_DIR/purged/ID                  was removed everywhere; kept for a day
 
 Every file appears whole or not at all: written to a temporary file, flushed to the disk, renamed, and the folder
@@ -211,7 +211,7 @@ class Folder:
         return _ids_in(self._purging)
 
     def is_removed(self, id: str) -> bool:
-        """Whether this comparison is being removed for good, or was within the last day."""
+        """Whether this comparison is being removed permanently, or was within the last day."""
         return (self._purging / check_id(id)).exists() or (self._purged / id).exists()
 
     def forget_purged(self, *ids: str) -> None:

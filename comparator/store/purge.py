@@ -1,6 +1,6 @@
-"""Deleted is deleted: which comparisons are removed for good, and the thread that does it.
+"""Deleted is deleted: which comparisons are removed permanently, and the thread that does it.
 
-Deleting a comparison only marks its sidecar, so that it can be brought back. It is removed for good
+Deleting a comparison only marks its sidecar, so that it can be brought back. It is removed permanently
 
 - COMPARATOR_PURGE_DAYS after it was deleted,
 - in public mode COMPARATOR_RETENTION_DAYS after it was saved, unless its owner gave it a name,
@@ -38,7 +38,7 @@ def is_due(
     retention_days: float | None = None,
     now: datetime | None = None,
 ) -> bool:
-    """Whether a comparison is removed for good now.
+    """Whether a comparison is removed permanently now.
 
     Args:
         deleted_at, saved_at: Times in ISO 8601; one that cannot be read never makes a comparison due.
@@ -127,7 +127,7 @@ class Cleaner:
             self._wake.clear()
             try:
                 if removed := self.clean():
-                    log.info("%d comparisons were removed for good.", len(removed))
+                    log.info("%d comparisons were removed permanently.", len(removed))
             except UserError as problem:
                 log.warning("Removing deleted comparisons waits: %s", problem)
             except Exception:

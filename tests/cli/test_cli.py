@@ -356,7 +356,7 @@ def test_reindex(own_dirs):
     with open_store() as store:
         store.save(sample.comparison())
     result = CliRunner().invoke(app, ["reindex"])
-    assert result.exit_code == 0 and "holds 1 saved comparison of" in result.output
+    assert result.exit_code == 0 and "has 1 saved comparison of" in result.output
 
 
 @pytest.fixture

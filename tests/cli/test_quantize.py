@@ -62,8 +62,10 @@ def test_it_writes_a_checkpoint_that_plain_transformers_loads(two_layers, cache,
         == tokens["input_ids"].shape[1] + 3
     )
 
-    again = here("quantize", "-m", two_layers, "-v", "gptq:g32", "-o", tmp_path / "again")
+    again = here("quantize", "-m", two_layers, "-v", "gptq:g32", "-o", tmp_path / "again", "--json")
     assert again.code == 0 and "quantizing layer" not in again.err, "from the cache"
+    written = {"variant": "gptq:4bit,g32", "folder": str(tmp_path / "again"), "uploaded": None}
+    assert json.loads(again.out) == written | {"notation": f"gptq@{tmp_path / 'again'}"}
     one, other = (p / "model.safetensors" for p in (output, tmp_path / "again"))
     assert one.read_bytes() == other.read_bytes()
 

@@ -63,8 +63,29 @@ def test_it_trains_into_a_folder_and_compares(place, here):
     assert [r[0] for r in rows] == ["fp32", "fp32", "bf16", "bf16"] and rows[1][1:] == ["+", "mine"]
     assert json.loads((place / "mine" / "adapter_config.json").read_text())["r"] == 4
     assert (place / "mine" / "training.json").is_file() and (place / "mine.zip").is_file()
-    again = here("train", "--data", place / "data.jsonl", *DATA[2:], "--output", place / "mine")
+    options = ("--model", place / "tiny", "--json", "-q")
+    evaluated = here("train", "--evaluate", place / "mine", "--compare", "fp32", *options)
+    assert evaluated.code == 0 and evaluated.err == "", evaluated.err
+    rows = json.loads(evaluated.out)["evaluation"]["rows"]
+    assert [bool(row["adapter"]) for row in rows] == [False, True] and rows[1]["loss"] > 0
+    again = here("train", "--data", place / "data.jsonl", *DATA[2:], "--output", place / "mine", "--json")
+    assert again.out == ""
     assert again.code == 2 and "already exists" in again.err
+
+
+def test_json_is_one_document(place, here, own_engine, own_dirs):
+    options = ("--model", place / "tiny", "--base", "fp32", "--json", "-q")
+    data = ("--data", place / "data.jsonl", *DATA[2:])
+    previewed = here("train", *data, "--preview", *options)
+    assert previewed.code == 0 and previewed.err == "", previewed.err
+    preview = json.loads(previewed.out)["preview"]
+    assert preview["data"]["train_rows"] == 11 and preview["estimate"]["fits"]
+    trained = here("train", *data, "--name", "mine", "--max-steps", "1", "--zip", own_dirs, *options)
+    assert trained.code == 0 and trained.err == "", trained.err
+    made = json.loads(trained.out)
+    assert made["result"]["steps"] == 1 and Path(made["zip"]) == own_dirs / "mine.zip"
+    listed = json.loads(here("train", "--list", "--json").out)
+    assert [a["name"] for a in listed["adapters"]] == ["mine"] and listed["unfinished"] == []
 
 
 def test_over_a_cluster_it_refuses_before_it_reads_anything(place, settings_env):

@@ -143,7 +143,7 @@ def test_nothing_is_overwritten(own_dirs):
     assert (
         back.exit_code == 0
         and "0 comparisons, 0 adapters" in back.output
-        and "2 were there already" in back.output
+        and "because they already exist: 2" in back.output
     )
     with open_store() as saved:
         assert saved.entry(id).name == "Now"

@@ -1,4 +1,4 @@
-"""Deleted is deleted: what is removed for good is nowhere any more, however the removal was interrupted."""
+"""Deleted is deleted: what is removed permanently is nowhere any more, however the removal was interrupted."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_the_command(own_dirs):
     shown = command("--dry-run")
     assert shown.exit_code == 0 and old in shown.output and new in shown.output and kept not in shown.output
     assert "2 comparisons would be removed" in shown.output and SECRET[:20] in shown.output
-    assert "1 comparison removed for good" in command("--older-than", "9").output
+    assert "1 comparison removed permanently" in command("--older-than", "9").output
     for arguments, problem in (
         ([kept], "was not deleted"),
         ([new, "--older-than", "3"], "less than 3 days ago"),

@@ -238,7 +238,7 @@ def _pages(offset: int, total: int) -> str:
 
 
 def _until(days: int) -> str:
-    return f"It is removed for good {formatting.plural(days, 'day')} from now." if days else ""
+    return f"It is removed permanently {formatting.plural(days, 'day')} from now." if days else ""
 
 
 def say(text: str, undo: str = "") -> str:
