@@ -46,3 +46,17 @@ def test_what_fits_here_is_selected_with_one_click(visitor):
     )
     assert "fp32" in checked and "bf16" in checked
     assert not visitor.complaints
+
+
+def test_what_fits_is_named_as_the_panel_lists_it():
+    """The plan's own row has the sizes that the model decided (gptq:g64), which no row of the panel is called."""
+    from comparator.backends import methods
+    from comparator.capacity import cards
+    from comparator.core.settings import get_settings
+    from comparator.deploy.limits import limits_of
+    from comparator.ui.tabs import capacity
+
+    shown, names = capacity._shown(limits_of(get_settings()), "smollm2-135m", (), cards.HERE, "512", "1")
+    listed = {n for _, method in methods().values() for n in method.ready_notations}
+    assert "gptq" in names and "nf4" in names, shown
+    assert set(names) <= listed | {"gguf:q4_k_m"}, set(names) - listed

@@ -111,12 +111,16 @@ def _shown(
                 "Wait until it ends, or choose a card by its name.",
             )
         tokens, count = quantities.tokens(context), quantities.tokens(users)
-        plan = estimate.plan(open_headers(name), cards.find(card), tokens, count)
+        checkpoint, where = open_headers(name), cards.find(card)
+        asked = estimate.default_variants(checkpoint, where.device)
+        plan = estimate.plan(checkpoint, where, tokens, count, asked)
     except UserError as wrong:
         return problem(wrong), ()
     here = (card or cards.HERE) == cards.HERE
     residents = get_engine().state().residents if here else ()
-    names = tuple(row.variant for row in plan.rows if row.fits and not row.error) if here else ()
+    # As the panel lists them: a row's own notation has the sizes that the model decided, gptq:g64 say.
+    fitting = (v.notation for v, row in zip(asked, plan.rows, strict=True) if row.fits and not row.error)
+    names = tuple(fitting) if here else ()
     return "".join(_rendered(plan, residents)), names
 
 
