@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from comparator.adapters.locate import CONFIG, MOST_CONFIG_BYTES, WEIGHTS, AdapterFiles
@@ -128,6 +129,11 @@ def describe(files: AdapterFiles) -> AdapterFacts:
         config=config,
         tensors=tuple(tensors),
     )
+
+
+def open_in_child(path: Path, source: str) -> None:
+    """What `sources.isolated` calls in its process: raises whatever `describe` raises, `UserError` among it."""
+    describe(AdapterFiles(source, path))
 
 
 def module_of(tensor: str) -> str:

@@ -20,6 +20,7 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 MOST_CONFIG_BYTES = 4_000_000  # one has some kB
 MOST_BYTES = 20_000_000_000  # with whole embeddings of the largest models beside it
+_OPENER = "comparator.adapters.describe:open_in_child"
 _DATA = Path(__file__).resolve().parent.parent / "data" / "adapters"
 
 
@@ -167,8 +168,7 @@ def _from_hub(repo: str, revision: str | None, progress: Progress) -> AdapterFil
         ]
         if not all(isinstance(f, str) for f in found) or logins_are_possible():
             raise
-        path = Path(found[0]).parent
-        return AdapterFiles(source, path, path.name)
+        return _opened(AdapterFiles(source, Path(found[0]).parent, Path(found[0]).parent.name), progress)
     check_names([n for n in listing.files if "/" not in n], source)
     for name, most in ((CONFIG, MOST_CONFIG_BYTES), (WEIGHTS, MOST_BYTES)):
         if listing.files[name] > most:
@@ -176,7 +176,16 @@ def _from_hub(repo: str, revision: str | None, progress: Progress) -> AdapterFil
             raise UserError(f"{name} of {source} has {size}.", "Choose another adapter.")
     path = fetch(listing, [CONFIG, WEIGHTS], progress, f"downloading {source}: ")
     remember_branch(path, revision, listing.commit)
-    return AdapterFiles(source, path, listing.commit)
+    return _opened(AdapterFiles(source, path, listing.commit), progress)
+
+
+def _opened(files: AdapterFiles, progress: Progress) -> AdapterFiles:
+    """The files again: a stranger's are read in another process before this one reads them. Raises `UserError`."""
+    from comparator.sources import isolated
+
+    if isolated.needed(files.revision):
+        isolated.open_first(files.path, files.source, progress, _OPENER, isolated.beside)
+    return files
 
 
 def _unknown(text: str, settings: Settings | None = None) -> UserError:

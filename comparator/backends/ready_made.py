@@ -15,7 +15,7 @@ from comparator.backends import saving, sizes, transformers_loader
 from comparator.backends.base import Backend, Placement, Progress
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant, sort_options
-from comparator.sources import Checkpoint, open_checkpoint, packed
+from comparator.sources import Checkpoint, isolated, open_checkpoint, packed
 from comparator.sources.examine import require_complete
 
 # What has to be the same in both models; by several names, since families differ.
@@ -225,7 +225,8 @@ def check_sizes(source: str, config: dict[str, Any], model: Checkpoint) -> None:
 
 def tokenizer_note(quantized: Checkpoint, model: Checkpoint) -> list[str]:
     """A warning where the checkpoint's tokenizer is not the model's; all columns get the model's token ids."""
-    one, other = (_vocabulary(c.path) for c in (model, quantized))
+    strangers = any(isolated.needed(c.revision) for c in (model, quantized))
+    one, other = (_vocabulary(c, strangers) for c in (model, quantized))
     if one is None or other is None or one == other:
         return []
     differ = sum(one.get(k) != v for k, v in other.items()) + sum(k not in other for k in one)
@@ -259,11 +260,13 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
     return next((v for n in names for c in (text, config) if isinstance(v := c.get(n), int)), None)
 
 
-def _vocabulary(path: Path) -> dict[str, int] | None:
-    file = path / "tokenizer.json"
+def _vocabulary(checkpoint: Checkpoint, strangers: bool) -> dict[str, int] | None:
+    file = checkpoint.path / "tokenizer.json"
     if not file.is_file():
         return None
     try:
+        if strangers:  # what was made here of a stranger's model has a copy of its tokenizer
+            return isolated.IsolatedTokenizer(checkpoint).get_vocab()
         from tokenizers import Tokenizer
 
         return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)

@@ -20,15 +20,13 @@ from comparator.core.variant import Adapter, Cell, Variant
 from comparator.engine.protocol import Engine, OnProgress, SinglePlaceEngine, ignore
 from comparator.exporting import card, folder
 from comparator.sources import Checkpoint, open_checkpoint
+from comparator.sources.checkpoint import TOKENIZER_FILES
 from comparator.sources.license import license_of
 
 if TYPE_CHECKING:
     from comparator.adapters import Plan
 
-_TOKENIZER = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates",
-    "vocab.*", "merges.txt", "*.model", "*.tiktoken", "spiece*", "tekken.json", "generation_config.json", "LICENSE*",
-)  # fmt: skip
+_TOKENIZER = (*TOKENIZER_FILES, "generation_config.json", "LICENSE*")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ Progress = Callable[
     [float | None, str], None
 ]  # fraction 0..1 or None, and what is being done; may raise Stopped
 
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates",
+    "vocab.*", "merges.txt", "*.model", "*.tiktoken", "spiece*", "tekken.json",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TensorInfo:

@@ -15,13 +15,12 @@ from comparator.sources import architectures, consistency, counting, folder, hub
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.hub_files import Listing, endpoint, fetch, in_background
 from comparator.sources.hub_login import login
-from comparator.sources.safetensors_header import remote_tensor
+from comparator.sources.safetensors_header import MOST_BYTES, remote_tensor
 
 NOTE = "Its headers were read; its weights were not downloaded."
 _DEADLINE_S = 60.0
 _MOST_FILES = 400
 _FIRST_BYTES = 100_000  # nearly every header is shorter
-_MOST_BYTES = 16_000_000  # of a header; 60,000 tensors of a mixture of experts have some 8 MB
 _AT_ONCE = 8
 _MOST_KNOWN = 8  # models, of a few hundred kB each
 _known: dict[tuple[str, str], Checkpoint] = {}
@@ -75,9 +74,9 @@ def _header(listing: Listing, name: str, token: str | bool | None) -> dict[str, 
     url = hf_hub_url(listing.repo, name, revision=listing.commit, endpoint=endpoint())
     begin = _range(url, 0, _FIRST_BYTES, token)
     size = int.from_bytes(begin[:8], "little")
-    if size > _MOST_BYTES:
+    if size > MOST_BYTES:
         raise UserError(
-            f"The header of {name} of {listing.repo} has {size / 1e6:,.0f} MB; at most {_MOST_BYTES / 1e6:,.0f} MB are read.",
+            f"The header of {name} of {listing.repo} has {size / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:,.0f} MB are read.",
             "Download the model, and name its folder.",
         )
     if size > len(begin) - 8:

@@ -6,14 +6,17 @@ A tokenizer.json is a program: rules that replace one character by ten, twenty t
 patterns take any time. BYTES is the memory that this process may take beyond what the libraries do. The other end is
 `isolated.py`. Ends with its stdin.
 
-In: {"do", "path", …}. Out: {"result"}, {"problem", "advice"}, or {"memory": true}.
+In: {"do", "path", "cpu_s", …}. Out: {"result", "cpu_s"}, {"problem", "advice"}, or {"memory": true}. A question that takes
+more than its `cpu_s` of computing ends the process with SIGXCPU.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ def answered(question: dict[str, Any]) -> Any:
     """Raises whatever a checkpoint makes libraries raise."""
     path = Path(question["path"])
     if question["do"] == "open":
-        return _open(path, question["source"])
+        module, _, name = question["opener"].partition(":")
+        return getattr(importlib.import_module(module), name)(path, question["source"])
     tokenizer = _tokenizer(path)
     if question["do"] == "encode":
         return list(tokenizer(question["text"], **question["options"])["input_ids"])
@@ -50,7 +54,7 @@ def answered(question: dict[str, Any]) -> Any:
     }
 
 
-def _open(path: Path, source: str) -> None:
+def open_checkpoint(path: Path, source: str) -> None:
     """What is done with a checkpoint before its weights are loaded. Raises `UserError` for one that cannot be used."""
     from comparator.sources import folder
 
@@ -96,6 +100,16 @@ def _limit(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra,) * 2)
 
 
+def _limit_cpu(seconds: float) -> None:
+    """From now on; the next question moves it on."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft = int(time.process_time() + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
 def main(extra: int) -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
@@ -107,8 +121,12 @@ def main(extra: int) -> None:
     torch.set_num_threads(1)
     _limit(extra)
     for line in sys.stdin.buffer:
+        began_s = time.process_time()
         try:
-            answer = {"result": answered(json.loads(line))}
+            question = json.loads(line)
+            _limit_cpu(question["cpu_s"])
+            result = answered(question)
+            answer = {"result": result, "cpu_s": time.process_time() - began_s}
         except MemoryError:
             answer = {"memory": True}
         except UserError as error:

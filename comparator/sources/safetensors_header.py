@@ -13,6 +13,8 @@ from pathlib import Path
 from comparator.core.errors import UserError
 from comparator.sources.checkpoint import TensorInfo
 
+MOST_BYTES = 16_000_000  # of a header; 60,000 tensors of a mixture of experts have some 8 MB
+_MOST_KEPT_BYTES = 1_000_000  # a header in memory is several times as large
 _MOST_DIMENSIONS = 16  # more than any weight has
 _NAMES = {  # safetensors' names → ours and bits; the rest are signed and unsigned integers, I32, U8
     "F64": ("fp64", 64), "F32": ("fp32", 32), "F16": ("fp16", 16), "BF16": ("bf16", 16), "F4": ("fp4", 4),
@@ -25,14 +27,19 @@ _NAMES = {  # safetensors' names → ours and bits; the rest are signed and unsi
 def read_header(file: Path) -> tuple[list[TensorInfo], int]:
     """The tensors of one file in the order of their data, which lies without gaps from the returned offset on.
 
-    A file is read once for as long as it does not change. Raises `UserError` naming a file that is damaged.
+    A file is read once for as long as it does not change, unless its header is large. Raises `UserError` naming a file that
+    is damaged.
     """
     from safetensors import SafetensorError
 
     try:
         stat = file.stat()
-        tensors, start = _read(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        return list(tensors), start
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+        if MOST_BYTES < length < stat.st_size:
+            raise _damaged(file, f"its header has {length / 1e6:,.0f} MB")
+        read = _read if length <= _MOST_KEPT_BYTES else _read.__wrapped__
+        return list(read(file, stat.st_size, stat.st_mtime_ns, stat.st_ino)), 8 + length
     except SafetensorError as error:
         how = str(error).removeprefix("Error while deserializing header: ")
         if "not fully covered" in how:
@@ -45,14 +52,12 @@ def read_header(file: Path) -> tuple[list[TensorInfo], int]:
 
 
 @lru_cache(maxsize=256)  # files of a few models; a model of 8B shapes has some 300 tensors
-def _read(file: Path, _size: int, _changed: int, _inode: int) -> tuple[tuple[TensorInfo, ...], int]:
+def _read(file: Path, _size: int, _changed: int, _inode: int) -> tuple[TensorInfo, ...]:
     from safetensors import safe_open
 
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
     with safe_open(file, framework="numpy") as header:
         slices = [(name, header.get_slice(name)) for name in header.offset_keys()]
-        return tuple(_tensor(file, name, s.get_dtype(), s.get_shape()) for name, s in slices), 8 + length
+        return tuple(_tensor(file, name, s.get_dtype(), s.get_shape()) for name, s in slices)
 
 
 def _tensor(file: Path, name: str, dtype: str, shape: list[int]) -> TensorInfo:

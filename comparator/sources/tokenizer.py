@@ -9,17 +9,24 @@ from comparator.core.errors import UserError
 from comparator.sources import isolated
 from comparator.sources.checkpoint import Checkpoint
 from comparator.util import formatting
+from comparator.util.line_process import LineProcess
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer for comparisons: on a public server a stranger's runs in another process. Raises `UserError`."""
+def load_tokenizer(
+    checkpoint: Checkpoint, cpu_s: float | None = None, where: LineProcess | None = None
+) -> Any:
+    """The checkpoint's tokenizer. Raises `UserError`.
+
+    On a public server a stranger's runs in another process, which is `where`, and `cpu_s` is what all its calls together
+    may compute.
+    """
     if isolated.needed(checkpoint.revision):
-        return isolated.IsolatedTokenizer(checkpoint)
+        return isolated.IsolatedTokenizer(checkpoint, cpu_s, where)
     return own_tokenizer(checkpoint)
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer itself, in this process, as trainers want it. Raises `UserError` where it cannot be read."""
+    """The tokenizer itself, in this process. Raises `UserError` where it cannot be read."""
     try:
         return read_tokenizer(checkpoint.path)
     except Exception as error:

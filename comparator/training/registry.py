@@ -25,6 +25,7 @@ from comparator.core.settings import Settings
 from comparator.deploy import zerogpu
 from comparator.deploy.limits import limits_of
 from comparator.engine.protocol import Engine, OnProgress, ignore
+from comparator.sources import isolated
 from comparator.training import (
     artifact,
     base_model,
@@ -164,6 +165,8 @@ class Trainings:
 
     def _tokenizer(self, model: str) -> Any:
         checkpoint = self._checkpoint(model)
+        if isolated.needed(checkpoint.revision):
+            return tokenize.load_tokenizer(checkpoint)  # what it may compute is counted anew
         key = str(checkpoint.path)
         tokenizer = self._tokenizers.get(key)
         if tokenizer is None:

@@ -20,6 +20,7 @@ from comparator.training.settings import TrainSettings
 from comparator.training.types import DataPreview, Piece, SamplePreview, TokenStatistics
 
 MASKED = -100
+_CPU_S = 60  # what a stranger's tokenizer may compute for a whole data set
 Progress = Callable[[float | None, str], None]
 
 
@@ -55,9 +56,9 @@ class Corpus:
 def load_tokenizer(checkpoint: Any) -> Any:
     """A tokenizer of the model separate from the engine's, so that a preview is not queued. Raises `UserError`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a dataloader may fork
-    from comparator.sources import tokenizer
+    from comparator.sources import isolated, tokenizer
 
-    return tokenizer.own_tokenizer(checkpoint)
+    return tokenizer.load_tokenizer(checkpoint, _CPU_S, isolated.beside)
 
 
 # ---------------------------------------------------------------- one sample

@@ -15,6 +15,7 @@ from comparator.core.errors import Stopped, UserError
 from comparator.core.variant import Variant
 from comparator.metrics.memory import RESERVE_BYTES
 from comparator.sources import open_checkpoint
+from comparator.sources.isolated import IsolatedTokenizer
 from comparator.training import artifact, targets
 from comparator.training import base_model as bases
 from comparator.training.callbacks import Halted, Watch, callback
@@ -63,7 +64,7 @@ class Train:
                 base = bases.load(checkpoint, self.variant, device, plan.gradient_checkpointing, on_progress)
                 watch = Watch(self.job, self.request, emit, cancel, device)
                 watch.notes += [n for n in base.notes if n not in watch.notes]
-                tokenizer = load_tokenizer(checkpoint)  # trl wants the tokenizer itself
+                tokenizer = load_tokenizer(checkpoint)
                 trainer = make_trainer(
                     base, tokenizer, self.request, self.train, self.heldout, Path(self.work), device, watch,
                     checkpoint.source,
@@ -224,7 +225,6 @@ def make_trainer(
     model: str,
 ) -> Any:
     """trl's SFTTrainer with the callback of `watch` and without console output."""
-    import copy
     import logging
 
     from comparator.training.memory_estimate import steps_for
@@ -239,7 +239,7 @@ def make_trainer(
         args=sft_config(settings, base.variant, work, device, bool(heldout), watch.of),
         train_dataset=dataset(train),
         eval_dataset=dataset(heldout) if heldout else None,
-        processing_class=copy.deepcopy(tokenizer),  # a padding token is set on it
+        processing_class=_processing_class(tokenizer),
         peft_config=lora_config(settings, names, model),
     )
     for default in list(trainer.callback_handler.callbacks):
@@ -247,6 +247,22 @@ def make_trainer(
             trainer.remove_callback(default)
     trainer.add_callback(callback(watch, trainer, tokenizer))
     return trainer
+
+
+def _processing_class(tokenizer: Any) -> Any:
+    """What trl gets as the tokenizer: a copy, since it sets a padding token. The samples are tokenized already, so for one
+    that lives in another process a vocabulary of its special tokens is enough."""
+    import copy
+
+    if not isinstance(tokenizer, IsolatedTokenizer):
+        return copy.deepcopy(tokenizer)
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    special = {f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    special = {name: token for name, token in special.items() if token is not None}
+    ids = {token: getattr(tokenizer, f"{name}_id") for name, token in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(ids)), **special)
 
 
 def _release(trainer: Any) -> None:

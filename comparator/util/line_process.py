@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from comparator.util import streams
 
 MOST_BYTES = 64_000_000  # of an answer
+_OUT_OF_CPU = -signal.SIGXCPU if hasattr(signal, "SIGXCPU") else None  # returncode at the soft RLIMIT_CPU
 _ALL: weakref.WeakSet[LineProcess] = weakref.WeakSet()
 
 
@@ -33,9 +35,9 @@ class LineProcess:
     def ask(self, line: bytes, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bytes:
         """The answer to one question, a line of JSON; empty where the process ended or the answer is over `MOST_BYTES`.
 
-        Raises `TimeoutError` after `seconds`, starting included, and what `meanwhile` raises, which is called all the time.
+        Raises `TimeoutError` after `seconds` of its own, starting included, or where the process ended at its limit of CPU
+        time, and what `meanwhile` raises, which is called all the time.
         """
-        end = time.monotonic() + seconds
 
         def check() -> None:
             meanwhile()
@@ -51,8 +53,10 @@ class LineProcess:
                 return b""
             return answer if answer.endswith(b"\n") else b""
 
-        with self._lock:
-            answer = b""
+        while not self._lock.acquire(timeout=0.1):  # others' questions are answered first
+            meanwhile()
+        try:
+            end, answer, child = time.monotonic() + seconds, b"", None
             try:
                 if self.child is None or self.child.poll() is not None:
                     self.child = self._start()
@@ -61,7 +65,11 @@ class LineProcess:
             finally:
                 if not answer:
                     self.close()
+            if not answer and child.returncode == _OUT_OF_CPU:
+                raise TimeoutError
             return answer
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         child, self.child = self.child, None

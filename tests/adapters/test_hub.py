@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from comparator import adapters
 from comparator.adapters.locate import builtin_path
 from comparator.core.errors import Stopped, UserError
 from comparator.core.variant import parse_adapter
-from comparator.sources import hub
+from comparator.sources import hub, isolated
 
 NAME = "someone/pirate-lora"
 
@@ -110,3 +113,62 @@ def test_a_config_of_any_size_is_neither_downloaded_nor_read(server: ModelHub, t
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match="cannot be read"):
         opened(str(tmp_path))
+
+
+@pytest.fixture
+def public(server: ModelHub, settings_env):
+    """A public server; its processes for strangers' files end with the test."""
+    settings_env(public=1)
+    yield server
+    isolated.beside.close()
+
+
+def spent(text: str, match: str) -> None:
+    """The adapter is refused, and this process computes next to nothing for it."""
+    isolated.beside.close()
+    began_s, peak_kb = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=match):
+        opened(text)
+    assert time.process_time() - began_s < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kb < 200_000
+
+
+def test_on_a_public_server_a_strangers_adapter_is_opened_elsewhere_first(public: ModelHub):
+    messages = []
+    facts = opened(NAME, progress=lambda fraction, message: messages.append(message))
+    assert facts.parameters == 737_280 and isolated.beside.child is not None
+    assert any("in a process of its own" in m for m in messages)
+    isolated.beside.close()
+    opened(NAME)
+    opened("pirate")
+    assert isolated.beside.child is None, "it was opened a second time, or the built-in one was"
+
+
+def test_a_config_of_nested_lists_is_refused(public: ModelHub):
+    nested = b'{"peft_type": "LORA", "r": ' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}"
+    public.add("someone/nested", files() | {"adapter_config.json": nested}, parameters=None)
+    spent("someone/nested", "adapter_config.json of someone/nested cannot be read")
+
+
+def test_a_header_larger_than_any_adapters_is_refused(public: ModelHub):
+    header = b'{"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}' + b" " * 30_000_000 + b"}"
+    data = len(header).to_bytes(8, "little") + header
+    public.add("someone/header", files() | {"adapter_model.safetensors": data}, parameters=None)
+    spent("someone/header", "header has 30 MB")
+
+
+def test_names_times_modules_end_at_the_limit_of_computing(public: ModelHub, monkeypatch):
+    """Each list alone is within its limit; holding one against the other would take hours."""
+    tensors = {
+        f"base_model.model.m{i}.lora_A.weight": {"dtype": "F32", "shape": [8, 0], "data_offsets": [0, 0]}
+        for i in range(40_000)
+    }
+    header = json.dumps(tensors).encode()
+    config = {"peft_type": "LORA", "r": 8, "target_modules": [f"n{i}" for i in range(200_000)]}
+    attack = {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": len(header).to_bytes(8, "little") + header,
+    }
+    public.add("someone/product", files() | attack, parameters=None)
+    monkeypatch.setattr(isolated, "OPEN_CPU_S", 2)
+    spent("someone/product", "someone/product takes longer than 2 s of computing")

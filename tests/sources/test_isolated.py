@@ -16,6 +16,7 @@ import tiny_models
 
 from comparator.core.errors import Stopped, UserError
 from comparator.sources import folder, isolated, tokenizer
+from comparator.util import streams
 
 COMMIT = "a" * 40
 ASCII = "".join(chr(n) for n in range(32, 127))
@@ -139,3 +140,46 @@ def test_the_process_knows_no_token(public, plain):
     tokenizer.load_tokenizer(checkpoint(plain))
     there = Path(f"/proc/{isolated.process.child.pid}/environ").read_bytes()
     assert b"hf_of_the_operator" not in there and b"HF_HUB_OFFLINE=1" in there
+
+
+def test_computing_is_what_is_limited_not_the_clock(public, plain, tmp_path, monkeypatch):
+    """Rules that double a character, within the limit of memory: minutes of computing for a page of text."""
+    rule = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    slow = changed(plain, tmp_path / "slow", normalizer={"type": "Sequence", "normalizers": [rule] * 13})
+    there = tokenizer.load_tokenizer(checkpoint(slow))
+    began_s = time.process_time()
+    with monkeypatch.context() as limits, pytest.raises(UserError, match="longer than 1 s of computing"):
+        limits.setattr(isolated, "CALL_CPU_S", 1)
+        there("e " * 10_000)
+    assert time.process_time() - began_s < 2, "this process computed with it"
+    assert tokenizer.load_tokenizer(checkpoint(plain))("Hello")["input_ids"]
+
+
+def test_a_tokenizer_of_nested_lists_ends_the_opening_alone(public, plain, tmp_path):
+    path = tmp_path / "nested"
+    shutil.copytree(plain, path)
+    (path / "tokenizer.json").write_text("[" * 5_000_000 + "]" * 5_000_000)
+    began_s = time.process_time()
+    with pytest.raises(UserError):
+        isolated.open_first(path, "someone/model", lambda fraction, message: None)
+    assert time.process_time() - began_s < 2 and not isolated.was_opened(path)
+
+
+def test_who_waits_for_others_questions_can_stop(public, plain, tmp_path):
+    """One process answers everybody: a question of somebody else's is no reason not to hear Stop."""
+    rule = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    slow = changed(plain, tmp_path / "slow", normalizer={"type": "Sequence", "normalizers": [rule] * 13})
+    there = tokenizer.load_tokenizer(checkpoint(slow))
+    others = streams.in_thread(lambda: there("e " * 10_000))
+    while not isolated.process._lock.locked():
+        time.sleep(0.01)
+
+    def stop() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        isolated.process.ask(b"{}", 60.0, stop)
+    assert not others.done()
+    isolated.process.child.kill()
+    with pytest.raises(UserError):
+        others.result()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_models
+from model_hub import model_hub
 
 pytest.importorskip("trl", reason="training needs trl")
 
@@ -14,10 +18,11 @@ from comparator.api import request
 from comparator.core.errors import UserError
 from comparator.core.settings import Settings
 from comparator.engine.local import LocalEngine
+from comparator.sources import hub, isolated, tokenizer
 from comparator.training import artifact, data, run_store, strangers_data, tokenize
 from comparator.training.registry import Trainings
 from comparator.training.settings import TrainSettings
-from comparator.training.types import DataSource, TrainRequest
+from comparator.training.types import DataSource, Sample, Trained, TrainRequest
 from comparator.ui import admission as admission_module
 from comparator.ui.admission import Admission
 
@@ -138,3 +143,60 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused_in_a_bounded_process(tmp_pa
     rows.write_text('{"prompt": "a", "completion": "%s"}\n' % ("b" * 2_000_000))
     with pytest.raises(UserError, match="COMPARATOR_MAX_TRAINING_CHARACTERS"):
         data.read(DataSource(str(rows), uploaded=True), settings)
+
+
+# ---------------------------------------------------------------- a stranger's model
+
+
+@pytest.fixture
+def hub_server(public, tmp_path, settings_env, monkeypatch):
+    """A stand-in for the Hub with a small model of a stranger's, and this process as a public server."""
+    settings_env(public=1, training=1, cache_dir=tmp_path / "cache", data_dir=tmp_path)
+    with model_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        hub._listings.clear()
+        tiny_models.save(tmp_path / "plain", "llama", chat=True)
+        server.add("someone/model", tmp_path / "plain", parameters=100_000)
+        # What would read a tokenizer in this process ends the test.
+        monkeypatch.setattr(
+            tokenizer, "read_tokenizer", lambda path: pytest.fail("it was read in this process")
+        )
+        yield server
+    hub._listings.clear()
+    isolated.process.close()
+    isolated.beside.close()
+
+
+def test_a_strangers_model_is_trained_without_its_tokenizer_in_this_process(public, hub_server):
+    eve = public.seen_by(EVE)
+    preview = eve.preview(DataSource("pirate"), "someone/model", SHORT)
+    assert preview.samples and preview.tokens.total
+    job = eve.start(
+        TrainRequest(DataSource("pirate"), "fp32", "someone/model", SHORT, sample_prompt="Hello"), "address"
+    )
+    events = list(public.events(job))
+    assert isinstance(events[-1], Trained), events[-1]
+    assert any(isinstance(e, Sample) and e.now for e in events)
+
+
+def test_a_tokenizer_that_is_slow_on_data_ends_at_its_time_for_all_of_them(
+    public, hub_server, tmp_path, monkeypatch
+):
+    plain, slow = tmp_path / "plain", tmp_path / "slow"
+    rule = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    shutil.copytree(plain, slow)
+    changed = json.loads((plain / "tokenizer.json").read_text())
+    changed["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [rule] * 13,
+    }  # a sample alone is within its limit
+    (slow / "tokenizer.json").write_text(json.dumps(changed))
+    hub_server.add("someone/slow", slow, parameters=100_000)
+    monkeypatch.setattr(tokenize, "_CPU_S", 1.0)
+    began_s = time.process_time()
+    with pytest.raises(UserError, match="someone/slow takes"):
+        public.seen_by(EVE).preview(DataSource("pirate"), "someone/slow", replace(SHORT, max_length=4096))
+    assert time.process_time() - began_s < 20

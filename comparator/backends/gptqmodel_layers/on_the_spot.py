@@ -19,9 +19,12 @@ from comparator.backends import calibration
 from comparator.core.errors import UserError
 from comparator.core.variant import Variant
 from comparator.sources import Checkpoint
+from comparator.sources.tokenizer import load_tokenizer
 from comparator.util import atomic_dir
 
 Progress = Callable[[float | None, str], None]
+
+_TOKENIZE_CPU_S = 60  # a stranger's tokenizer, for the calibration text
 
 
 class Recipe(Protocol):
@@ -122,13 +125,11 @@ def make(
 
 
 def _make(checkpoint, recipe: Recipe, cal: str, cache_dir: Path, device: str, target: Path, progress) -> None:
-    from transformers import AutoTokenizer
-
     from comparator.backends.gptqmodel_layers import quiet
 
     quiet.silence()
     documents = calibration.texts(cal, cache_dir, progress)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(checkpoint, _TOKENIZE_CPU_S)
     samples = calibration.samples(tokenizer, documents, checkpoint.context_length)
     _check_memory(checkpoint, recipe.method)
     recipe.make(checkpoint, samples, tokenizer, device, target, progress)

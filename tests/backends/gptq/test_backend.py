@@ -22,7 +22,8 @@ from comparator.core.request import GenerationSettings, Request
 from comparator.core.settings import get_settings
 from comparator.core.variant import Cell
 from comparator.engine.local import LocalEngine
-from comparator.sources import open_checkpoint
+from comparator.sources import folder as folders
+from comparator.sources import isolated, open_checkpoint, tokenizer
 
 PROMPT = "The capital of France is"
 GPTQ = backend_for(resolve("gptq"))
@@ -546,3 +547,23 @@ def test_the_whole_model_answers_paris_and_comes_near(builtin, place, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert str(list(column.token_ids)) in done.stdout
+
+
+def test_a_strangers_tokenizer_makes_the_samples_in_another_process(
+    two, short, settings_env, monkeypatch, tmp_path
+):
+    settings_env(public=1)
+    monkeypatch.setattr(tokenizer, "read_tokenizer", lambda path: pytest.fail("it was read in this process"))
+    checkpoint = folders.inspect(two, "someone/model", revision="a" * 40)
+    variant = GPTQ.complete(resolve(f"gptq:{short}"), checkpoint)
+    made = on_the_spot.make(
+        checkpoint,
+        GPTQ.recipe(variant),
+        short.removeprefix("cal="),
+        get_settings().cache_dir,
+        "cpu",
+        lambda *_: None,
+    )
+    assert (made / "tokenizer.json").read_bytes() == (two / "tokenizer.json").read_bytes()
+    assert folders.inspect(made, "made").quantization
+    isolated.process.close()
