@@ -14,13 +14,14 @@ from comparator.ui.admission import Admission
 from comparator.ui.form import Shown
 from comparator.ui.gradio_compat import (
     bound_unread,
+    forget_sessions,
     keep_no_configs,
     poll_queue,
     show_no_progress,
     skip_at_no_cost,
 )
 from comparator.ui.http_guard import middleware, new_token
-from comparator.ui.listeners import LISTENERS
+from comparator.ui.listeners import LISTENERS, PAGES
 from comparator.ui.page import Page, html
 from comparator.ui.panel import (
     adapters,
@@ -92,6 +93,7 @@ def build_ui(settings_override: Settings | None = None, admission: Admission | N
     # decoding down. Every 50 ms is fast enough for a person.
     poll_queue(demo, idle_s=0.05, progress_s=0.25)
     keep_no_configs()
+    forget_sessions(PAGES.is_over)
     skip_at_no_cost(demo)
     show_no_progress(demo, on=page.owner)
     bound_unread(demo, UNREAD_SESSIONS, LISTENERS.is_reading)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABCMeta
 from collections.abc import Callable
 from copy import copy
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import gradio as gr
 from gradio.context import Context
 from gradio.oauth import _get_valid_oauth_info_from_session
 from gradio.route_utils import API_PREFIX, get_root_url
-from gradio.state_holder import SessionState
+from gradio.state_holder import SessionState, StateHolder
 from gradio.utils import LRUCache
 from starlette.requests import Request
 
@@ -20,6 +21,7 @@ WRITTEN_FOR = "6.31"
 UPLOAD_PATH = f"{API_PREFIX}/upload"  # where the browser sends files
 CALL_PATH = f"{API_PREFIX}/call/"  # + endpoint, and to read the answer + the event's id, which is its session
 STREAM_PATH = f"{API_PREFIX}/queue/data"  # where gradio_client reads answers, with ?session_hash=
+HEARTBEAT_PATH = f"{API_PREFIX}/heartbeat/"  # + session, which a page reads for as long as it is open
 CONFIG_PATH = "/config"  # what gradio_client reads first
 STARTUP_PATH = f"{API_PREFIX}/startup-events"  # which `launch` asks for by HTTP
 
@@ -67,6 +69,30 @@ def keep_no_configs() -> None:
 
     init.keeps_no_configs = True
     SessionState.__init__ = init
+
+
+def forget_sessions(is_over: Callable[[str, float], bool]) -> None:
+    """Let go of whole sessions, each second.
+
+    Gradio deletes the states of a session an hour after its page was closed. One that a program invented has no page that
+    could be closed, and all else that belongs to a session stays until there are as many as it keeps.
+
+    Args:
+        is_over: called with a session and the seconds since its last event; whether it is forgotten.
+    """
+    plain = getattr(StateHolder.delete_all_expired_state, "plain", StateHolder.delete_all_expired_state)
+
+    def delete_all_expired_state(self: StateHolder) -> None:
+        plain(self)
+        now = datetime.now()
+        with self.lock:
+            for session, last in list(self.time_last_used.items()):
+                if is_over(session, (now - last).total_seconds()):
+                    self.session_data.pop(session, None)
+                    self.time_last_used.pop(session, None)
+
+    delete_all_expired_state.plain = plain
+    StateHolder.delete_all_expired_state = delete_all_expired_state
 
 
 def show_no_progress(demo: gr.Blocks, on: Any) -> None:

@@ -46,7 +46,7 @@ def middleware(settings: Settings, token: str | None) -> list[Middleware]:
         Middleware(Hosts, hosts=allowed_hosts(settings), any_address=_is_any(settings.host)),
         Middleware(OwnOrigin, behind_proxy=settings.behind_proxy),
         Middleware(BodyLimit, most=BODY_BYTES, upload=settings.max_upload_bytes + _MULTIPART_BYTES),
-        *([Middleware(VisitorQuota, settings=settings)] if settings.public else []),
+        *([Middleware(VisitorQuota, settings=settings, most_body=BODY_BYTES)] if settings.public else []),
         Middleware(Listening),
         Middleware(LoginGuard, settings=settings),
     ]

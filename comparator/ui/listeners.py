@@ -12,10 +12,12 @@ import time
 from collections import OrderedDict
 from urllib.parse import parse_qs
 
-from comparator.ui.gradio_compat import CALL_PATH, STREAM_PATH, has_messages
+from comparator.ui.gradio_compat import CALL_PATH, HEARTBEAT_PATH, STREAM_PATH, has_messages
 
 NEVER_CAME_S = 60.0  # a program may take so long to begin to read
 GONE_S = 3.0  # and may be away so long, say to connect anew
+CLOSED_S = 3600.0  # what belongs to a page outlives its closing, since a laptop may sleep
+NEVER_OPENED_S = 600.0  # what belongs to a session that has no page outlives its last event
 _MOST = 10_000
 
 
@@ -49,15 +51,26 @@ class Listeners:
             return now_s - since_s > NEVER_CAME_S
         return not count and now_s - changed_s > GONE_S
 
+    def is_over(self, session: str, idle_s: float) -> bool:
+        """Whether the page of this session, whose last event was `idle_s` seconds ago, will not be used again."""
+        with self._lock:
+            count, changed_s = self._readers.get(session, (0, None))
+        if count:
+            return False
+        if changed_s is None:
+            return idle_s > NEVER_OPENED_S
+        return min(idle_s, time.monotonic() - changed_s) > CLOSED_S
+
 
 LISTENERS = Listeners()
+PAGES = Listeners()  # open pages, which read a heartbeat
 
 
 class Listening:
-    """ASGI middleware that tells `listeners` who reads the answer to a call."""
+    """ASGI middleware that tells `listeners` who reads the answer to a call, and `pages` which pages are open."""
 
-    def __init__(self, app, listeners: Listeners = LISTENERS):
-        self.app, self.listeners = app, listeners
+    def __init__(self, app, listeners: Listeners = LISTENERS, pages: Listeners = PAGES):
+        self.app, self.listeners, self.pages = app, listeners, pages
 
     async def __call__(self, scope, receive, send) -> None:
         session = _session(scope)
@@ -67,11 +80,12 @@ class Listening:
         if scope["path"].endswith(STREAM_PATH) and not has_messages(scope, session):
             await _nothing_to_read(send)
             return
-        self.listeners.note(session, 1)
+        listeners = self.pages if HEARTBEAT_PATH in scope["path"] else self.listeners
+        listeners.note(session, 1)
         try:
             await self.app(scope, receive, send)
         finally:
-            self.listeners.note(session, -1)
+            listeners.note(session, -1)
 
 
 async def _nothing_to_read(send) -> None:
@@ -88,12 +102,12 @@ async def _nothing_to_read(send) -> None:
 
 
 def _session(scope) -> str | None:
-    """The session whose answers are read by this request; None for any other one."""
+    """The session whose answers or heartbeat are read by this request; None for any other one."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return None
     path = scope["path"]
     if path.endswith(STREAM_PATH):
         return parse_qs(scope.get("query_string", b"")[:2000].decode("latin-1")).get("session_hash", [""])[0]
-    if CALL_PATH in path:
+    if CALL_PATH in path or HEARTBEAT_PATH in path:
         return path.rstrip("/").rpartition("/")[2][:100]
     return None

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("gradio")
 
 import gradio as gr
-from gradio.state_holder import SessionState
+from gradio.state_holder import SessionState, StateHolder
 
 from comparator.core.settings import Settings
 from comparator.ui import gradio_compat as compat
@@ -77,6 +77,23 @@ def test_a_new_session_keeps_nothing_of_the_components(monkeypatch):
         "Gradio keeps a session's configs elsewhere now"
     )
     assert session[state._id] == ["y"] and session[box._id].value == "w"
+
+
+def test_sessions_are_forgotten_whole():
+    with gr.Blocks() as demo:
+        box, state = gr.Textbox("x"), gr.State(["y"])
+    holder = StateHolder()
+    demo.state_session_capacity = 10
+    holder.set_blocks(demo)
+    compat.keep_no_configs()
+    for session in ("open", "invented"):
+        holder[session][state._id] = ["z"]
+        holder[session][box._id] = gr.Textbox("w")
+    compat.forget_sessions(lambda session, idle_s: session == "invented" and idle_s < 60)
+    holder.delete_all_expired_state()
+    assert list(holder.session_data) == list(holder.time_last_used) == ["open"]
+    assert holder["open"][state._id] == ["z"]
+    compat.forget_sessions(lambda session, idle_s: False)  # as others of this process find it
 
 
 def test_outputs_that_are_skipped_are_left_alone():

@@ -17,7 +17,7 @@ from comparator.engine.queue import asked_by
 from comparator.engines import get_engine
 from comparator.ui import api, listeners
 from comparator.ui.admission import Admission
-from comparator.ui.gradio_compat import CALL_PATH, STREAM_PATH
+from comparator.ui.gradio_compat import CALL_PATH, HEARTBEAT_PATH, STREAM_PATH
 from comparator.ui.listeners import Listeners, Listening
 
 
@@ -93,6 +93,27 @@ def test_sessions_of_the_past_are_forgotten():
     for number in range(listeners._MOST + 100):
         known.note(str(number), 1)
     assert len(known._readers) == listeners._MOST
+
+
+def test_a_session_is_over_when_its_page_is_closed_for_an_hour_or_never_came(clock):
+    pages, during = Listeners(), []
+
+    async def app(scope, receive, send):
+        clock.s += 10_000
+        during.append(pages.is_over("abc", idle_s=10_000))
+
+    asked = {"type": "http", "method": "GET", "path": f"{HEARTBEAT_PATH}abc", "query_string": b""}
+    thread = threading.Thread(
+        target=asyncio.run, args=(Listening(app, Listeners(), pages)(asked, None, None),)
+    )
+    thread.start()
+    thread.join(10)
+    assert during == [False], "an open page nobody touched for hours lost what belongs to it"
+    clock.s += listeners.CLOSED_S - 1
+    assert not pages.is_over("abc", idle_s=20_000), "a laptop may sleep"
+    clock.s += 2
+    assert pages.is_over("abc", idle_s=20_000) and not pages.is_over("abc", idle_s=5)
+    assert pages.is_over("invented", listeners.NEVER_OPENED_S + 1) and not pages.is_over("new", 5)
 
 
 def test_a_program_that_hung_up_leaves_the_queue(monkeypatch, tmp_path):

@@ -66,6 +66,16 @@ def test_requests_have_a_limit_in_a_minute():
     assert statuses(1, "/gradio_api/queue/join", quota, "5.6.7.8") == [200]
 
 
+def test_bytes_have_a_limit_in_a_minute():
+    quota = VisitorQuota(app, Settings(public=True), most_body=8_000_000)
+    join = "/gradio_api/queue/join"
+    assert statuses(6, join, quota, length=8_000_000) == [200] * 5 + [429], (
+        "kept lists of boxes fill the memory"
+    )
+    assert statuses(6, join, quota, "5.6.7.8", None) == [200] * 5 + [429], "no length is no way around"
+    assert statuses(1, join, quota, "9.9.9.9") == [200]
+
+
 def test_what_is_stored_has_a_limit_in_total(tmp_path, settings_env, monkeypatch):
     admission = Admission(Settings(public=True, data_dir=tmp_path, max_stored="1kB"))
     first = admission.save(sample.comparison(), None)

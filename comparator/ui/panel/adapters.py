@@ -6,13 +6,15 @@ browser sends.
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import gradio as gr
 
 from comparator.adapters import AdapterFacts, builtin_names, describe, open_adapter
-from comparator.core.errors import UserError
-from comparator.core.variant import parse_adapter
+from comparator.core.errors import Stopped, UserError
+from comparator.core.variant import Adapter, parse_adapter
 from comparator.engines import get_trainings
 from comparator.sources.hub_login import logged_in
 from comparator.ui.admission import Admission
@@ -22,6 +24,10 @@ from comparator.ui.markup import code, esc
 from comparator.ui.page import PRIVATE, Page, Ticks, html
 from comparator.ui.panel.model import LINKED
 from comparator.util import formatting
+
+MOST_CHOICES, MOST_CHARACTERS = 256, 1000  # of a list of boxes, and of the name of one
+_OPEN_S = 60.0  # for a stranger's adapter in a form; a run waits as long as it takes
+_opening = threading.BoundedSemaphore(8)  # each has a thread of the page's while a server sends its file
 
 
 def build(page: Page) -> None:
@@ -62,11 +68,11 @@ def build(page: Page) -> None:
 
     def put(request: gr.Request, names: list[str], on: list[str], text: str, model: Any, owner: str):
         try:
+            if len(names) >= MOST_CHOICES:
+                raise UserError(f"The list has {len(names)} adapters.", "Reload the page to begin anew.")
             adapter = parse_adapter(text or "")
-            page.admission.limits.check_adapter(adapter)
-            page.admission.check_owner(adapter.source, owner)
             with logged_in(visitors_login(request)):
-                facts = describe(open_adapter(adapter, settings=page.settings))
+                facts = opened(adapter, page.admission, owner)
             if adapter.notation in names:
                 raise UserError(f"{adapter.notation} is already in the list.", "Select it there.")
             names, on = [*names, adapter.notation], [*on, adapter.notation]
@@ -88,13 +94,13 @@ def build(page: Page) -> None:
     def describe_selected(
         request: gr.Request, on: list[str], model: Any, linked: tuple[str, ...], owner: str = ""
     ) -> str:
-        ticked = [name for name in on if name != NO_ADAPTER]
-        base = "" if model in linked else str(model or "")
+        ticked = [name for name in on[:MOST_CHOICES] if name != NO_ADAPTER]
+        base, since_s = "" if model in linked else str(model or ""), time.monotonic()
         with logged_in(visitors_login(request)):
             return "".join(
                 f'<p class="facts">{code(name)} {LINKED}</p>'
                 if name in linked
-                else described(name, base, page.admission, owner)
+                else described(name, base, page.admission, owner, since_s)
                 for name in ticked
             )
 
@@ -107,7 +113,7 @@ def build(page: Page) -> None:
     )
 
     columns.input(
-        lambda labels, ticked: [label for label in labels if label not in ticked],
+        deselected,
         inputs=[known, columns],
         outputs=[off],
         trigger_mode="always_last",
@@ -121,6 +127,12 @@ def build(page: Page) -> None:
         trigger_mode="always_last",
         **PRIVATE,
     )
+
+
+def deselected(labels: Any, ticked: list[str]) -> list[str]:
+    """The columns that are not ticked. It is kept for as long as the page is open, so no more than a page can list."""
+    known = [str(label) for label in labels[:MOST_CHOICES]] if isinstance(labels, list) else []
+    return [label for label in known if label not in ticked and len(label) <= MOST_CHARACTERS]
 
 
 def all_here(trainings: Any = None) -> list[str]:
@@ -141,13 +153,12 @@ def grid(picked: Any, on: list[str], off: list[str]):
     return gr.CheckboxGroup(choices=labels, value=value, visible=useful), labels
 
 
-def described(notation: str, model: str, admission: Admission, owner: Any = None) -> str:
+def described(
+    notation: str, model: str, admission: Admission, owner: Any = None, since_s: float | None = None
+) -> str:
     """Facts about an adapter as HTML, or why it cannot be used."""
     try:
-        adapter = parse_adapter(notation)
-        admission.limits.check_adapter(adapter)
-        admission.check_owner(adapter.source, owner)
-        facts = describe(open_adapter(adapter, settings=admission.settings))
+        facts = opened(parse_adapter(notation), admission, owner, since_s)
     except UserError as problem:
         return refused(problem)
     parts = [
@@ -160,6 +171,32 @@ def described(notation: str, model: str, admission: Admission, owner: Any = None
         f"trained on {facts.base_model}" if facts.base_model else "",
     ]
     return f'<p class="facts">{code(notation)} {esc(" · ".join(p for p in parts if p))}</p>'
+
+
+def opened(adapter: Adapter, admission: Admission, owner: Any, since_s: float | None = None) -> AdapterFacts:
+    """What the adapter is. Raises `UserError`, on a public server also where it takes long, counted from `since_s`
+    (`time.monotonic()`), or many are just being opened."""
+    admission.limits.check_adapter(adapter)
+    admission.check_owner(adapter.source, owner)
+    if not admission.settings.public:
+        return describe(open_adapter(adapter, settings=admission.settings))
+    end_s = (since_s or time.monotonic()) + _OPEN_S
+
+    def in_time(fraction: float | None, message: str) -> None:
+        if time.monotonic() > end_s:
+            raise Stopped
+
+    if not _opening.acquire(timeout=0.5):
+        raise UserError("Other adapters are just being opened.", "Try again in some seconds.")
+    try:
+        return describe(open_adapter(adapter, progress=in_time, settings=admission.settings))
+    except Stopped:
+        raise UserError(
+            f"{adapter.source} was not opened within {_OPEN_S:g} s.",
+            "Try again later, or run Quant Comparator on your own machine.",
+        ) from None
+    finally:
+        _opening.release()
 
 
 def _trained(facts: AdapterFacts, model: str) -> str:
