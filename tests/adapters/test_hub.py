@@ -87,7 +87,11 @@ def test_what_was_downloaded_serves_offline(server: ModelHub, monkeypatch):
 
 
 def test_stop_ends_a_download(server: ModelHub):
-    server.chunk_s = 0.2
+    server.chunk_s, before = 0.2, set(threading.enumerate())  # other tests' pools may be there still
+
+    def downloading() -> list[str]:
+        started = [t.name for t in threading.enumerate() if t not in before]
+        return [name for name in started if name.startswith(("hub", "ThreadPoolExecutor"))]
 
     def stop(fraction, message):
         if message.startswith("downloading"):
@@ -97,10 +101,6 @@ def test_stop_ends_a_download(server: ModelHub):
         opened(NAME, progress=stop)
     server.chunk_s = 0
     assert wait_until(lambda: not downloading()), "a thread downloads on after Stop"
-
-
-def downloading() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("hub", "ThreadPoolExecutor"))]
 
 
 def test_a_config_of_any_size_is_neither_downloaded_nor_read(server: ModelHub, tmp_path: Path):
