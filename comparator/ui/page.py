@@ -67,6 +67,9 @@ class Page:
     refresh_history: Callable[[Any], None] | None = None  # refreshes the history list after an event
     training: gr.HTML | None = None  # one line about the training job that is running
     training_clock: gr.Timer | None = None  # polls its state while one is running
+    at_once: list[tuple[Callable[[Shown], Any], list]] = field(
+        default_factory=list
+    )  # (render, its outputs) of what is drawn together with the cards of a saved comparison
     run: gr.Button | None = None
     stop: gr.Button | None = None
 
@@ -76,14 +79,19 @@ class Page:
             if isinstance(runs, Runs):
                 runs.stop(session)
 
-    def on_comparison(self, render, outputs, *, running: bool = False) -> None:
+    def on_comparison(self, render, outputs, *, running: bool = False, at_once: bool = False) -> None:
         """Call `render(shown)` whenever another comparison is shown; its return values go to `outputs`.
 
         running: also while one runs, with the columns that have answered so far. Otherwise `render` gets a `Shown` without a
         comparison then: what an earlier run measured does not stand beside another one's answers.
+        at_once: a saved comparison draws it with its cards (`saved_comparison.values`), two round trips earlier.
         """
+        if at_once:
+            self.at_once.append((render, outputs))
 
         def ready(shown: Shown):
+            if at_once and shown.recorded:
+                return [gr.skip()] * len(outputs)
             if shown.running and not running:
                 return render(Shown())
             return render(shown)

@@ -6,7 +6,7 @@ import pytest
 
 from comparator.backends import methods, resolve
 from comparator.core.errors import UserError
-from comparator.ui.panel import variants
+from comparator.ui.panel import custom_variant, variants
 from comparator.ui.panel.custom_variant import _field, compose, described
 
 ALL = methods()
@@ -36,6 +36,18 @@ def test_every_choice_of_every_option_makes_its_notation(name, option):
             assert resolve(text).notation == text, "what the form writes is canonical"
         except UserError as refused:
             assert refused.advice, f"{text} is refused without a way out"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_option_has_a_field_of_its_kind(name):
+    backend, method = ALL[name]
+    slots = custom_variant._slots([m for _, m in ALL.values()])
+    placed = custom_variant._placed(slots, method)
+    filled = [o for o in placed if o is not custom_variant.EMPTY]
+    assert len(placed) == sum(slots.values()) and len(filled) == len(set(filled))
+    assert set(filled) == {*method.options, *([None] if method.takes_source else [])}
+    for option, field in zip(placed, custom_variant._inputs(slots, backend, method), strict=True):
+        assert field.visible is (option is not custom_variant.EMPTY)
 
 
 def test_a_source_goes_behind_the_at():

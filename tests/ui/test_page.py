@@ -368,6 +368,29 @@ def test_custom_variant_from_the_form(visitor):
     assert row.count() == 0, "a custom variant can be taken out of the list again"
 
 
+def test_another_method_has_its_own_fields(visitor):
+    """All methods share the input components: what one showed must not stand in another's notation."""
+    page = visitor.page
+    page.click('#custom button:has-text("Custom variant")')
+    page.get_by_label("dq", exact=True).check()
+    for method, label, typed, notation in (
+        ("int8: ", "threshold", "0", "int8:threshold=0"),
+        ("endpoint: ", "Source", "http://host:8000/v1", "endpoint@http://host:8000/v1"),
+        ("nf4: ", "skip", "q_proj", "nf4:skip=q_proj"),
+    ):
+        page.click("#custom-method input")
+        page.locator("#custom-method [role=option]", has_text=method).first.click()
+        block = page.locator("#custom .options .block").filter(has=page.get_by_text(label, exact=True))
+        field = block.locator("input, textarea").first
+        field.fill(typed)
+        field.press("Tab")
+        page.wait_for_function(
+            "wanted => document.querySelector('#custom-notation textarea, #custom-notation input').value === wanted",
+            arg=notation,
+        )
+        assert page.get_by_label("dq", exact=True).count() == (method == "nf4: "), method
+
+
 def test_the_list_of_variants_is_grouped_and_searched(visitor):
     groups = visitor.page.locator(".pick-group")
     assert groups.all_inner_texts() == ["16 bit and more", "8 bit", "4 bit and fewer"]

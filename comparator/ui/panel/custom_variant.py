@@ -2,6 +2,9 @@
 
 The form writes the notation, which can also be edited. Both are checked while typing: the line below describes the
 variant, or says what is wrong with it and what to write instead.
+
+All methods share the same input components, which get another label, help and choices when another method is selected:
+a set for each method would be a fifth of the page's components, and the browser goes through all of them at each opening.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from comparator.ui.page import PRIVATE, Page, html
 from comparator.ui.panel.variants import with_added
 
 FIRST = "nf4"
+EMPTY = object()  # in place of an option: a slot that the method has no use for
+_COMPONENTS = {"text": gr.Textbox, "choice": gr.Dropdown, "number": gr.Number, "flag": gr.Checkbox}
 
 
 def build(page: Page) -> None:
@@ -31,27 +36,21 @@ def build(page: Page) -> None:
             filterable=False,
             elem_id="custom-method",
         )
-        groups, inputs, owners = [], [], []
-        for name, (backend, m) in known.items():
-            with gr.Column(visible=name == FIRST, elem_classes="options") as group:
-                if m.takes_source:
-                    inputs.append(gr.Textbox("", label="Source", info=_about_source(backend, m)))
-                    owners.append((name, None))
-                for option in m.options:
-                    inputs.append(_field(option))
-                    owners.append((name, option))
-            groups.append(group)
+        slots = _slots([m for _, m in known.values()])
+        with gr.Column(elem_classes="options"):
+            inputs = _inputs(slots, *known[FIRST])
         notation = gr.Textbox(FIRST, label="Notation", elem_id="custom-notation", max_lines=1, lines=1)
         verdict = html(described(FIRST), elem_id="custom-verdict")
         add = gr.Button("Add variant", size="sm", elem_id="custom-add")
 
     def write(chosen: str, *values: Any) -> tuple[str, str]:
-        fields = {o: v for (m, o), v in zip(owners, values, strict=True) if m == chosen}
-        text = compose(*known[chosen], fields)
+        placed = _placed(slots, known[chosen][1])
+        text = compose(*known[chosen], {o: v for o, v in zip(placed, values, strict=True) if o is not EMPTY})
         return text, described(text)
 
-    def switch(chosen: str, *values: Any):
-        return *(gr.Column(visible=name == chosen) for name in known), *write(chosen, *values)
+    def switch(chosen: str):
+        text = compose(*known[chosen], {})
+        return *_inputs(slots, *known[chosen]), text, described(text)
 
     def put(picked: Any, text: str):
         try:
@@ -60,15 +59,13 @@ def build(page: Page) -> None:
             return gr.skip(), _refused(problem)
 
     # .input, not .change: only what a person changes, so that the form never triggers itself
-    method.input(switch, inputs=[method, *inputs], outputs=[*groups, notation, verdict], **PRIVATE)
-    for field in inputs:
-        field.input(
-            write,
-            inputs=[method, *inputs],
-            outputs=[notation, verdict],
-            trigger_mode="always_last",
-            **PRIVATE,
-        )
+    method.input(switch, inputs=[method], outputs=[*inputs, notation, verdict], **PRIVATE)
+    # Gradio's text boxes tell of keys only; what was pasted with the mouse is read when the field is left.
+    left = [field.blur for field in inputs if isinstance(field, gr.Textbox)]
+    gr.on(
+        [*(field.input for field in inputs), *left], write,
+        inputs=[method, *inputs], outputs=[notation, verdict], trigger_mode="always_last", **PRIVATE,
+    )  # fmt: skip
     notation.change(described, inputs=[notation], outputs=[verdict], trigger_mode="always_last", **PRIVATE)
     gr.on(
         [add.click, notation.submit],
@@ -79,6 +76,44 @@ def build(page: Page) -> None:
     )
 
 
+def _slots(known: list[Method]) -> dict[str, int]:
+    """How many input components of each kind the method with the most of them needs."""
+    return {kind: max(len(_by_kind(m)[kind]) for m in known) for kind in _COMPONENTS}
+
+
+def _by_kind(method: Method) -> dict[str, list[Option | None]]:
+    """The method's options (None: its source) by kind of input component."""
+    fields: dict[str, list[Option | None]] = {kind: [] for kind in _COMPONENTS}
+    if method.takes_source:
+        fields["text"].append(None)
+    for option in method.options:
+        kind = (
+            option.kind if option.kind in fields and (option.kind != "choice" or option.choices) else "text"
+        )
+        fields[kind].append(option)
+    return fields
+
+
+def _placed(slots: dict[str, int], method: Method) -> list[Any]:
+    """The option in each slot (None: the source), `EMPTY` where the method has no use for it."""
+    fields = _by_kind(method)
+    return [o for kind, count in slots.items() for o in fields[kind] + [EMPTY] * (count - len(fields[kind]))]
+
+
+def _inputs(slots: dict[str, int], backend: Backend, method: Method) -> list[gr.components.Component]:
+    """A component in each slot, as it is for this method."""
+    kinds = [kind for kind, count in slots.items() for _ in range(count)]
+    made = []
+    for kind, option in zip(kinds, _placed(slots, method), strict=True):
+        if option is EMPTY:
+            made.append(_COMPONENTS[kind](visible=False))
+        elif option is None:
+            made.append(gr.Textbox("", label="Source", info=_about_source(backend, method), visible=True))
+        else:
+            made.append(_field(option))
+    return made
+
+
 def _about_source(backend: Backend, method: Method) -> str:
     if backend.source_kind == "endpoint":
         return "a name from COMPARATOR_ENDPOINTS, or an address such as http://host:8000/v1"
@@ -87,7 +122,7 @@ def _about_source(backend: Backend, method: Method) -> str:
 
 def _field(option: Option) -> gr.components.Component:
     """The input component for an option."""
-    common = {"label": option.name, "info": option.help}
+    common = {"label": option.name, "info": option.help, "visible": True}
     if option.kind == "flag":
         return gr.Checkbox(option.default == "true", **common)
     if option.kind == "choice" and option.choices:

@@ -31,7 +31,8 @@ def build(page: Page) -> None:
 
 def outputs(page: Page) -> list[gr.components.Component]:
     """The components of a saved comparison, in the order of `values`."""
-    return [*page.cards, page.summary, page.notice, page.recording, page.share, page.shown]
+    own = [*page.cards, page.summary, page.notice, page.recording, page.share, page.shown]
+    return own + [component for _, outputs in page.at_once for component in outputs]
 
 
 def settle(page: Page, event) -> None:
@@ -55,22 +56,22 @@ def values(page: Page, comparison: Comparison, asker: Any, *, imported: bool = F
     link = share.render(page, comparison, asker, saved=True)
     return [
         *shown, summary.render(live), notice.say(""), banner(comparison, imported), link,
-        page.admission.shown(comparison, recorded=True),
+        page.admission.shown(comparison, recorded=True), *_at_once(page, Shown(comparison)),
     ]  # fmt: skip
+
+
+def _at_once(page: Page, shown: Shown) -> list[Any]:
+    return [value for render, _ in page.at_once for value in render(shown)]
 
 
 def refusal(page: Page, problem: UserError, *, keep: bool = False) -> list[Any]:
     """Why nothing was opened, and how to continue. With `keep`, the page stays as it was."""
     if keep:
-        return [
-            *[gr.skip()] * (len(page.cards) + 1),
-            notice.problem(problem),
-            gr.skip(),
-            gr.skip(),
-            gr.skip(),
-        ]
+        kept = nothing(page)
+        kept[len(page.cards) + 1] = notice.problem(problem)
+        return kept
     return [
-        *[""] * len(page.cards), "", notice.say(""), not_here(problem), "", Shown()
+        *[""] * len(page.cards), "", notice.say(""), not_here(problem), "", Shown(), *_at_once(page, Shown())
     ]  # fmt: skip
 
 

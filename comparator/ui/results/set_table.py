@@ -52,7 +52,7 @@ def build(page: Page) -> None:
     start = gr.State(0)
     inputs, drawn = [page.shown, only, kind, order, search], [matrix, start, pages, back, ahead]
 
-    page.on_comparison(show, [section, summary, only, kind, order, search, *drawn])
+    page.on_comparison(show, [section, summary, only, kind, order, search, *drawn], at_once=True)
 
     def turned(by: int):
         return lambda shown, a, b, c, d, at: draw(shown, a, b, c, d, at + by * PAGE_SIZE)
