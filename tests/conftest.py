@@ -138,12 +138,16 @@ def browser():
 
 # Folders whose tests share a server, a browser or a cluster for the whole session. All others share by file.
 _TOGETHER = ("tests/ui/", "tests/cluster/")
+# The tests of the page would take one worker longer than the others have to do; these look at one comparison (`compared`).
+_COMPARED = tuple(f"tests/ui/test_{name}.py" for name in ("accessible", "history", "page"))
 # What takes longest starts first, so that the workers end at about the same time.
 _LONGEST = (*_TOGETHER, "tests/adapters/test_attach.py", "tests/training/test_registry.py")
 
 
 def _group(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
+    if path in _COMPARED:
+        return "compared"
     return next((folder for folder in _TOGETHER if path.startswith(folder)), path)
 
 

@@ -84,15 +84,15 @@ def test_tests_of_one_file_share_a_worker_and_those_of_the_page_too(run):
     same = (
         "import os, pathlib, pytest\n\n@pytest.mark.browser\n@pytest.mark.parametrize('n', range(8))\ndef test_it(n):\n"
         "    worker, file = os.environ['PYTEST_XDIST_WORKER'], pathlib.Path(__file__)\n"
-        "    place = file.parent if file.parent.name == 'ui' else file\n"
-        "    (pathlib.Path.cwd() / f'{place.stem}-{worker}').touch()\n"
+        "    shown = file.stem in ('test_history', 'test_page')\n"
+        "    place = 'compared' if shown else 'ui' if file.parent.name == 'ui' else file.stem\n"
+        "    (pathlib.Path.cwd() / f'{place}-{worker}').touch()\n"
     )
-    code, output = run(
-        False, "-n", "2", **{"ui/test_a": same, "ui/test_b": same, "test_c": same, "test_d": same}
-    )
+    names = ("ui/test_a", "ui/test_b", "ui/test_history", "ui/test_page", "test_c", "test_d")
+    code, output = run(False, "-n", "2", **dict.fromkeys(names, same))
     assert code == 0, output
     seen = sorted(p.name.rpartition("-")[0] for p in run.folder.glob("*-gw*"))
-    assert seen == ["test_c", "test_d", "ui"], f"a group was split: {seen}"
+    assert seen == ["compared", "test_c", "test_d", "ui"], f"a group was split: {seen}"
 
 
 def test_no_test_at_all_is_a_failure(run):
