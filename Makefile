@@ -14,7 +14,8 @@ RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt requirements-llamacpp.txt
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt requirements-ray.txt requirements-formats.txt requirements-autoround.txt requirements-llamacpp.txt requirements-endpoint.txt requirements-tasks.txt constraints.txt Makefile | cksum | cut -d' ' -f1)
 # `make test ARGS="tests/cli/test_cli.py -k stdin"`, in one process: `make test WORKERS=0 ARGS=…`
 ARGS ?=
-WORKERS ?= 2
+# More than the two cores they are meant for: a worker waits for a browser, a server or a cluster much of its time.
+WORKERS ?= 3
 # Compiled files are kept whatever the environment says: else each run rewrites each assertion anew, in each worker.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
