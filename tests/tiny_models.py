@@ -74,6 +74,16 @@ def config(name: str, **changes: Any) -> Any:
     )
 
 
+def save_config(folder: Path, model_type: str, values: dict[str, Any]) -> None:
+    """A model of this config with its tokenizer, for families that `config` does not know."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
 def save(
     folder: Path, name: str = "llama", *, chat: bool = False, dtype: str = "float32", **changes: Any
 ) -> Any:

@@ -22,6 +22,7 @@ from comparator.sources import consistency, packed
 from comparator.sources.checkpoint import Checkpoint
 from comparator.util import formatting
 
+_TABLES = 5 * 10**7  # elements that a small model may compute once
 _AGAIN = "Download or copy the whole checkpoint again, or save the model again with save_pretrained."
 
 
@@ -220,10 +221,15 @@ class _TooMuch(Exception):
 
 @contextlib.contextmanager
 def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
-    """While open, building a model stops at more parameters or elements than the files could ever fill."""
-    from torch.nn.modules.module import register_module_parameter_registration_hook
+    """While open, building a model stops at more parameters or elements than the files could ever fill, and at tables (of
+    positions, masks) that take more than the weights: those are allocated by a number of the config alone."""
+    from torch.nn.modules.module import (
+        register_module_buffer_registration_hook,
+        register_module_parameter_registration_hook,
+    )
 
     left = [4 * len(checkpoint.tensors) + 20_000, 8 * checkpoint.parameters + 10**9]
+    left_in_tables = [checkpoint.parameters + _TABLES]
     thread = threading.get_ident()
     promised, there = (
         consistency.layers(_config(checkpoint)),
@@ -238,11 +244,22 @@ def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
         if min(left) < 0:
             raise _TooMuch(layers or f", with a {name} of {tuple(parameter.shape)}")
 
-    hook = register_module_parameter_registration_hook(count)
+    def count_table(_module: Any, name: str, table: Any) -> None:
+        if table is None or threading.get_ident() != thread:
+            return
+        left_in_tables[0] -= table.numel()
+        if left_in_tables[0] < 0:
+            raise _TooMuch(f", with a {name} of {tuple(table.shape)}")
+
+    hooks = (
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count_table),
+    )
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from comparator.core.errors import Stopped, UserError
-from comparator.sources import architectures, consistency, counting, folder, hub, hub_problems, weights
+from comparator.sources import (
+    architectures,
+    consistency,
+    counting,
+    folder,
+    hub,
+    hub_problems,
+    isolated,
+    weights,
+)
 from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.hub_files import Listing, endpoint, fetch, in_background
 from comparator.sources.hub_login import login
@@ -59,6 +68,8 @@ def _read(listing: Listing, source: str, progress: Progress) -> Checkpoint:
         )
     stored = _headers(listing, shards, source, progress)
     consistency.check(source, config, folder.quantization_of(path, config), [s.info for s in stored])
+    if isolated.needed(listing.commit):  # what is planned builds the model without weights
+        isolated.open_first(path, source, progress, isolated.CONFIG, isolated.beside)
     explicit = bool(
         config.get("tie_word_embeddings") or (config.get("text_config") or {}).get("tie_word_embeddings")
     )

@@ -50,6 +50,7 @@ def needed(revision: str | None) -> bool:
 
 
 CHECKPOINT = "comparator.sources.isolated_process:open_checkpoint"
+CONFIG = "comparator.sources.isolated_process:open_config"  # where there are no weights beside it
 
 
 def open_first(
@@ -82,7 +83,7 @@ def was_opened(path: Path, opener: str = CHECKPOINT) -> bool:
     return _mark(path, opener).exists()
 
 
-def _mark(path: Path, opener: str) -> Path:
+def _mark(path: Path, opener: str = CHECKPOINT) -> Path:
     kind = "" if opener == CHECKPOINT else f" {opener}"
     digest = hashlib.sha256(f"{path.absolute()}{kind}".encode()).hexdigest()[:32]
     return get_settings().cache_dir / "opened" / digest

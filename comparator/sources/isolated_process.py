@@ -25,6 +25,9 @@ from comparator.util import formatting
 from comparator.util.recent import Recent
 
 _KEPT = 4  # tokenizers
+_MOST_BUILT_BYTES = (
+    500_000_000  # of configs and modules without weights; a model of 600B parameters has some 50 MB
+)
 _SAMPLE = "The year 2024: 3.14 × 2 = 6.28!\n\tdef f(x):  return x  # ñ 안녕 日本 🙂\n"
 _tokenizers: Recent[str, Any] = Recent(_KEPT)
 
@@ -61,11 +64,24 @@ def open_checkpoint(path: Path, source: str) -> None:
     folder.inspect(path, source)
     tokenizer = _tokenizer(path)
     tokenizer.decode(tokenizer(_SAMPLE)["input_ids"])
+    open_config(path, source)
+
+
+def open_config(path: Path, source: str) -> None:
+    """Builds the modules that its config asks for, without memory for weights. Raises `UserError` where that takes much of
+    it all the same: a config may hold numbers of entries that a library makes lists of."""
+    before = _peak_bytes(anew=True)
     _build(path)
+    grew = _peak_bytes() - before
+    if grew > _MOST_BUILT_BYTES:
+        raise UserError(
+            f"config.json of {source} takes {grew / 1e9:.1f} GB to read, before any weight.",
+            "Choose another model.",
+        )
 
 
 def _build(path: Path) -> None:
-    """The modules that its config asks for, without memory for weights."""
+    """As far as it can be built."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -84,6 +100,17 @@ def _tokenizer(path: Path) -> Any:
 
     known = _tokenizers.get(str(path))  # one may be false: it has a length
     return _tokenizers.put(str(path), read_tokenizer(path)) if known is None else known
+
+
+def _peak_bytes(anew: bool = False) -> int:
+    """The most memory that this process has held, or from now on where it is counted `anew`."""
+    try:
+        if anew:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):  # another kernel: the limit of memory alone
+        return 0
 
 
 def _limit(extra: int) -> None:

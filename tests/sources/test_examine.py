@@ -294,3 +294,16 @@ def test_what_loading_left_out_is_refused_too() -> None:
     info = {"missing_keys": {"lm_head.weight"}, "unexpected_keys": set(), "mismatched_keys": set()}
     with pytest.raises(UserError, match="lm_head.weight"):
         check_loaded("x", info)
+
+
+@pytest.mark.parametrize("model_type", ("gptj", "ctrl"))
+def test_tables_by_a_number_of_the_config_alone_are_not_allocated(tmp_path, model_type):
+    """Sines for 50 million positions: gigabytes over a file of some kB, while the weights were loaded."""
+    values = {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    values |= {"rotary_dim": 4} if model_type == "gptj" else {"dff": 64}
+    tiny_models.save_config(tmp_path / "model", model_type, values)
+    assert require_complete(open_checkpoint(str(tmp_path / "model"))).problem is None
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"n_positions": 50_000_000}))
+    with pytest.raises(UserError, match="larger model than its files hold"):
+        require_complete(open_checkpoint(str(tmp_path / "model")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 import tiny_models
@@ -98,3 +99,29 @@ def test_on_a_public_server_a_download_is_opened_in_another_process_first(served
     mark.parent.mkdir(parents=True)
     mark.touch()
     assert hub.in_cache(NAME, None).path == path
+
+
+def test_a_config_that_is_a_list_of_billions_is_read_elsewhere(served, tmp_path, settings_env):
+    """GPT-Neo's config writes out "n times global": 24 GB for three billion, before a weight is asked for."""
+    server, _ = served
+    folder = tmp_path / "neo"
+    config = {
+        "vocab_size": 320, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64,
+        "attention_types": [[["global"], 2]],
+    }  # fmt: skip
+    tiny_models.save_config(folder, "gpt_neo", config)
+    server.add("someone/neo", folder)
+    settings_env(public=1)
+    try:
+        assert open_headers("someone/neo").architecture == "GPTNeoForCausalLM"
+        written = json.loads((folder / "config.json").read_text()) | {
+            "attention_types": [[["global"], 10**8]]
+        }
+        (folder / "config.json").write_text(json.dumps(written))
+        server.add("someone/bomb", folder)
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UserError, match="someone/bomb takes"):
+            open_headers("someone/bomb")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kb < 300_000
+    finally:
+        isolated.beside.close()
