@@ -52,7 +52,7 @@ audit: $(TOOLS)  ## known vulnerabilities of what requirements.lock lists (asks 
 sbom: $(TOOLS) $(RUN_STAMP)  ## sbom.json: everything that is installed, as CycloneDX lists it
 	$(TOOLS)/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(BIN)/python
 
-lock: $(TOOLS)  ## make requirements.lock anew, after a change of the requirements
+lock: $(TOOLS)  ## rebuild requirements.lock, after a change of the requirements
 	head -3 requirements.lock > $(TOOLS)/lock
 	DISABLE_CUDA=1 $(TOOLS)/bin/pip-compile -q --generate-hashes --strip-extras --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --allow-unsafe --unsafe-package torch -c constraints.txt \

@@ -127,14 +127,15 @@ def request(
     `settings` are the fields of `GenerationSettings`; `repeats` may be "auto". Raises `UserError` for what cannot be understood; ranges are checked when the comparison starts.
     """
     if fidelity not in (None, "none", "prompt", "text"):
-        raise UserError(f"There is no fidelity “{fidelity}”.", "It is none, prompt or text.")
+        raise UserError(f"There is no fidelity “{fidelity}”.", "Use none, prompt or text.")
     if calibration is not None:
         listed = default_variants(model) if variants is None else _listed(variants)
         variants = [_calibrated(v, calibration) for v in listed]
     if prompts is not None:
         if prompt is not None or system:
             raise UserError(
-                "A prompt and a prompt set are given.", "Give one of them; a set holds its system prompts."
+                "A prompt and a prompt set are given.",
+                "Give only one of them; a set contains its own system prompts.",
             )
         prompts = prompts if isinstance(prompts, PromptSet) else reader.load(prompts)
         prompt, system = prompts.prompts[0].conversation()[-1].content, prompts.prompts[0].system
@@ -199,12 +200,12 @@ def _listed(values: Any) -> list:
 
 def _text(what: str, text: Any) -> str:
     if not isinstance(text, str):
-        raise UserError(f"The {what} is no text but {type(text).__name__}.", "Pass a string.")
+        raise UserError(f"The {what} must be text, not {type(text).__name__}.", "Pass a string.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise UserError(
-            f"The {what} holds bytes that are not UTF-8.", "Save it as UTF-8 and try again."
+            f"The {what} contains bytes that are not UTF-8.", "Save it as UTF-8 and try again."
         ) from None
     return text
 
@@ -228,14 +229,14 @@ def _repeats(value: int | str) -> int:
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise UserError(f"repeats is “{value}”.", "It is auto, or a whole number from 1 to 100.") from None
+        raise UserError(f"repeats is “{value}”.", "Use auto, or a whole number from 1 to 100.") from None
 
 
 def _evaluation(eval_text: str | Path | None, context: int, stride: int | None) -> EvalSettings:
     stride = context if stride is None else stride
     for name, value in (("context", context), ("stride", stride)):
         if not isinstance(value, int) or value < 2 and name == "context" or value < 1:
-            raise UserError(f"{name} is {value}.", "It is a number of tokens, 512 for instance.")
+            raise UserError(f"{name} is {value}.", "Give a number of tokens, for example 512.")
     if stride > context:
         raise UserError(
             f"The stride {stride} is longer than the context {context}.", "It would skip tokens; lower it."

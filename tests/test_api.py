@@ -59,7 +59,7 @@ def test_naming_a_text_asks_for_fidelity_on_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"prompt": 7}, "prompt is no text but int"),
+        ({"prompt": 7}, "prompt must be text, not int"),
         ({"prompt": "caf\udce9"}, "not UTF-8"),
         ({"prompt": "Hi", "max_tokens": 5}, "Did you mean max_new_tokens"),
         ({"prompt": "Hi", "fidelity": "all"}, "none, prompt or text"),

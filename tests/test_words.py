@@ -58,6 +58,20 @@ WORDS = {
     r"begin again|take up an": "start over, resume",
     r"importing full|once: starting|cut at the limit|scores its answer": "Loading, Converting, limit reached, Scoring",
     r"hurts? it alone|changes it alone": "changes nothing else",
+    r"anew": "again, re-…",
+    r"(held|holds?) (it |them |\w+ estimate )?against": "compared with",
+    r"what it holds|of it shared|what is kept free": "its memory, shared tensors, the reserve",
+    r"likeliest": "most likely",
+    r"(appear|given)s? so many times|stands? (twice|in every|beside transformers)|would stand in": "appears",
+    r"somebody else's|nobody deleted|everybody together": "belongs to …, was not deleted, all visitors together",
+    r"with commas between": "separated by commas",
+    r"tells? nothing of|does not let us in": "does not report, refused access",
+    r"put to the vote": "voted on",
+    r"for good|will not outlive": "permanently, exists only on",
+    r"of (its|their) own kind": "its own kind of",
+    r"(is|are) asked for, but|holds? NaN|is no (number|text|id|list|time) ": "requested, contains, is not a",
+    r"its maker": "its author",
+    r"as long as they take|take a variant with you": "as many as fit into, export",
 }
 
 HEADINGS = {"In words", "Mind"}  # as a whole string: “Verdict”, “Warning”

@@ -140,7 +140,7 @@ def worn(fitted: Fitted | None, scale: float = 1.0) -> Iterator[None]:
 
 
 def merge(model: Any, backend: Backend, plan: Plan) -> tuple[Any, list[str]]:
-    """Merge the adapter into `model`'s own weights for good: (the model without peft's wrappers, notes)."""
+    """Merge the adapter into `model`'s own weights permanently: (the model without peft's wrappers, notes)."""
     with _quiet(backend):
         wrapped, notes = _build(model, plan)
         notes += _untie(model)
@@ -258,7 +258,7 @@ def _check_result(wrapped: Any, result: Any, facts: Any) -> None:
     if unexpected and facts.peft_type not in ("VBLORA", "UNILORA"):
         name = unexpected[0].removeprefix("base_model.model.").replace(f".{_NAME}", "")
         raise UserError(
-            f"{facts.source} does not fit this model: there is no place for its {name}"
+            f"{facts.source} does not fit this model: the model has no module for its {name}"
             + (f" and {len(unexpected) - 1} more." if len(unexpected) > 1 else "."),
             peft_config.trained_on(facts),
         )
@@ -267,7 +267,7 @@ def _check_result(wrapped: Any, result: Any, facts: Any) -> None:
     if own and facts.peft_type not in ("VBLORA", "TINYLORA", "UNILORA"):
         name = own[0].removeprefix("base_model.model.").replace(f".{_NAME}", "")
         raise UserError(
-            f"{facts.source} is not complete: its config wants {name}, and its file does not hold it.",
+            f"{facts.source} is incomplete: its config requires {name}, which its file does not contain.",
             "Save or download the adapter again.",
         )
 

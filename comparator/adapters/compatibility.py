@@ -179,8 +179,8 @@ def _name_notes(facts: AdapterFacts, checkpoint: Checkpoint) -> list[str]:
     if not facts.base_model or _same_model(facts.base_model, checkpoint):
         return []
     return [
-        f"The adapter was trained on {facts.base_model}, and this model is {checkpoint.source}. Its shapes fit; whether "
-        "its effect carries over, only the answers show."
+        f"The adapter was trained on {facts.base_model}, and this model is {checkpoint.source}. Its shapes fit; only the "
+        "answers show whether its effect carries over."
     ]
 
 

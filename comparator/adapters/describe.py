@@ -26,9 +26,9 @@ _TITLES = {
 _TASKS = {
     "SEQ_CLS": "classifying texts",
     "TOKEN_CLS": "classifying tokens",
-    "QUESTION_ANS": "marking answers in a text",
+    "QUESTION_ANS": "extractive question answering",
     "SEQ_2_SEQ_LM": "an encoder-decoder model",
-    "FEATURE_EXTRACTION": "an encoder (it turns texts into vectors)",
+    "FEATURE_EXTRACTION": "an encoder (it computes embeddings)",
 }
 # Tuners whose parts are stored under the module they change: everything from here on is theirs.
 _OWN = re.compile(
@@ -100,7 +100,7 @@ def describe(files: AdapterFiles) -> AdapterFacts:
     peft_type = _checked_type(config, files.source)
     tensors, _ = read_header(files.path / WEIGHTS)
     if not tensors:
-        raise UserError(f"{WEIGHTS} of {files.source} holds no tensors.", "Save the adapter again.")
+        raise UserError(f"{WEIGHTS} of {files.source} contains no tensors.", "Save the adapter again.")
     modules = dict.fromkeys(m for t in tensors if (m := module_of(t.name)) and is_own(t.name))
     ranks = _ranks(config, tensors, peft_type, files.source)
     alpha, scaling = _scaling(config, ranks)
@@ -221,8 +221,8 @@ def _ranks(config: dict[str, Any], tensors: list[TensorInfo], peft_type: str, so
         for key in ("r", "init_r", "num_virtual_tokens", "num_vectors", "vector_length"):
             if isinstance(size := config.get(key), int) and size > largest:
                 raise UserError(
-                    f"{source} contradicts itself: its config says {key} = {size:,}, and no side of its tensors is longer "
-                    f"than {largest:,}.",
+                    f"{source} contradicts itself: its config says {key} = {size:,}, and no dimension of its tensors is "
+                    f"larger than {largest:,}.",
                     "Save or download the adapter again.",
                 )
     if not found and isinstance(config.get("r"), int) and peft_type not in PROMPT_TYPES:

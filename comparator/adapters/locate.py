@@ -106,12 +106,12 @@ def _local(text: str, revision: str | None, settings: Settings) -> AdapterFiles:
         path = path.parent
     if path.is_file():
         kind = "A pickle can run code when it is opened. " if path.suffix in (".bin", ".pt", ".pth") else ""
-        raise UserError(f"{text} is a file.", f"{kind}Name the folder that holds {CONFIG} and {WEIGHTS}.")
+        raise UserError(f"{text} is a file.", f"{kind}Name the folder that contains {CONFIG} and {WEIGHTS}.")
     if not path.is_dir():
         raise UserError(f"There is no folder {text}.", "Check the path; ~ and relative paths work.")
     if revision:
         raise UserError(
-            f"{text} is a folder and has no revision “{revision}”.", "Leave out what follows the @."
+            f"{text} is a folder and has no revision “{revision}”.", "Remove everything after the @."
         )
     try:
         names = [p.name for p in path.iterdir()]
@@ -128,7 +128,7 @@ def check_names(names: list[str], source: str) -> None:
     if CONFIG not in names:
         if WEIGHTS in names or PICKLE in names:
             raise UserError(
-                f"{source} has adapter weights but no {CONFIG}, which says what they are.",
+                f"{source} has adapter weights but no {CONFIG}, which describes them.",
                 "Copy the file from where the adapter was trained, or save it again with save_pretrained.",
             )
         if "config.json" in names:
@@ -139,7 +139,7 @@ def check_names(names: list[str], source: str) -> None:
         checkpoints = sorted(n for n in names if n.startswith("checkpoint-"))
         inside = f"Is it {source}/{checkpoints[-1]}? " if checkpoints else ""
         raise UserError(
-            f"{source} is no adapter: it has no {CONFIG}.", f"{inside}Name the folder that peft saved."
+            f"{source} is not an adapter: it has no {CONFIG}.", f"{inside}Name the folder that peft saved."
         )
     if WEIGHTS not in names:
         if PICKLE in names:
@@ -172,7 +172,7 @@ def _from_hub(repo: str, revision: str | None, progress: Progress) -> AdapterFil
     check_names([n for n in listing.files if "/" not in n], source)
     for name, most in ((CONFIG, MOST_CONFIG_BYTES), (WEIGHTS, MOST_BYTES)):
         if listing.files[name] > most:
-            size = f"{listing.files[name] / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are taken"
+            size = f"{listing.files[name] / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are accepted"
             raise UserError(f"{name} of {source} has {size}.", "Choose another adapter.")
     path = fetch(listing, [CONFIG, WEIGHTS], progress, f"downloading {source}: ")
     remember_branch(path, revision, listing.commit)

@@ -54,7 +54,7 @@ def resolve(facts: AdapterFacts, model: Any) -> tuple[Any, dict[str, str]]:
     if rows and not experts and not facts.config.get("layer_replication"):
         if missing:
             raise UserError(
-                f"{facts.source} does not fit this model: there is no place for its {missing[0]}"
+                f"{facts.source} does not fit this model: the model has no module for its {missing[0]}"
                 + (f" and {len(missing) - 1} more modules." if len(missing) > 1 else "."),
                 trained_on(facts),
             )
@@ -178,6 +178,6 @@ def _check_complete(facts: AdapterFacts, patterns: Patterns, model: Any, places:
         for ours, theirs in heads:
             if name == theirs + end and patterns.targets(ours + end):
                 raise UserError(
-                    f"{facts.source} is not complete: its config wants {ours + end}, and its file does not hold it.",
+                    f"{facts.source} is incomplete: its config requires {ours + end}, which its file does not contain.",
                     "Save or download the adapter again.",
                 )

@@ -56,7 +56,7 @@ def plan(
     notes = [*check_fit(facts, checkpoint), *_unknown_settings(facts)]
     if adapter.scale != 1.0 and not facts.scalable:
         raise UserError(
-            f"{facts.source} is {facts.kind}, which has no strength to scale.",
+            f"{facts.source} is {facts.kind}, which cannot be scaled.",
             f"Write {Adapter(adapter.source, adapter.revision, 1.0, adapter.merged).notation}.",
         )
     if adapter.scale != 1.0 and facts.saved_whole:

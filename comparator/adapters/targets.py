@@ -1,4 +1,4 @@
-"""Which modules carry an adapter, at which rank: what its config says, held against what its tensors show.
+"""Which modules carry an adapter, at which rank: what its config says, compared with what its tensors show.
 
 peft takes `target_modules`, `rank_pattern` and the like for regular expressions and matches them with `re`, which the
 pattern of a stranger can keep busy for years. Here each is matched within a time limit, and peft gets plain names.
@@ -51,7 +51,7 @@ class Patterns:
         except TimeoutError:
             raise self._bad(key, "is a regular expression that takes too long to match") from None
         except (regex.error, RecursionError, MemoryError, OverflowError) as error:
-            raise self._bad(key, f"is no regular expression: {str(error)[:80]}") from None
+            raise self._bad(key, f"is not a regular expression: {str(error)[:80]}") from None
         finally:
             self.left_s -= time.monotonic() - start
 

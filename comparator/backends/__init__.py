@@ -118,7 +118,7 @@ def require_full_precision(checkpoint: Checkpoint) -> None:
     named = readers(checkpoint.quantization)
     raise UserError(
         f"{checkpoint.source} is quantized already ({how}): other variants cannot be made from it.",
-        f"Choose the full-precision model, and add this one as the column {named[0]}@{checkpoint.source}."
+        f"Choose the full-precision model, and add this one as the variant {named[0]}@{checkpoint.source}."
         if named
         else "Choose the full-precision model it was made from.",
     )
@@ -152,7 +152,7 @@ def unquantized_experts(variant: Variant, checkpoint: Checkpoint) -> str:
     ):
         return ""
     return (
-        f"{share:.0%} of its weights are experts, which transformers keeps as one parameter a layer and "
+        f"{share:.0%} of its weights are experts, which transformers keeps as one parameter per layer and "
         f"{variant.method} leaves in 16 bits."
     )
 

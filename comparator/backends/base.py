@@ -200,8 +200,8 @@ class Backend(Notation):
         method has no form that can be written, as here.
         """
         raise UserError(
-            f"{variant.notation} cannot be written to a folder: {self.name} has no form of its own for a checkpoint.",
-            "Export another variant, bf16 for instance.",
+            f"{variant.notation} cannot be written to a folder: {self.name} has no checkpoint format.",
+            "Export another variant, for example bf16.",
         )
 
     def random_layer(self, outputs: int, inputs: int, std: float, generator: Any) -> dict[str, Any]:

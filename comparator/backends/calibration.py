@@ -46,7 +46,7 @@ def texts(name: str, cache_dir: Path, progress: Progress | None = None) -> list[
     if not file.is_file():
         raise UserError(
             f"The calibration text cal={name} is not on this machine.",
-            "Give it again: --calibration FILE on the command line, or the calibration field of the page. "
+            "Provide it again: --calibration FILE on the command line, or the calibration field of the page. "
             "The same text has the same hash.",
         )
     return json.loads(file.read_text(encoding="utf-8"))
@@ -69,9 +69,9 @@ def check_name(text: str) -> None:
     """Raises `UserError` for the value of an option `cal` that cannot name a calibration; "" is the bundled text."""
     if text and not is_name(text):
         raise UserError(
-            f"cal={text} names no calibration.",
-            "cal= takes c4, wikitext2, or the eight hex digits of a text of your own; --calibration FILE takes "
-            "the text in and puts them there.",
+            f"cal={text} is not a calibration text.",
+            "cal= takes c4, wikitext2, or the eight hex digits of a text of your own; --calibration FILE stores the text "
+            "and fills them in.",
         )
 
 
@@ -109,7 +109,7 @@ def _require_room(file: Path) -> None:
         return
     if sum(f.stat().st_size for f in file.parent.iterdir()) > MOST_STORED_BYTES:
         raise UserError(
-            f"This server keeps {MOST_STORED_BYTES / 1e6:,.0f} MB of calibration texts, and takes no further one.",
+            f"This server keeps {MOST_STORED_BYTES / 1e6:,.0f} MB of calibration texts and accepts no more.",
             f"Use {' or '.join(FROM_HUB)}, or run Quant Comparator on your own machine.",
         )
 
@@ -125,8 +125,8 @@ def applied_to(
     options = dict(variant.options)
     if options.get("cal") not in (None, name):
         raise UserError(
-            f"{variant.notation} names the calibration {options['cal']}, and another text is given beside it.",
-            "Leave one of the two out.",
+            f"{variant.notation} names the calibration {options['cal']}, and another text is given as well.",
+            "Remove one of the two.",
         )
     if name:
         options["cal"] = name
@@ -189,7 +189,7 @@ def _from_json(text: str, path: Path) -> list[str]:
         pass
     raise UserError(
         f"The calibration text {path.name} is not a list of texts.",
-        'Write .json as ["first text", "second text"], and .jsonl as one {"text": "…"} a line.',
+        'Write .json as ["first text", "second text"], and .jsonl as one {"text": "…"} per line.',
     )
 
 
@@ -209,7 +209,7 @@ def _cleaned(texts: Iterable[str], name: str) -> list[str]:
 def _path(name: str, cache_dir: Path) -> Path:
     if not _HASH.fullmatch(name):
         raise UserError(
-            f"“{name}” names no calibration.", f"cal= takes {', '.join(FROM_HUB)}, or eight hex digits."
+            f"“{name}” is not a calibration text.", f"cal= takes {', '.join(FROM_HUB)}, or eight hex digits."
         )
     return cache_dir / "calibration" / f"{name}.json"
 
@@ -233,7 +233,7 @@ def samples(tokenizer: Any, documents: list[str], context: int | None = None) ->
             break
     if len(ids) < min(MINIMUM_TOKENS, 4 * length):
         raise UserError(
-            f"The calibration text has {len(ids):,} tokens, and {min(MINIMUM_TOKENS, 4 * length):,} are the least.",
+            f"The calibration text has {len(ids):,} tokens; at least {min(MINIMUM_TOKENS, 4 * length):,} are needed.",
             "Give a longer and varied text (a few pages), or omit it to use the bundled text.",
         )
     whole = len(ids) // length

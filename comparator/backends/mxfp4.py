@@ -35,13 +35,13 @@ class MXFP4(Unpacked):
         source, stored = checkpoint.source, {t.name: t for t in checkpoint.tensors}
         blocks = [t for t in checkpoint.tensors if t.name.endswith("_blocks")]
         if not blocks:
-            raise UserError(f"{source} says mxfp4, and holds no blocks of 4-bit floats.", _AGAIN)
+            raise UserError(f"{source} says mxfp4, but contains no blocks of 4-bit floats.", _AGAIN)
         for tensor in blocks:
             _check(source, tensor, stored.get(tensor.name.removesuffix("blocks") + "scales"))
         if alone := [
             n for n in stored if n.endswith("_scales") and f"{n.removesuffix('scales')}blocks" not in stored
         ]:
-            raise UserError(f"{alone[0]} of {source} has no blocks beside it.", _AGAIN)
+            raise UserError(f"{alone[0]} of {source} has no matching blocks.", _AGAIN)
 
 
 def _check(source: str, blocks: TensorInfo, scales: TensorInfo | None) -> None:
@@ -52,7 +52,7 @@ def _check(source: str, blocks: TensorInfo, scales: TensorInfo | None) -> None:
             "Use a checkpoint of gpt-oss, or ct@ for what llm-compressor saved in MXFP4.",
         )
     if scales is None:
-        raise UserError(f"{blocks.name} of {source} has no scales beside it.", _AGAIN)
+        raise UserError(f"{blocks.name} of {source} has no matching scales.", _AGAIN)
     if (
         (blocks.dtype, scales.dtype) != ("uint8", "uint8")
         or len(blocks.shape) != 4

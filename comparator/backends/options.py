@@ -43,7 +43,7 @@ class Option:
 
 KV_CACHE = Option(
     "kv",
-    "quantize transformers' KV cache with hqq. Left out: the activations' dtype",
+    "quantize transformers' KV cache with hqq. Default: the activations' dtype",
     None,
     choices=("int8", "int4"),
 )
@@ -110,21 +110,22 @@ def _checked(option: Option, value: str) -> str:
         if number != number or (low is not None and number < low) or (high is not None and number > high):
             raise UserError(
                 f"{option.name}={value} is out of range.",
-                f"{option.name} goes from {low:g}" + (f" to {high:g}." if high is not None else " up."),
+                f"{option.name} must be at least {low:g}"
+                + (f" to {high:g}." if high is not None else " up."),
             )
         return f"{number:g}"
     if option.kind == "names":
         names = {part for part in value.split("+") if part}
         if wrong := next((name for name in names if not _MODULE.fullmatch(name)), None):
             raise UserError(
-                f"{option.name} takes names of modules, and “{wrong[:80]}” is none.",
+                f"{option.name} takes names of modules; “{wrong[:80]}” is not one.",
                 f"Join names or the ends of names with +, such as {option.name}=q_proj+mlp.down_proj.",
             )
         return "+".join(sorted(names, key=lambda name: (name != ONLY, name)))
     if option.choices and value not in option.choices:
         written = option.form.format(name=option.name, value=value)
         raise UserError(
-            f"“{written}” is not possible.", f"{option.name} is one of {', '.join(option.choices)}."
+            f"“{written}” is not a valid value.", f"{option.name} must be one of {', '.join(option.choices)}."
         )
     return value
 

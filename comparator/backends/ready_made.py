@@ -192,7 +192,7 @@ def refuse_contradictions(
     for name, value in settings.items():
         if value is not None and requested.get(name, value) != value:
             raise UserError(
-                f"{name}={requested[name]} is asked for, but {checkpoint.source} was made with {name}={value}.",
+                f"{name}={requested[name]} is requested, but {checkpoint.source} was made with {name}={value}.",
                 "Leave the option out: it comes from the checkpoint.",
             )
 
@@ -231,8 +231,8 @@ def tokenizer_note(quantized: Checkpoint, model: Checkpoint) -> list[str]:
         return []
     differ = sum(one.get(k) != v for k, v in other.items()) + sum(k not in other for k in one)
     return [
-        f"{quantized.source} comes with another tokenizer ({differ:,} of {max(len(one), len(other)):,} entries "
-        "differ). Every column gets the token ids of the comparison's model, so this one may answer oddly."
+        f"{quantized.source} has a different tokenizer ({differ:,} of {max(len(one), len(other)):,} entries "
+        "differ). Every variant is given the token ids of the comparison's model, so this one may give strange answers."
     ]
 
 

@@ -27,7 +27,7 @@ def write_loaded(
     progress: Progress,
     change: Change | None = None,
 ) -> None:
-    """Load the variant anew and let transformers write it. It is never run before, since libraries repack weights at their
+    """Load the variant again and let transformers write it. It is never run before, since libraries repack weights at their
     first use, and shares nothing with resident variants."""
     backend.prepare(checkpoint, variant, placement, progress)
     model = backend.load(replace(checkpoint, lent=None), variant, placement, progress).model

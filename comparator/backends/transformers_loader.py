@@ -31,7 +31,7 @@ def import_quietly(*names: str) -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
     missing = [name for name in names if name not in sys.modules]
     if missing:
-        # In a thread of its own, so that none of our frames is below: gptqmodel keeps a frame of its import for good,
+        # In a thread of its own, so that none of our frames is below: gptqmodel keeps a frame of its import permanently,
         # and with it every local variable of the callers, a whole model for one.
         streams.in_thread(lambda: [importlib.import_module(name) for name in missing], "import").result()
 
@@ -135,8 +135,9 @@ def refuse_main_memory(placement: Placement, title: str) -> None:
     accelerate cannot move to the GPU at each use."""
     if placement.device.startswith("cuda") and "cpu" in (placement.max_memory or {}):
         raise UserError(
-            f"The weights of {title} cannot lie in main memory beside a GPU: accelerate does not move them back for each layer.",
-            "Leave the CPU out of the memory limits, unload other variants, or use gptq or bf16.",
+            f"The weights of {title} cannot be kept in main memory next to a GPU: accelerate does not move them back for "
+            "each layer.",
+            "Remove the CPU from the memory limits, unload other variants, or use gptq or bf16.",
         )
 
 

@@ -26,7 +26,7 @@ class Unpacked(FromCheckpoint):
     config_class: ClassVar[str] = ""
     """transformers' quantization config for the format; it takes `dequantize`."""
     why: ClassVar[str] = (
-        "transformers unpacks it while loading, since its packed kernels are code that it would download and run"
+        "transformers unpacks it while loading, because its packed kernels are code that it would have to download and run"
     )
     """Why it is unpacked, as a clause for the column's note."""
 
@@ -76,8 +76,8 @@ class Unpacked(FromCheckpoint):
         stored = self.stored_as(opened)
         notes = [
             f"{stored} on disk, {dtype} here: {megabytes(sum(t.bytes for t in opened.tensors))} in its files, "
-            f"{megabytes(sum(held.values()))} once loaded. {self.why}; the weights are rounded as they are stored, and take the "
-            f"memory of {dtype}.",
+            f"{megabytes(sum(held.values()))} once loaded. {self.why}; the weights are rounded as they are stored, and "
+            f"use the memory of {dtype}.",
             *self.more_notes(opened),
         ]
         notes += tokenizer_note(opened, checkpoint) + left_over_note(opened)

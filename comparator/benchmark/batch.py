@@ -60,7 +60,7 @@ def _prepared(
 ) -> tuple[Callable[[], Ran], str]:
     model, count = slot.model, options.new_tokens
     if not takes_dynamic_cache(model):
-        raise ValueError("this architecture keeps its state in a cache of its own kind")
+        raise ValueError("this architecture keeps its state in its own kind of cache")
     if path == "eager":
         _eager(model, given, 3)
         return lambda: _eager(model, given, count), ""

@@ -74,7 +74,7 @@ def _variant(pool: Pool, checkpoint: Any, variant: Variant, options: Options, on
     try:
         if (runtime := runtime_for(variant)).name != "transformers":
             raise UserError(
-                f"Rates stand beside transformers' generate, and {runtime.name} executes this variant."
+                f"Rates are compared with transformers' generate, and {runtime.name} executes this variant."
             )
         variant = backend_for(variant).complete(variant, checkpoint)
         row.variant = variant.notation
@@ -162,7 +162,9 @@ def _check(
         if plan.recorded is None:
             timed.check = _same(eager, stock)
             if eager != stock and stock != (again := stock_run(slot.model, ids, options.new_tokens)[2]):
-                timed.check += f"; this kernel does not repeat its own rounding (generate's second run: {_same(again, stock)})"
+                timed.check += (
+                    f"; this kernel is not deterministic (generate's second run: {_same(again, stock)})"
+                )
             elif timed.error is None and eager != stock:
                 timed.error = f"Eager tokens are not stock generate's: {timed.check}."
             continue
@@ -259,7 +261,7 @@ def _against_floor(timed: Timed, row: Row) -> None:
     timed.floor_share = timed.decode_tok_s / row.floor_tok_s
     if timed.floor_share > 1:
         timed.error = (
-            f"{timed.decode_tok_s:.0f} tok/s is above the roofline of {row.floor_tok_s:.0f}: work was dropped, or "
-            "the weights fit the cache. Not a result."
+            f"{timed.decode_tok_s:.0f} tok/s is above the roofline of {row.floor_tok_s:.0f}: work was skipped, or the "
+            "weights fit the cache. Not a result."
         )
         timed.decode_tok_s = timed.ratio = timed.floor_share = None

@@ -16,7 +16,7 @@ Runs = Mapping[int, tuple[float, ...]]  # batch → decode tok/s of each repeat
 
 
 def sentences(points: Iterable[Point]) -> list[str]:
-    """A sentence for each context and each variant beside the first one that was swept. Servers are held against the first
+    """A sentence for each context and each variant beside the first one that was swept. Servers are compared with the first
     server: their rate includes the prompts, and another machine may have them."""
     measured: dict[tuple[int, bool], dict[str, dict[int, tuple[float, ...]]]] = {}
     for point in points:
@@ -56,7 +56,7 @@ def sentence(a: str, runs_a: Runs, b: str, runs_b: Runs) -> str:
         return f"{winner} is faster than {other[winner]} at batch {_listed(clear)}.{rest}"
     if len(changes) > 1:
         parts = [f"{faster[batch]} at {batch}" for batch in clear]
-        return f"Of {a} and {b} the faster one changes more than once: {formatting.join(parts)}.{rest}"
+        return f"Of {a} and {b} which one is faster changes more than once: {formatting.join(parts)}.{rest}"
     ((low, high),) = changes
     winner = faster[high]
     return (

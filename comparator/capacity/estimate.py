@@ -142,7 +142,7 @@ def _estimated(
     else:
         if variant.source:
             raise UserError(
-                f"{variant.notation} is a checkpoint of its own: plan {variant.source} as the model."
+                f"{variant.notation} is a separate checkpoint: plan {variant.source} as the model."
             )
         variant = backend.complete(variant, checkpoint)
         sizes = list(backend.tensor_sizes(variant, checkpoint, card.device))
@@ -239,10 +239,10 @@ def _bucket(tokens: int) -> int:
 
 def _notes(checkpoint: Checkpoint, cache: kv_cache.Geometry, context: int) -> Iterator[str]:
     if not cache.exact:
-        yield "transformers could not be asked for this model's cache: it is counted as full attention in every layer."
+        yield "transformers could not determine this model's cache: full attention in every layer is assumed."
     if checkpoint.context_length and context > checkpoint.context_length:
-        yield f"The model was made for {checkpoint.context_length:,} tokens; beyond them its answers degrade."
+        yield f"The model's context length is {checkpoint.context_length:,} tokens; beyond it answers degrade."
     if checkpoint.quantization:
-        yield "The checkpoint is quantized already: it is counted as its files hold it."
+        yield "The checkpoint is already quantized: its size is that of the tensors in its files."
     if checkpoint.note:
         yield checkpoint.note

@@ -34,7 +34,7 @@ class Options:
     """What is swept.
 
     Attributes:
-        batches: sequences decoded at once; of a server, requests at once.
+        batches: sequences decoded at once; for a server, concurrent requests.
         new_tokens: of each sequence and run. repeats: runs of each point; fewer than three carry no crossover.
         ttft_limit_s, itl_limit_s: what a request has to meet to count for the goodput; None: no limit.
     """
@@ -50,7 +50,9 @@ class Options:
     def check(self) -> None:
         """Raises `UserError`."""
         if not self.batches or not self.contexts:
-            raise UserError("A sweep needs a batch and a context.", "Write 1,4,16 and 512,2k, for instance.")
+            raise UserError(
+                "A sweep needs at least one batch size and one context.", "For example 1,4,16 and 512,2k."
+            )
         if max(self.batches) > LARGEST_BATCH:
             raise UserError(
                 f"A batch of {max(self.batches):,} is too large.", f"Batches go up to {LARGEST_BATCH:,}."
@@ -258,7 +260,10 @@ def _server_notes(requests: Sequence[RequestTimes], point: MeasurePoint) -> Iter
         yield f"The server counted {statistics.median(counted):,.0f} tokens in a prompt of {point.context:,}."
     pieces = sum(len(r.times_s) for r in answered)
     if sum(r.tokens for r in answered) > 1.2 * pieces:
-        yield "Tokens came several in a piece: latencies between tokens are those between pieces, divided by their tokens."
+        yield (
+            "The server sent several tokens at a time: inter-token latencies are the times between its messages, divided "
+            "by their tokens."
+        )
 
 
 def _check_memory(column: Any, batch: int, context: int, new_tokens: int) -> None:
@@ -272,7 +277,9 @@ def _check_memory(column: Any, batch: int, context: int, new_tokens: int) -> Non
     from comparator.sources.dimensions import dimensions
 
     needed = RESERVE_BYTES
-    with suppress(OSError, KeyError, ValueError):  # a config that says too little is not held against the run
+    with suppress(
+        OSError, KeyError, ValueError
+    ):  # a config that says too little is no reason to refuse the run
         cache = kv_cache.geometry(column.checkpoint, "fp32" if column.logit_bytes == 4 else "bf16")
         needed += batch * cache.bytes(context + new_tokens)
         needed += activation_bytes(dimensions(column.checkpoint), batch * context, batch, column.logit_bytes)

@@ -34,19 +34,18 @@ def _ms(value: float | None) -> str:
 COLUMNS = (
     Column("variant", "", lambda p: p.variant, str),
     Column("context", "tokens of each prompt", lambda p: p.context, formatting.count),
-    Column("batch", "sequences decoded at once; of a server, requests at once", lambda p: p.batch, str),
-    Column("tok/s", "decode rate of all sequences together, the median of the repeats; of a server over the whole run, prompts "
-           "included", lambda p: "failed" if p.error else p.tok_s, lambda v: v if isinstance(v, str) else formatting.figure(v)),
+    Column("batch", "sequences decoded at once; for a server, concurrent requests", lambda p: p.batch, str),
+    Column("tok/s", "decode rate of all sequences together, the median of the repeats; for a server over the whole run, prompts included", lambda p: "failed" if p.error else p.tok_s, lambda v: v if isinstance(v, str) else formatting.figure(v)),
     Column("each", "decode tok/s of one sequence", lambda p: p.tok_s_each),
-    Column("TTFT ms", "from all prompts to the first token of every sequence; of a server the median of its requests",
+    Column("TTFT ms", "from all prompts to the first token of every sequence; for a server the median of its requests",
            lambda p: p.ttft_s, _ms),
-    Column("p50 ms", "inter-token latency: the median time of a step, which gives each sequence a token",
+    Column("p50 ms", "inter-token latency: the median time of a step, which generates one token for each sequence",
            lambda p: p.itl_p50_s, _ms),
-    Column("p99 ms", "99 of 100 steps took less", lambda p: p.itl_p99_s, _ms),
+    Column("p99 ms", "99 % of the steps took less", lambda p: p.itl_p99_s, _ms),
     Column("good %", "goodput: the share of requests that meet the limits", lambda p: p.good_share, lambda v: formatting.figure(
            None if v is None else v * 100)),
     Column("good/s", "goodput: requests per second that meet the limits", lambda p: p.good_per_s),
-    Column("peak MB", "what the variant holds, caches and activations, at the highest", lambda p: p.peak_bytes,
+    Column("peak MB", "peak memory: the variant itself, caches and activations", lambda p: p.peak_bytes,
            lambda v: formatting.megabytes(v, unit=False)),
     Column("J/token", "energy per token as the GPU reports it (NVML)", lambda p: p.joules_per_token),
 )  # fmt: skip
@@ -83,7 +82,7 @@ def remarks(sweep: Sweep) -> Iterator[str]:
         yield f"Stopped: {len(sweep.points)} of {sweep.total} points were measured."
     yield from _reasons(ordered(sweep))
     if sweep.options.repeats >= LEAST_RUNS and len({p.variant for p in sweep.points if p.runs}) > 1:
-        yield "Noise is the spread of a point's repeats: a difference counts from four standard errors on."
+        yield "A difference counts only from four standard errors on, estimated from the spread of a point's repeats."
 
 
 def _within_limits(sweep: Sweep) -> Iterator[str]:

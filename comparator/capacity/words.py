@@ -69,7 +69,10 @@ def measured(plan: Plan, residents: Iterable[Resident]) -> Iterator[str]:
         )
     if len(factors) > 1:
         spread = f" ± {statistics.stdev(factors):.3f}"
-        yield f"Measured ÷ estimate over these {len(factors)}: {statistics.fmean(factors):.3f}{spread}. The table is not corrected by it."
+        yield (
+            f"Measured ÷ estimate over these {len(factors)}: {statistics.fmean(factors):.3f}{spread}. The table is not "
+            "corrected by this factor."
+        )
 
 
 def remarks(plan: Plan) -> Iterator[str]:
@@ -78,15 +81,18 @@ def remarks(plan: Plan) -> Iterator[str]:
         f"KV cache: {plan.cache}; {formatting.figure(plan.cache_token_bytes / 1e3)} kB for each further token of one sequence."
     )
     reserve = next((row.reserve_bytes for row in plan.rows if row.reserve_bytes), 0)
-    yield f"Total counts {gigabytes(reserve)} that are kept free for workspaces" + (
+    yield f"Total counts {gigabytes(reserve)} reserved for workspaces" + (
         " and CUDA's context." if plan.card.device == "cuda" else "."
     )
     if plan.decode == "graph":
-        yield "A captured decode step keeps a cache of its own beside that of the prompt: decode=eager holds one only."
+        yield "A captured decode step has a KV cache in addition to that of the prompt; decode=eager needs only one."
     yield (
-        "Largest context: tokens per sequence, all of them at once, up to what the model was made for"
+        "Largest context: tokens per sequence with all sequences at once, up to the model's context length"
         + (f" ({quantities.short(plan.trained_context)})." if plan.trained_context else ".")
     )
-    yield "Roofline: all sequences together, if reading weights and caches once per step took the whole bandwidth; no step is faster."
+    yield (
+        "Roofline: tokens per second of all sequences together if a step only read weights and caches once, at full "
+        "memory bandwidth; no step can be faster."
+    )
     yield from plan.notes
     yield from (f"{row.variant}: {row.error}" for row in plan.rows if row.error)

@@ -12,7 +12,7 @@ from comparator.cli.options import AsJson, print_json
 BACKUP_EXAMPLES = "Example:\n\n  python -m comparator backup comparisons.tar.gz"
 RESTORE_EXAMPLES = (
     "Examples:\n\n  python -m comparator restore comparisons.tar.gz\n\n"
-    "  python -m comparator restore comparisons.tar.gz --into /tmp/looked-at"
+    "  python -m comparator restore comparisons.tar.gz --into /tmp/inspect"
 )
 
 
@@ -35,7 +35,7 @@ def backup(
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="What `backup` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="A file written by `backup`.")],
     into: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Another data folder; created if it is missing.")
     ] = None,

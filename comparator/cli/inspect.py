@@ -74,7 +74,7 @@ def layers(
         rows = summary.matching(cell.layers, search)
         print(tables.printable(cell.label))
         print("".join(f"  {tables.printable(line)}\n" for line in summary.stored_as(cell)))
-        nothing = f"No row contains “{search}”." if cell.layers else "Nothing is known of its tensors."
+        nothing = f"No row contains “{search}”." if cell.layers else "Nothing is known about its tensors."
         print(f"{tables.layers_table(rows)}\n" if rows else f"{nothing}\n")
     if output:
         json_wanted = output.suffix.lower() == ".json"
@@ -177,7 +177,7 @@ def show(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Print only the transformers code that reproduces this column.",
+            help="Print only the transformers code that reproduces this variant.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -196,7 +196,7 @@ def show(
         column = next((c for c in comparison.cells if c.label == code), None)
         if column is None:
             labels = ", ".join(c.label for c in comparison.cells)
-            raise UserError(f"{file.name} has no column “{code}”.", f"Its columns are {labels}.")
+            raise UserError(f"{file.name} has no variant “{code}”.", f"Its variants are {labels}.")
         print(snippet(column, comparison), end="")
         return
     for path in output or []:

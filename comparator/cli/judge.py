@@ -20,8 +20,7 @@ EXAMPLES = """Examples:
   python -m comparator judge set.json --judge endpoint@vllm \\
       --limit 40 --reasons
 
-Exit code: 0 on success, 2 for an invalid request, 130 after Ctrl-C. What was
-judged until then is kept; the same command judges the rest."""
+Exit code: 0 on success, 2 for an invalid request, 130 after Ctrl-C. What was judged before that is kept; the same command judges the rest."""
 
 
 def judge(
@@ -46,7 +45,7 @@ def judge(
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Judge pairs anew that this judge has judged before.")
+        bool, typer.Option("--fresh", help="Judge again pairs that this judge has already judged.")
     ] = False,
     reasons: Annotated[
         bool, typer.Option("--reasons", help="Also print its reasons for every pair.")
@@ -56,7 +55,7 @@ def judge(
     silent: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have a model compare the answers, in both orders; see its win rates and its agreement with the human votes."""
+    """Have a model compare the answers, in both orders; see win rates and its agreement with the human votes."""
     from comparator import api
     from comparator.cli.progress import Progress, stoppable
     from comparator.cli.progress import quiet as quiet_libraries

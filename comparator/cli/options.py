@@ -25,9 +25,9 @@ Model = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show log messages of the libraries.")]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress on stderr, only the result and what failed.")
+    bool, typer.Option("--quiet", "-q", help="Print no progress, only the result and failures.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout in place of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text and tables.")]
 Address = Annotated[
     str | None,
     typer.Option(

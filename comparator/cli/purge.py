@@ -21,11 +21,11 @@ def purge(
         list[str] | None, typer.Argument(metavar="[ID]...", help="Only these comparisons.")
     ] = None,
     older_than: Annotated[
-        float, typer.Option(metavar="DAYS", min=0, help="Only those deleted at least so many days ago.")
+        float, typer.Option(metavar="DAYS", min=0, help="Only those deleted at least this many days ago.")
     ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     kept_too: Annotated[
-        bool, typer.Option("--kept-too", help="Remove the named comparisons even if nobody deleted them.")
+        bool, typer.Option("--kept-too", help="Remove the named comparisons even if they were not deleted.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -36,7 +36,7 @@ def purge(
     from comparator.store import purge as purging
 
     if kept_too and not ids:
-        raise UserError("--kept-too names no comparison.", "Write the ids of those to remove after it.")
+        raise UserError("--kept-too needs the ids of comparisons.", "List the ids to remove after it.")
     with open_store() as store:
         if ids:
             chosen = [id for id in dict.fromkeys(ids) if _check(store, id, older_than, kept_too)]

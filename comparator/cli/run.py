@@ -43,7 +43,7 @@ def run(
         str | None,
         _prompt_option(
             metavar="FILE|NAME",
-            help="A prompt set in place of one prompt: .jsonl, .csv, a prompt per line, or a built-in set (everyday).",
+            help="A prompt set instead of one prompt: .jsonl, .csv, one prompt per line, or a built-in set (everyday).",
         ),
     ] = None,
     task: Annotated[
@@ -218,7 +218,7 @@ def run(
         export.check_name(path)
     use(ray)
     if prompt is None and prompts is None and not task:
-        raise UserError("There is no prompt.", "Add --prompt TEXT, --prompts FILE or --task NAME.")
+        raise UserError("No prompt is given.", "Add --prompt TEXT, --prompts FILE or --task NAME.")
     request = api.request(
         None if prompt is None else _prompt(prompt),
         variant or None,

@@ -84,7 +84,7 @@ def sensitivity(
     target_bytes = None
     if target_size is not None or target_bits is not None:
         if None not in (target_size, target_bits):
-            raise UserError("A size and bits per weight are given.", "Give one of them.")
+            raise UserError("Both a size and bits per weight are given.", "Give only one of them.")
         recipe.check(resolve(variant))
         target_bytes = parse_bytes(target_size) if target_size else None
     if output:
@@ -150,7 +150,7 @@ def _recipe(made: Recipe, variant: str, reference: str, model: str | None) -> st
         f"\nKept in 16 bits: {', '.join(made.kept)}: {made.share * 100:.0f} % of the parts' divergences, summed.\n"
         f"{made.bytes / 1e6:,.1f} MB, {made.bits:.2f} bits per weight ({variant} {made.quantized_bytes / 1e6:,.1f} MB, {reference} "
         f"{made.reference_bytes / 1e6:,.1f} MB). {RULE}\n\n{made.variant.notation}\n\n"
-        f"Measure it beside the others:\n  python -m comparator run{chosen} -v {reference} -v {variant} -v "
+        f"Compare it with the others:\n  python -m comparator run{chosen} -v {reference} -v {variant} -v "
         f"{shlex.quote(made.variant.notation)} --prompts everyday\nWrite it:\n  python -m comparator export{chosen} "
         f"{shlex.quote(made.variant.notation)} --out FOLDER\n"
     )

@@ -41,18 +41,18 @@ def sweep(
         typer.Option(metavar="NAME", help="Random weights with the shapes of llama-8b, llama-1b or llama-tiny instead of a model."),
     ] = None,
     batch: Annotated[
-        str, typer.Option("--batch", "--concurrency", metavar="LIST", help="Sequences decoded at once, of a server requests at once: 1,4,16.")
+        str, typer.Option("--batch", "--concurrency", metavar="LIST", help="Sequences decoded at once, for a server concurrent requests: 1,4,16.")
     ] = "1,4,16",
     context: Annotated[str, typer.Option(metavar="LIST", help="Tokens of each prompt: 512,2k.")] = "512",
     new_tokens: Annotated[int, typer.Option(min=3, metavar="N", help="Tokens to generate per sequence.")] = 32,
     repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Decode runs of each point; from three on, differences are called.")
+        int, typer.Option(min=1, metavar="N", help="Decode runs of each point; from three on, variants are called faster or slower.")
     ] = 3,
     ttft: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Goodput: count requests whose first token comes within this time, 0.5s say.")
+        str | None, typer.Option(metavar="TIME", help="Goodput: count requests whose first token comes within this time, for example 0.5s.")
     ] = None,
     itl: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Goodput: count requests whose mean inter-token latency is at most this, 50ms say.")
+        str | None, typer.Option(metavar="TIME", help="Goodput: count requests whose mean inter-token latency is at most this, for example 50ms.")
     ] = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the random weights here and keep them.")

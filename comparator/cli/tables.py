@@ -298,5 +298,5 @@ def layers_table(rows: Iterable[LayerRow]) -> str:
     for texts in zip(*(cells[head] for head, _ in shown), strict=True):
         table.add_row(*map(Text, texts))
     left_out = [head for head in cells if head not in fitting]
-    more = f"Not shown in this width: {', '.join(left_out)}." if left_out else ""
+    more = f"Not shown at this width: {', '.join(left_out)}." if left_out else ""
     return to_text(table, *([more] if more else []))

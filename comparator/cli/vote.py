@@ -37,14 +37,14 @@ def vote(
     ],
     voter: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Whose votes they are, where several vote on one machine."),
+        typer.Option(metavar="NAME", help="Name of the voter, if several people vote on one machine."),
     ] = "",
     results: Annotated[
         bool, typer.Option("--results", help="Print the win rates and do not ask for votes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Vote on pairs of answers without knowing whose they are, then see win rates with intervals."""
+    """Vote on pairs of answers without knowing which variant gave them, then see win rates with confidence intervals."""
     with opened(comparison) as (shown, change):
         if not results:
             # stdout is for the document then, so the pairs are shown on stderr
@@ -55,7 +55,7 @@ def vote(
 
 @contextmanager
 def opened(named: str) -> Iterator[tuple[Comparison, Change]]:
-    """(the comparison, what puts other votes into it and returns it anew). Raises `UserError`."""
+    """(the comparison, what puts other votes into it and returns it again). Raises `UserError`."""
     from comparator.core import document
     from comparator.reporting import export
     from comparator.store import open_store
@@ -100,7 +100,7 @@ def _ask(comparison: Comparison, change: Change, visitor: str) -> Comparison:
         comparison = change(lambda now, b=ballot, c=choice: ballots.cast(now, b, c, visitor))
         if ballots.names_wait(comparison, visitor, ballot.prompt, skipped):
             hidden |= names
-            print("Noted. The names follow after the last pair of these answers.")
+            print("Vote recorded. The names are shown after the last pair of these answers.")
         else:
             _print_names(sides, hidden | names)
             hidden = {}

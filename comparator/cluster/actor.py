@@ -57,7 +57,7 @@ class EngineActor:
         self._ids = tuple(str(i) for i in context.get_accelerator_ids().get("GPU", ()))
         self._node = context.get_node_id()
         if not self._ids:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not requested is somebody else's
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not requested belongs to another process
         available = max(1, int(cores.get(self._node, 0)) or os.cpu_count() or 1)
         self._threads = min(available, os.cpu_count() or 1)
         os.environ["OMP_NUM_THREADS"] = str(self._threads)  # before torch is imported; Ray's own default is 1

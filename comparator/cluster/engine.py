@@ -66,9 +66,7 @@ class ClusterEngine(Engine):
             except (UserError, Gone) as error:
                 connection.close()
                 address = str(self.settings.ray_address)
-                problem = (
-                    error if isinstance(error, UserError) else unreachable(address, "nothing answers there")
-                )
+                problem = error if isinstance(error, UserError) else unreachable(address, "no response")
                 self._state = replace(self._state, problem=ErrorInfo(problem.problem, problem.advice))
                 raise problem from None
             self._connection = connection

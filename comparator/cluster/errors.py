@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comparator.core.errors import UserError
 
-AGAIN = "Run again: it gets a fresh actor. The other columns are not affected."
+AGAIN = "Run again: it gets a fresh actor. The other variants are not affected."
 
 
 def lost(error: BaseException, doing: str, place: str) -> UserError:
@@ -14,12 +14,12 @@ def lost(error: BaseException, doing: str, place: str) -> UserError:
     if kind == "OutOfMemoryError" or "node memory" in low or "memory monitor" in low:
         return UserError(
             f"Ray ended the actor on {place} while {doing}: the machine ran out of memory.",
-            "Unload other variants there, choose a smaller one, or give Ray less memory to lend (ray start --memory).",
+            "Unload other variants there, choose a smaller one, or let Ray offer less memory (ray start --memory).",
         )
     if "node" in kind.lower() or "node has died" in low or "node was terminated" in low or "node_died" in low:
         return UserError(f"{place[:1].upper()}{place[1:]} was lost while {doing}.", AGAIN)
     if kind == "ActorUnavailableError":
-        return UserError(f"{place[:1].upper()}{place[1:]} does not answer any more; it was {doing}.", AGAIN)
+        return UserError(f"{place[:1].upper()}{place[1:]} no longer responds; it was {doing}.", AGAIN)
     if "creation task" in low or "failed during creation" in low or "__init__" in low:
         return UserError(
             f"An actor could not start on {place}: {_last_line(text)}", "See that machine's Ray logs."
@@ -47,20 +47,20 @@ def unreachable(address: str, reason: str) -> UserError:
         )
     if "authentication token" in low or "unauthenticated" in low:
         return UserError(
-            f"The Ray cluster at {address} asks for a token, and this machine has none or another.",
+            f"The Ray cluster at {address} requires a token, and this machine has none or a different one.",
             "Copy ~/.ray/auth_token from the machine where the cluster was started to the same place here.",
         )
     return UserError(
         f"No Ray cluster can be reached at {address}: {_one_line(reason)}",
         "Start one (ray start --head), check the address and the firewall, copy ~/.ray/auth_token here if ray start said "
-        "that it asks for a token, or unset COMPARATOR_RAY_ADDRESS to run on this machine alone.",
+        "that it requires one, or unset COMPARATOR_RAY_ADDRESS to run on this machine alone.",
     )
 
 
 def driver_gone(address: str, doing: str) -> UserError:
     """The error for a lost driver, which Ray ends when the cluster's head is lost."""
     return UserError(
-        f"The connection to the Ray cluster at {address} was lost while {doing}: its head does not answer any more.",
+        f"The connection to the Ray cluster at {address} was lost while {doing}: its head no longer responds.",
         "Check the head (ray status there). Run again when it is back: the app reconnects.",
     )
 

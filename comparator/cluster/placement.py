@@ -115,7 +115,7 @@ def _on_gpus(ask: Ask, nodes: list[Node], usable: list[Node]) -> Wanted:
     if not possible:
         most = max(nodes, key=lambda n: n.gpu_bytes * n.total.get("GPU", 0))
         raise UserError(
-            f"{ask.name} needs about {gb(ask.needed_bytes)}, and no node's GPUs hold that together; {most.name} has "
+            f"{ask.name} needs about {gb(ask.needed_bytes)}, and no node has that much GPU memory in total; {most.name} has "
             f"the most, {most.total['GPU']:g} × {gb(most.gpu_bytes)}.",
             "Choose a smaller variant or model.",
         )
@@ -137,8 +137,8 @@ def _on_cpus(ask: Ask, nodes: list[Node]) -> Wanted:
         most = max((n.total.get("memory", 0.0) for n in nodes), default=0.0)
         raise UserError(
             f"{ask.name} needs about {gb(ask.needed_bytes)} and {gb(PROCESS_BYTES)} for its process; the largest node "
-            f"of the Ray cluster lends {gb(int(most))} of memory.",
-            "Choose a smaller variant, or let Ray lend more there (ray start --memory).",
+            f"of the Ray cluster offers {gb(int(most))} of memory.",
+            "Choose a smaller variant, or let Ray offer more there (ray start --memory).",
         )
     return Wanted({"num_cpus": CPUS, "memory": float(needed)}, tuple(n.id for n in roomy))
 
@@ -150,7 +150,8 @@ def _within_limits(ask: Ask, nodes: list[Node]) -> Wanted:
     roomy = [n for n in nodes if n.total.get("GPU", 0) >= count and n.total.get("memory", 0.0) >= memory]
     if not roomy:
         raise UserError(
-            f"No node of the Ray cluster has {count} GPUs and lends {gb(int(memory))} of memory, as max_memory wants.",
+            f"No node of the Ray cluster has {count} GPUs and {gb(int(memory))} of memory to offer, which max_memory "
+            "requires.",
             "Lower the limits; the page and docs/cluster.md show what the nodes have.",
         )
     resources = {"num_cpus": CPUS, "memory": memory} | ({"num_gpus": float(count)} if count else {})
@@ -200,7 +201,7 @@ def no_room(ask: Ask, want: Wanted) -> UserError:
             memory = f"{gb(int(node.available.get('memory', 0)))} of memory"
             free.append(f"{node.name}: {gpus if 'num_gpus' in want.resources else memory}")
     return UserError(
-        f"{ask.name} needs about {gb(ask.needed_bytes)}, and no node of the Ray cluster has that to lend now "
+        f"{ask.name} needs about {gb(ask.needed_bytes)}, and no node of the Ray cluster can offer that now "
         f"({'; '.join(free)}).",
         "Unload variants here, or wait until other users of the cluster have finished.",
     )

@@ -33,10 +33,10 @@ def connect(address: str, without_token: bool = False) -> None:
     """
     if not (without_token or _is_loopback(address) or has_token(os.environ)):
         raise UserError(
-            f"There is no token for the Ray cluster at {address}. Whoever reaches a cluster without one can run anything "
-            "on all of its machines, so it is not used.",
+            f"There is no token for the Ray cluster at {address}. Anyone who can reach a cluster without a token can run "
+            "any code on all of its machines, so it is not used.",
             "Make one with `ray get-auth-token --generate`, copy it to every machine and start Ray there again "
-            "(docs/cluster.md); or set COMPARATOR_RAY_WITHOUT_TOKEN=1 where nobody else reaches that network.",
+            "(docs/cluster.md); or set COMPARATOR_RAY_WITHOUT_TOKEN=1 if nobody else can reach that network.",
         )
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # After so long without the head Ray ends this process, which the app takes for the cluster's end.
@@ -124,7 +124,7 @@ def _node(entry: dict, name: str, free: dict[str, float], answer: Any | None) ->
     info, refused = None, None
     try:
         if answer is None:
-            refused = f"it did not say within {SURVEY_S:g} s what it has"
+            refused = f"it did not report its resources within {SURVEY_S:g} s"
         else:
             info = ray.get(answer)
             if differing := skew(versions(), info.versions):

@@ -95,7 +95,7 @@ def _get(reference: Any, place: str) -> Any:
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             raise cause from None
-        raise lost(error, "giving the reference's figures", place) from None
+        raise lost(error, "returning the reference's figures", place) from None
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class ClusterScheduler:
     def _actor_of(self, handle: str) -> ActorHandle:
         actor = self._find(handle)
         if actor is None:
-            raise UserError("This variant is no longer loaded.", "Run again: it loads once more.")
+            raise UserError("This variant is no longer loaded.", "Run again to reload it.")
         actor.last_used = time.monotonic()
         return actor
 
@@ -207,7 +207,7 @@ class ClusterScheduler:
         with self._placing:
             actor = self._actors.get(key)
             if actor is None:
-                on_progress(0.0, "looking for a place in the cluster")
+                on_progress(0.0, "looking for a node in the cluster")
                 actor = self._place(key, request, cancel, on_progress)
         fresh = not actor.residents
         # Eviction is decided here, where all actors are known.
@@ -291,7 +291,8 @@ class ClusterScheduler:
                     raise Stopped
                 if time.monotonic() > until:
                     raise UserError(
-                        f"Ray found no place for an actor on {place} within {PLACING_S:g} s, though it had room to lend.",
+                        f"Ray found no place for an actor on {place} within {PLACING_S:g} s, although it reported enough "
+                        "free resources.",
                         "Others may have taken it; ray status on the head shows what is free. Run again.",
                     )
             facts = ray.get(answer)

@@ -1,6 +1,6 @@
 """Blind votes: which two answers come next, and what makes a vote valid.
 
-Identical answers are never put to the vote and count nowhere. A visitor votes once on each pair of columns of a prompt.
+Identical answers are never voted on and are not counted. A visitor votes once on each pair of columns of a prompt.
 """
 
 from __future__ import annotations
@@ -131,13 +131,13 @@ def cast(comparison: Comparison, ballot: Ballot, choice: Choice, visitor: str) -
     sides = (ballot.left, ballot.right)
     shown = [texts[side] for side in sides if 0 <= side < len(texts)]
     if choice not in CHOICES or len(shown) < 2 or None in shown or shown[0] == shown[1]:
-        raise UserError("This pair of answers cannot be voted on.", "Take the next one.")
+        raise UserError("This pair of answers cannot be voted on.", "Continue with the next pair.")
     if any(v.visitor == visitor and _pair(v) == _pair(ballot) for v in votes):
-        raise UserError("You have voted on this pair already.", "Take the next one.")
+        raise UserError("You have voted on this pair already.", "Continue with the next pair.")
     if len(votes) >= MOST_VOTES:
         raise UserError(
-            f"This comparison has {MOST_VOTES:,} votes, as many as one can have.",
-            "Run it again to vote anew.",
+            f"This comparison has {MOST_VOTES:,} votes, the maximum.",
+            "Run it again to collect new votes.",
         )
     more = (*votes, Vote(ballot.prompt, *sides, choice, visitor))
     return replace(comparison.votes or Votes(), votes=more, totals=standings(comparison, more))

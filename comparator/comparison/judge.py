@@ -55,7 +55,7 @@ Verdict: B
 Verdict: tie"""
 NEW_TOKENS = 200
 LAST_TOKENS = 4  # after “Verdict:”, where its reply has none
-TOO_LONG = "Request and answers are longer than the judge takes."
+TOO_LONG = "The request and the answers do not fit into the judge's context."
 _VERDICT = re.compile(r"[*_#]*verdict\W{0,8}(tie|a|b)\b", re.IGNORECASE)
 _BEGINNING = re.compile(r"\W*(tie|a|b)\b", re.IGNORECASE)
 _ALONE = re.compile(r"\W*(?:answer\W+)?(tie|a|b)\W*", re.IGNORECASE)
@@ -63,7 +63,7 @@ _ALONE = re.compile(r"\W*(?:answer\W+)?(tie|a|b)\W*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Judging:
-    """Which model judges, and how many pairs at most, those judged before among them. `fresh`: these are judged anew."""
+    """Which model judges, and how many pairs at most, those judged before among them. `fresh`: these are judged again."""
 
     model: str
     cell: Cell

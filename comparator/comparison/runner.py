@@ -89,8 +89,8 @@ class _Comparing:
     def describe(self) -> str:
         """What is being done, for those who are queued. They may be strangers: neither prompt nor adapter is named."""
         if not self.at:
-            return "a comparison is beginning"
-        return f"a comparison is running, column {self.at} of {len(self.columns)}"
+            return "a comparison is starting"
+        return f"a comparison is running, variant {self.at} of {len(self.columns)}"
 
     def run(self) -> Comparison:
         with error_log.hidden(self.request.prompt, self.request.system):

@@ -39,13 +39,13 @@ def checked(request: Request, settings: Settings | None = None) -> Request:
     )
     if reference and reference not in cells:
         raise UserError(
-            f"The reference {reference.label} is not one of the columns.", f"Choose one of {_names(cells)}."
+            f"The reference {reference.label} is not one of the variants.", f"Choose one of {_names(cells)}."
         )
     check_generation(request.settings, settings)
     check_request(request)
     if (request.parallel or settings.parallel) and not settings.ray_address:
         raise UserError(
-            "Columns run at the same time only on different devices of a Ray cluster.",
+            "Variants run at the same time only on different devices of a Ray cluster.",
             "Set COMPARATOR_RAY_ADDRESS (docs/cluster.md), or omit --parallel.",
         )
     parse_max_memory(request.max_memory)
@@ -54,15 +54,15 @@ def checked(request: Request, settings: Settings | None = None) -> Request:
 
 def _check_task(task: TaskRequest, request: Request, settings: Settings) -> None:
     if settings.public:
-        raise UserError("Tasks are not run on a public server.", "Run them on an installation of your own.")
+        raise UserError("Tasks are not run on a public server.", "Run them on your own installation.")
     if request.prompts:
-        raise UserError("A prompt set and a task are given.", "Give one of them.")
+        raise UserError("Both a prompt set and a task are given.", "Give only one of them.")
     if not task.names or not all(name.strip() for name in task.names):
         raise UserError("No task is named.", "Name one, for example arc_easy, or a folder (docs/tasks.md).")
     if task.limit is not None and task.limit < 1:
         raise UserError(f"The limit is {task.limit} documents.", "Use 1 or more.")
     if task.fewshot is not None and not 0 <= task.fewshot <= 100:
-        raise UserError(f"{task.fewshot} examples are asked for.", "Use 0 to 100.")
+        raise UserError(f"{task.fewshot} examples are requested.", "Use 0 to 100.")
     catalog.require()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from comparator.core.result import CellResult, Environment
 
 MARK = "≠"  # beside a ratio: the two were measured on unlike devices
-MEANING = f"{MARK} marks a ratio between unlike devices: it compares them as much as the variants."
+MEANING = f"{MARK} marks a ratio between different devices: it compares the devices as well as the variants."
 
 
 def kind(environment: Environment) -> tuple:
@@ -57,4 +57,4 @@ def unlike(cells: Iterable[CellResult]) -> str:
         where = place(cell.environment) if cell.environment else "this machine"
         labels_by_place.setdefault(where, []).append(cell.label)
     devices = "; ".join(f"{', '.join(names)} on {device}" for device, names in labels_by_place.items())
-    return f"Compared across unlike devices: {devices}. {MEANING}"
+    return f"Compared across different devices: {devices}. {MEANING}"

@@ -74,7 +74,7 @@ def loads(data: str | bytes, *, max_bytes: int | None = None) -> Comparison:
     if not _ID.fullmatch(comparison.id):
         raise UserError(
             "This document's id is not one that a comparison can have.",
-            "Ids are letters, digits, - and _; the file was changed or made by something else.",
+            "Ids are letters, digits, - and _; the file was changed or made by another program.",
         )
     try:
         datetime.fromisoformat(comparison.created_at)
@@ -97,7 +97,7 @@ def _check_set(comparison: Comparison) -> None:
     lengths = {len(column) for column in result.answers} or {0}
     if len(result.answers) != len(comparison.cells) or lengths != {len(result.prompts)}:
         raise UserError(
-            "This document's prompt set is damaged: its answers are not one per column and prompt.",
+            "This document's prompt set is damaged: its answers are not one per variant and prompt.",
             "Take the original file.",
         )
 
@@ -107,7 +107,7 @@ def _check_votes(comparison: Comparison) -> None:
     votes, columns = comparison.votes, len(comparison.cells)
     if votes is not None and not fits(votes, columns, comparison.prompt_count):
         raise UserError(
-            "This document's votes are damaged: they are not on its columns and prompts, or too many.",
+            "This document's votes are damaged: they do not match its variants and prompts, or are too many.",
             "Take the original file.",
         )
 
@@ -145,7 +145,7 @@ def _too_large(size: int, limit: int) -> UserError:
 def _check_shape(raw: bytes) -> None:
     """Raise `UserError` for too many values or levels, counted on the bytes, so that a hostile file is never parsed."""
     too_many = UserError(
-        f"This document holds more than {MAX_VALUES:,} values.",
+        f"This document contains more than {MAX_VALUES:,} values.",
         "No comparison has that many; it was not made here.",
     )
     if raw.count(b'"') > 4 * MAX_VALUES:  # a key and a string each; cutting out millions of them takes memory
@@ -184,7 +184,7 @@ def _check_schema(raw: bytes) -> None:
             "Update Quant Comparator to open this document.",
         )
     if schema < 1:
-        raise UserError(f"There is no schema {schema}.", "The file was changed or made by something else.")
+        raise UserError(f"There is no schema {schema}.", "The file was changed or made by another program.")
 
 
 # ---------------------------------------------------------------- while parsing and after

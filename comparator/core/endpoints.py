@@ -47,7 +47,7 @@ def parse_endpoints(text: str) -> dict[str, Endpoint]:
                 f"Write {EXAMPLE}, with spaces between several; a name has lower-case letters, digits, - and _.",
             )
         if name in endpoints:
-            raise UserError(f"“{name}” stands twice in COMPARATOR_ENDPOINTS.", "Keep one of them.")
+            raise UserError(f"“{name}” appears twice in COMPARATOR_ENDPOINTS.", "Keep one of them.")
         endpoints[name] = replace(parse_address(address), name=name)
     return endpoints
 
@@ -65,7 +65,7 @@ def parse_address(text: str) -> Endpoint:
         )
     if parts.username is not None or parts.password is not None or parts.query:
         raise UserError(
-            "An endpoint's address holds a password or a query, which would stand in every saved comparison.",
+            "An endpoint's address contains a password or a query, which would appear in every saved comparison.",
             f"List the server in COMPARATOR_ENDPOINTS, and put its key into {KEY_VARIABLE}NAME.",
         )
     url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"

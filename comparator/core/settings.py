@@ -35,22 +35,22 @@ class Settings(BaseSettings):
     max_prompt_tokens: int = Field(8192, ge=1)
     max_columns: int = Field(8, ge=1, le=32)
     repeats: int = Field(
-        0, ge=0, le=100, description="Runs per column where a request names none; 0: automatic"
+        0, ge=0, le=100, description="Runs per variant if the request does not say; 0: automatic"
     )
     public: bool = Field(default_factory=_on_space)
     endpoints: str = Field("", description="NAME=ADDRESS of servers with OpenAI's API: docs/engines.md")
     ray_address: str | None = Field(None, description="auto, HOST:PORT or ray://HOST:PORT: docs/cluster.md")
     ray_without_token: bool = Field(False, description="Use a Ray cluster off this machine without a token")
-    parallel: bool = Field(False, description="Columns on different devices of a cluster at the same time")
+    parallel: bool = Field(
+        False, description="Run variants on different devices of a cluster at the same time"
+    )
 
     training: bool | None = Field(
         None, description="Whether adapters are trained here; unset: unless this is a public installation"
     )
 
     # Saved comparisons; docs/space.md has the table.
-    index_dir: Path | None = Field(
-        None, description="Where the history's index lives; unset: the data folder"
-    )
+    index_dir: Path | None = Field(None, description="Folder of the history's index; unset: the data folder")
     max_upload: str = Field("32MB", description="The largest comparison document that is opened")
     max_stored: str | None = Field(None, description="Bytes of saved comparisons; 5GB in public mode")
     max_downloads: str | None = Field(
@@ -60,21 +60,19 @@ class Settings(BaseSettings):
         7,
         ge=0,
         le=36_500,
-        description="After so many days a deleted comparison is removed permanently; 0: never",
+        description="Days after which a deleted comparison is removed permanently; 0: never",
     )
     retention_days: int = Field(
         0,
         ge=0,
         le=36_500,
-        description="Public mode: so long comparisons without a name are kept; 0: for ever",
+        description="Public mode: days for which comparisons without a name are kept; 0: forever",
     )
     hub_storage: str | None = Field(None, description="user/repo: a dataset repo that keeps a copy")
 
     # Limits; those that are None apply in public mode only, with the values of comparator/deploy/limits.py.
-    allowed_hosts: str = Field(
-        "", description="Names under which the app is reached, with commas between; *: any"
-    )
-    auth: SecretStr | None = Field(None, description="user:password, or several with commas between")
+    allowed_hosts: str = Field("", description="Host names of the app, separated by commas; *: any")
+    auth: SecretStr | None = Field(None, description="user:password, or several separated by commas")
     behind_proxy: bool = Field(default_factory=_on_space)
     requests_per_minute: int | None = Field(None, ge=1)
     requests_per_minute_total: int | None = Field(None, ge=1)
@@ -88,7 +86,9 @@ class Settings(BaseSettings):
     max_adapters: int | None = Field(None, ge=0)
     max_adapters_total: int | None = Field(None, ge=0)
     max_model_parameters: str | None = Field(None, description="135M, 8B, or a number")
-    allowed_models: str = Field("", description="Names with commas between; user/* takes all of a user's")
+    allowed_models: str = Field(
+        "", description="Names separated by commas; user/* allows all repos of a user"
+    )
     queue_size: int = Field(20, ge=1)
 
     def model_post_init(self, _context) -> None:

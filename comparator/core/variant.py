@@ -36,7 +36,7 @@ def _bounded(text: str) -> str:
     if len(text) > _MOST_CHARACTERS:
         raise UserError(
             f"“{text.strip()[:60]}…” has {len(text):,} characters.",
-            f"A notation may have {_MOST_CHARACTERS:,}.",
+            f"The limit is {_MOST_CHARACTERS:,}.",
         )
     return text.strip()
 
@@ -55,7 +55,7 @@ def parse_variant(text: str) -> Variant:
         head, options = notation[:colon], notation[colon + 1 :]
         if not options.strip():
             raise UserError(
-                f"“{notation}” ends in a colon but names no option.", "Leave the colon out, or add an option."
+                f"“{notation}” ends in a colon but names no option.", "Remove the colon, or add an option."
             )
     method, _, source = head.partition("@")
     method = method.strip().lower()
@@ -81,11 +81,11 @@ def _parse_options(text: str, notation: str) -> tuple[tuple[str, str | None], ..
         if not re.fullmatch(r"[a-z0-9_\-]+", name) or (equals and not value.strip()):
             raise UserError(
                 f"“{part}” in “{notation}” is not an option.",
-                "Options look like dq or compute=fp16, with commas between. "
+                "Options look like dq or compute=fp16, separated by commas. "
                 "A : , or @ inside a path is written %3A %2C %40.",
             )
         if name in options:
-            raise UserError(f"“{name}” stands twice in “{notation}”.", "Keep one of them.")
+            raise UserError(f"“{name}” appears twice in “{notation}”.", "Keep one of them.")
         options[name] = "+".join(unquote(v.strip()) for v in value.split("+")) if equals else None
     return sort_options(options)
 
@@ -127,7 +127,7 @@ def parse_adapter(text: str) -> Adapter:
         except ValueError:
             scale = math.nan
         if not math.isfinite(scale):
-            raise UserError(f"“{scale_text}” is not a strength.", "Write a number: pirate*0.5")
+            raise UserError(f"“{scale_text}” is not a scale.", "Write a number: pirate*0.5")
     source, _, revision = body.partition("@")
     if not source.strip():
         raise UserError("The adapter is empty.", "Name a folder, a Hub repo, or the built-in pirate.")

@@ -89,7 +89,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Votes:
-    """`totals` are of all `votes`, written for whoever reads the document; this program computes them anew."""
+    """`totals` are of all `votes`, written for whoever reads the document; this program computes them again."""
 
     votes: tuple[Vote, ...] = ()
     totals: tuple[Standing, ...] = ()

@@ -55,7 +55,7 @@ def render(
     if error := first.get("error"):
         raise UserError(f"The model's chat template refused the system prompt: {error}", _NO_SYSTEM)
     if system and first == plain:
-        raise UserError("The model's chat template leaves the system prompt out.", _NO_SYSTEM)
+        raise UserError("The model's chat template ignores the system prompt.", _NO_SYSTEM)
     return first["text"]
 
 

@@ -22,7 +22,7 @@ def quantize(model: Any, kind: str) -> str:
     model.quantized_cache_bits = BITS[kind]
     try:
         if not takes_dynamic_cache(model):
-            raise ValueError("this architecture has a cache of its own kind")
+            raise ValueError("this architecture has its own kind of cache")
         new_cache(model)
     except (ValueError, TypeError) as problem:
         del model.quantized_cache_bits
@@ -31,7 +31,7 @@ def quantize(model: Any, kind: str) -> str:
         ) from None
     return (
         f"KV cache in {BITS[kind]} bits (HQQ, groups of {_group(model)} values of a head): decoded eagerly, one sequence after another. "
-        "The prompt is quantized once it is read; of what follows, the newest tokens, up to 127, stay in 16 bits."
+        "The cache of the prompt is quantized after prefill; of the tokens after it, the newest (up to 127) stay in 16 bits."
     )
 
 

@@ -244,7 +244,8 @@ def _forbid_synchronization(device: Any) -> Any:
         if "synchroniz" not in str(error):
             raise
         raise NotCapturable(
-            f"a decode step of this model waits for the GPU in the middle ({_library_function(error)}), which a graph cannot hold"
+            f"a decode step of this model synchronizes with the GPU ({_library_function(error)}), which a CUDA graph "
+            "cannot contain"
         ) from error
     finally:
         torch.cuda.set_sync_debug_mode(before)

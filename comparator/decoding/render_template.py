@@ -96,9 +96,9 @@ def main() -> None:
         try:
             answer = answered(request)
         except MemoryError:
-            answer = {"error": "it took more memory than it is given"}
+            answer = {"error": "it took more memory than allowed"}
         except RecursionError:
-            answer = {"error": "it calls itself without end"}
+            answer = {"error": "it recurses endlessly"}
         except Exception as error:  # a template that jinja2 cannot parse
             answer = {"error": str(error).split("\n")[0] or type(error).__name__}
         print(json.dumps(answer), flush=True)

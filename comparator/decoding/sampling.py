@@ -45,7 +45,7 @@ class Chooser:
 
 def overflowed(step: int) -> UserError:
     return UserError(
-        f"The logits of step {step + 1} hold NaN or infinity: this variant overflows on this prompt.",
+        f"The logits of step {step + 1} contain NaN or infinity: this variant overflows on this prompt.",
         "Try dtype=bf16 or dtype=fp32 (fp16 has a narrow range), or another variant.",
     )
 

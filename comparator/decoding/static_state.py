@@ -163,7 +163,7 @@ def refusal(model: Any, capacity: int) -> str | None:
     if hasattr(model, "get_base_model"):  # peft's wrapper passes everything on
         parameters = inspect.signature(model.get_base_model().forward).parameters
     if not compat.takes_dynamic_cache(model) or "past_key_values" not in parameters:
-        return "this architecture has a cache of its own kind"
+        return "this architecture has its own kind of cache"
     if "position_ids" not in parameters:
         return (
             "this architecture computes positions from the current length, which a CUDA graph cannot follow"

@@ -100,10 +100,10 @@ class Limits:
             ("prompt tokens", prompt_tokens, self.max_prompt_tokens, "MAX_PROMPT_TOKENS", shorter),
             ("characters in the text that fidelity is measured on", None if text is None else len(text),
              self.max_evaluation_characters, "MAX_EVALUATION_CHARACTERS", part),
-            ("tokens (about) in the prompts of the set, columns included",
+            ("tokens (about) in the prompts of the set, over all columns",
              columns * sum(p.characters for p in prompts) // 4 if prompts else None,
              self.max_evaluation_tokens, "MAX_EVALUATION_TOKENS", "Use fewer or shorter prompts."),
-            ("tokens (about) to measure fidelity on, overlaps and columns included", _evaluation_tokens(request),
+            ("tokens (about) to measure fidelity on, with overlaps and over all columns", _evaluation_tokens(request),
              self.max_evaluation_tokens, "MAX_EVALUATION_TOKENS", "Choose a larger stride or a shorter text."),
         )  # fmt: skip
         for count in counts:
@@ -132,13 +132,14 @@ class Limits:
         most = self.max_model_parameters
         if self.public and most is not None and facts.parameters is None:
             raise UserError(
-                f"It is not known how many parameters {facts.source} has; this server takes models of up to {_count(most)} "
+                f"It is not known how many parameters {facts.source} has; this server accepts models of up to "
+                f"{_count(most)} "
                 "(COMPARATOR_MAX_MODEL_PARAMETERS).",
                 "Choose one in safetensors, whose size the Hub knows, or run Quant Comparator on your own machine.",
             )
         if most is not None and facts.parameters is not None and facts.parameters > most:
             raise UserError(
-                f"{facts.source} has {_count(facts.parameters)} parameters; this server takes models of up to "
+                f"{facts.source} has {_count(facts.parameters)} parameters; this server accepts models of up to "
                 f"{_count(most)} (COMPARATOR_MAX_MODEL_PARAMETERS).",
                 "Choose a smaller model, or run Quant Comparator on your own machine.",
             )
@@ -149,7 +150,7 @@ class Limits:
         for cell in request.cells:
             self.check_cell(cell)
         if self.public and request.max_memory:
-            raise UserError("Memory limits are the server's own here.", "Leave the memory setting empty.")
+            raise UserError("Memory limits are set by the server here.", "Leave the memory setting empty.")
 
     def check_cell(self, cell: Cell) -> None:
         """`check_source` for a column's checkpoint and adapter; in public mode no option may name a file."""
@@ -175,14 +176,14 @@ class Limits:
             return
         if self.public and (not _HUB_NAME.fullmatch(name) or ".." in name or _is_path(name)):
             raise UserError(
-                f"“{name[:100]}” is not taken as {_a(what)}: on a public server a {what} is built in or comes from the "
+                f"“{name[:100]}” is not accepted as {_a(what)}: on a public server a {what} is built in or comes from the "
                 "Hub, not from a path.",
                 "Write user/name, or run Quant Comparator on your own machine to use local files.",
             )
         if not self.allows(name):
             raise UserError(
                 f"“{name[:100]}” is not on this server's list (COMPARATOR_ALLOWED_MODELS).",
-                f"It takes {', '.join(self.allowed_models[:8])}{' …' if len(self.allowed_models) > 8 else ''}.",
+                f"It accepts {', '.join(self.allowed_models[:8])}{' …' if len(self.allowed_models) > 8 else ''}.",
             )
 
     def _check_endpoint(self, name: str) -> None:
@@ -285,7 +286,7 @@ def _evaluation_tokens(request: Request) -> int | None:
 def auth_pairs(settings: Settings) -> list[tuple[str, str]] | None:
     """COMPARATOR_AUTH as (user, password) pairs for the page's login, or None. Raises `UserError`, quoting no password.
 
-    `user:password`, several with commas between; a password alone belongs to the user “user”.
+    `user:password`, several separated by commas; a password alone belongs to the user “user”.
     """
     text = settings.auth.get_secret_value().strip() if settings.auth is not None else ""
     if not text:
@@ -297,7 +298,7 @@ def auth_pairs(settings: Settings) -> list[tuple[str, str]] | None:
         if not user or not password:
             raise UserError(
                 "COMPARATOR_AUTH has an entry without a user or without a password.",
-                "Write user:password, several with commas between; a password cannot contain a comma.",
+                "Write user:password, several separated by commas; a password cannot contain a comma.",
             )
         pairs.append((user, password))
     return pairs

@@ -1,4 +1,4 @@
-"""How often a visitor may ask, and everybody together.
+"""How often a visitor may ask, and all visitors together.
 
 limiter = RateLimiter(limits)
 limiter.admit(visitor(headers, client_host, settings))
@@ -50,8 +50,8 @@ class RateLimiter:
             if self._total and not self._windows.test(self._total) and not self._is_below_share(visitor):
                 most = self._total.amount
                 raise UserError(
-                    f"This server has started {most} comparisons in the last minute, for everybody together; "
-                    f"its limit is {most} (COMPARATOR_REQUESTS_PER_MINUTE_TOTAL).",
+                    f"This server has started {most} comparisons for all visitors together in the last minute; its limit "
+                    f"is {most} (COMPARATOR_REQUESTS_PER_MINUTE_TOTAL).",
                     f"Try again in {self._wait_s(self._total)} s, or run Quant Comparator on your own machine.",
                 )
             if self._each:

@@ -12,7 +12,7 @@ from comparator.util import cuda_errors, error_log, formatting
 AFTER_DAMAGE = (
     "Nothing else can run on this GPU until the app has been started again, which `make run` does by itself."
 )
-REPORT = "The other columns are not affected. If this looks like a fault of this app, report it with the error's details."
+REPORT = "The other variants are not affected. If this looks like a bug in this app, report it with the error's details."
 
 
 def explain(error: BaseException, doing: str = "") -> UserError:

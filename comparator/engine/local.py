@@ -384,7 +384,7 @@ class LocalEngine(SinglePlaceEngine):
             yield slot
 
     def _with_adapter(self, handle: str, adapter: Adapter | None) -> ResidentModel:
-        """The resident variant, with the adapter attached anew where it was dropped for others since it was loaded."""
+        """The resident variant, with the adapter attached again where it was dropped for others since it was loaded."""
         slot = self._pool.get(handle)
         if not slot.has(adapter):
             self._attach(slot, self._plan(adapter, slot.checkpoint, slot.variant))

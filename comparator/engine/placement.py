@@ -24,7 +24,7 @@ def first_device(limits: Limits) -> str:
         there = f"The GPUs here are 0 to {count - 1}." if count > 1 else "The GPU here is 0." if count else ""
         raise UserError(
             f"max_memory names GPU {gpus[-1]}, and there is {'no such' if count else 'no'} GPU here.",
-            f"{there} Name what is there: 0=6GiB,cpu=20GiB; without a GPU cpu=20GiB.".strip(),
+            f"{there} Name existing devices: 0=6GiB,cpu=20GiB; without a GPU cpu=20GiB.".strip(),
         )
     return f"cuda:{gpus[0]}"
 

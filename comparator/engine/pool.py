@@ -50,7 +50,7 @@ class Pool:
         return next((s for s in self.slots.values() if s.key == key), None)
 
     def shared_bytes(self, slot: ResidentModel) -> int:
-        """Of what it holds, the bytes that a variant loaded before it holds too. So the sum of what is held less what is
+        """Of its memory, the bytes that a variant loaded before it holds too. So the sum of what is held less what is
         shared is what is there."""
         earlier: set[tuple] = set()
         for other in self.slots.values():

@@ -29,7 +29,9 @@ def column(comparison: Comparison, cell: Cell) -> CellResult:
     found = comparison.cell(cell.variant.notation, adapter)
     if found is None or found.status != "ok":
         labels = ", ".join(c.label for c in comparison.cells if c.status == "ok")
-        raise UserError(f"The comparison has no measured column {cell.label}.", f"It has {labels or 'none'}.")
+        raise UserError(
+            f"The comparison has no measured variant {cell.label}.", f"It has {labels or 'none'}."
+        )
     return found
 
 
@@ -115,17 +117,19 @@ def _loading(variant: Variant, base: str) -> list[str]:
     others = [name for name in backend.loaded_by if name != "transformers"]
     if others:
         lines += [
-            f"By its documentation {formatting.join(others)} loads this format too; that was not tried here.",
+            f"According to the documentation, {formatting.join(others)} can load this format too; this was not tested here.",
             "",
         ]
     if not backend.loaded_by:
-        lines += ["No other program that is known here loads this layout today.", ""]
+        lines += ["No other program is known to load this layout.", ""]
     return [*lines, f"Quant Comparator: `{run}`"]
 
 
 def _not_measured(variant: Variant) -> list[str]:
-    return [f"Nothing. `python -m comparator run -v bf16 -v {shareable(variant)} -o result.json` measures, and `export --from result.json` "
-            "writes what it measured here."]  # fmt: skip
+    return [
+        f"Nothing. `python -m comparator run -v bf16 -v {shareable(variant)} -o result.json` measures it, and "
+        "`export --from result.json` writes the figures here."
+    ]
 
 
 def _measured(request: ExportRequest) -> list[str]:

@@ -22,7 +22,7 @@ def check(output: Path, force: bool = False) -> None:
             raise UserError(f"{output} already exists.", "Choose a new folder; nothing is overwritten.")
         if not (output.is_dir() and _is_checkpoint(output)):
             raise UserError(
-                f"{output} holds no checkpoint, so it is not replaced.",
+                f"{output} contains no checkpoint, so it is not replaced.",
                 "Choose another folder, or remove it yourself.",
             )
     above = next(p for p in output.parents if p.exists())
@@ -37,7 +37,7 @@ def check(output: Path, force: bool = False) -> None:
 def written(output: Path, need_bytes: int = 0, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `output` that becomes it when the block succeeds.
 
-    need_bytes: about what will be written, held against the free space first. Raises `UserError` for a full disk.
+    need_bytes: about what will be written, compared with the free space first. Raises `UserError` for a full disk.
     """
     check(output, force)
     tmp: Path | None = None

@@ -1,4 +1,4 @@
-"""Export one variant: checked first, then made anew on the engine's thread and written to a folder.
+"""Export one variant: checked first, then made again on the engine's thread and written to a folder.
 
 The model is loaded from its checkpoint again and never run before it is written: what is resident has been used, and
 libraries repack weights at their first use.
@@ -78,7 +78,8 @@ def check(engine: Engine, request: ExportRequest) -> None:
     """What can be known before loading. Raises `UserError`."""
     if not isinstance(engine, SinglePlaceEngine):
         raise UserError(
-            "Variants live on the machines of a Ray cluster here, and a checkpoint is written where they are.",
+            "Variants are loaded on the machines of a Ray cluster here, and a checkpoint is written only on the machine "
+            "that loads it.",
             "Unset COMPARATOR_RAY_ADDRESS to export on this machine.",
         )
     folder.check(request.output, request.force)
@@ -158,7 +159,7 @@ def _merge_plan(
     except UserError as problem:
         raise UserError(
             f"{problem.problem} A checkpoint holds merged weights only.",
-            f"Export {variant.notation} without {adapter.source} and load the adapter beside it; or export bf16 with the "
+            f"Export {variant.notation} without {adapter.source} and load the adapter with it; or export bf16 with the "
             "adapter, and quantize that folder.",
         ) from None
 

@@ -30,10 +30,10 @@ class ShapesDiffer(ValueError):
 
 
 class NotFinite(ArithmeticError):
-    """Logits hold NaN or infinity. `side` is "reference" or "variant", `row` the position in what was compared."""
+    """Logits contain NaN or infinity. `side` is "reference" or "variant", `row` the position in what was compared."""
 
     def __init__(self, side: str, row: int):
-        super().__init__(f"the {side}'s logits hold NaN or infinity at row {row}")
+        super().__init__(f"the {side}'s logits contain NaN or infinity at row {row}")
         self.side, self.row = side, row
 
 
@@ -90,7 +90,7 @@ def compare(reference: Any, variant: Any, targets: Any, block_rows: int = BLOCK_
 
 
 def _block(x_given: Any, y_given: Any, targets: Any, x: Any, y: Any, difference: Any) -> list[Any]:
-    """Some rows. `x`, `y`, `difference` are float64 buffers of their shape, overwritten: allocating them anew each
+    """Some rows. `x`, `y`, `difference` are float64 buffers of their shape, overwritten: allocating them again each
     time costs more than the arithmetic."""
     import torch
 

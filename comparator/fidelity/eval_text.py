@@ -88,11 +88,11 @@ def check(given: EvalSettings, context_length: int | None = None) -> None:
         value = getattr(given, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(
-                f"The evaluation's {name} is {value}.", f"The {name} is a number of tokens, 512 for instance."
+                f"The evaluation's {name} is {value}.", "Give a number of tokens, for example 512."
             )
     if given.context < 2:
         raise UserError(
-            "The evaluation's context is 1 token.", "Nothing can be predicted from so little; use 512."
+            "The evaluation's context is 1 token.", "That is too short to predict anything from; use 512."
         )
     if given.stride > given.context:
         raise UserError(
@@ -151,7 +151,7 @@ def _wikitext() -> str:
             return _decoded(archive.read(member), WIKITEXT)
     except (zipfile.BadZipFile, StopIteration):
         raise UserError(
-            f"The Hub's {_WIKITEXT_FILE} is not the archive that it should be.",
+            f"The Hub's {_WIKITEXT_FILE} is not the expected archive.",
             "Remove it from the Hub cache and try again, or give a text file.",
         ) from None
 

@@ -19,7 +19,7 @@ from comparator.core.variant import Variant
 from comparator.engine.protocol import Engine, ignore
 from comparator.fidelity.sensitivity import Part, resident_handle
 
-RULE = "Parts are kept in the order of their measured divergence per byte that keeping them adds, each where it still fits the target."
+RULE = "Parts are kept in the order of their measured divergence per byte added, each if it still fits the target."
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
@@ -43,7 +43,7 @@ def check(variant: Variant) -> None:
     if variant.source or "skip" not in {o.name for o in backend_for(variant).method(variant.method).options}:
         raise UserError(
             f"{variant.notation} cannot keep layers in 16 bits.",
-            "A recipe takes nf4, fp4 or int8, which have skip=.",
+            "A recipe needs nf4, fp4 or int8, which have the option skip=.",
         )
 
 
@@ -82,12 +82,12 @@ def make(
     if target < total:
         raise UserError(
             f"{variant.notation} takes {total / 1e6:,.1f} MB ({8 * total / count:.2f} bits per weight) with nothing kept.",
-            f"Ask for more than that, or for a smaller variant; the target is {target / 1e6:,.1f} MB.",
+            f"Choose a larger target or a smaller variant; the target is {target / 1e6:,.1f} MB.",
         )
     if target >= whole:
         raise UserError(
-            f"The reference fits whole: it takes {whole / 1e6:,.1f} MB ({8 * whole / count:.2f} bits per weight).",
-            "Take the reference, or ask for less.",
+            f"The whole reference fits: it takes {whole / 1e6:,.1f} MB ({8 * whole / count:.2f} bits per weight).",
+            "Use the reference, or choose a smaller target.",
         )
     extra = {p.name: sum(large.get(m, 0) - small.get(m, 0) for m in p.modules) for p in parts}
     kept, size = [], total
@@ -99,7 +99,7 @@ def make(
         least = min(extra.values())
         raise UserError(
             f"No part fits: {variant.notation} takes {total / 1e6:,.1f} MB, and the smallest part adds {least / 1e6:,.2f} MB.",
-            "Ask for more, or measure smaller parts (--by module).",
+            "Choose a larger target, or measure smaller parts (--by module).",
         )
     every = sum(p.kl_mean for p in parts)
     return Recipe(

@@ -179,8 +179,8 @@ class FidelityScorer:
                 failed = owner or self.reference
                 why = failed.result.error.problem if failed.result.error else "it was stopped."
                 reference.refused = (
-                    f"The reference, {failed.result.label}, gave nothing to compare with: {why} "
-                    "Choose another reference, or put that right first."
+                    f"The reference, {failed.result.label}, could not be scored: {why} Choose another reference, or fix "
+                    "this first."
                 )
             self._references[adapter] = reference
         return self._references[adapter]
@@ -289,8 +289,8 @@ class FidelityScorer:
         apart = self.engine.resident(self._handles.get(reference.ref), self._handles.get(ref_of(column)))
         why = "are kept apart" if apart else "do not fit on the device together"
         note = (
-            f"{reference.ref.name} and this variant {why}: the reference's scores of the text went to disk "
-            f"({reference.text_logits.bytes / 1e6:,.0f} MB) and were compared from there."
+            f"{reference.ref.name} and this variant {why}: the reference's scores of the text were written to disk "
+            f"({reference.text_logits.bytes / 1e6:,.0f} MB) and read from there for the comparison."
         )
         column.result = replace(column.result, notes=(*column.result.notes, note))
         return reference.text_logits
@@ -298,7 +298,7 @@ class FidelityScorer:
     # ------------------------------------------------------------ weights
 
     def _weights(self, column: Column, reference: Reference) -> None:
-        """The error of every weight, where both are resident: loading one anew for it would cost too much."""
+        """The error of every weight, where both are resident: loading one again for it would cost too much."""
         mine, other = (self._handles.get(ref) for ref in (ref_of(column), reference.ref))
         if mine == other or not self.engine.compares_weights(mine, other):
             return
@@ -315,8 +315,8 @@ class FidelityScorer:
             difference = self._run(column, OtherTokenizer(self.request.model, one.exact.variant))
             if difference:
                 raise UserError(
-                    f"{one.result.variant} comes with another tokenizer than the comparison's model: {difference}. Their "
-                    "tokens are not the same tokens, so no divergence is defined."
+                    f"{one.result.variant} has a different tokenizer from the comparison's model: {difference}. Their "
+                    "tokens differ, so no divergence is defined."
                 )
 
     def _load(self, ref: VariantRef, shown: Column, keep: VariantRef | None = None) -> None:
@@ -362,14 +362,14 @@ def scoring_notes(prompt: PromptFidelity, without: str | None) -> list[str]:
             f"first difference: {formatting.plural(len(prompt.rank), 'token')} of {len(prompt.token_ids)}."
         ]
     notes = [
-        f"KL divergence is a lower bound (≥): the column names its {prompt.top_k} likeliest tokens at each position, and all "
-        "others count as one."
+        f"KL divergence is a lower bound (≥): the variant reports only its {prompt.top_k} most likely tokens at each "
+        "position, and all others count as one."
         if prompt.kl
-        else "KL divergence is –: the column gives no log-probabilities."
+        else "KL divergence is –: the variant returns no log-probabilities."
     ]
     if not prompt.forced:
         notes.append(
-            "It cannot be made to follow the reference's answer, so its own greedy answer was compared up to the first "
+            "It cannot be forced to follow the reference's answer, so its own greedy answer was compared up to the first "
             f"difference: {formatting.plural(len(prompt.rank), 'token')} of {len(prompt.token_ids)}."
         )
     return notes

@@ -329,7 +329,7 @@ def keep_text(
 def explain_not_finite(bad: divergence.NotFinite, name: str, where: str) -> UserError:
     """`where`: "the answer" or "the text"."""
     return UserError(
-        f"The logits of {name} hold NaN or infinity at token {bad.row + 1:,} of {where}.",
-        "Its divergence is not a number there, so none is given. Try dtype=bf16 or dtype=fp32 (fp16 has a narrow "
+        f"The logits of {name} contain NaN or infinity at token {bad.row + 1:,} of {where}.",
+        "Its divergence is undefined there, so none is reported. Try dtype=bf16 or dtype=fp32 (fp16 has a narrow "
         "range), or another variant.",
     )

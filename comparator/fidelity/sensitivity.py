@@ -78,7 +78,7 @@ def measure(
         if not engine.resident(*handles):
             raise UserError(
                 f"{reference.notation} and {variant.notation} do not fit on this device together.",
-                "Layers are taken from one and put into the other, so both have to be there: use a smaller model.",
+                "Layers are copied from one into the other, so both must be loaded at once: use a smaller model.",
             )
         ids = engine.score(EncodeText(model, text), cancel)
         task = OnePartAtATime(handles[1], handles[0], ids[: tokens + 1], text.context, text.stride, by)
@@ -106,7 +106,7 @@ def resident_handle(
 
 def check(variant: Variant, reference: Variant, by: str, tokens: int) -> None:
     if by not in PARTS:
-        raise UserError(f"There are no parts “{by}”.", f"Use one of {', '.join(PARTS)}.")
+        raise UserError(f"“{by}” is not a kind of part.", f"Use one of {', '.join(PARTS)}.")
     if tokens < 2:
         raise UserError(f"{tokens} tokens are too few.", "Use 512, for instance.")
     if variant == reference:
@@ -133,7 +133,7 @@ class OnePartAtATime(Task):
             groups = parts(base.replaceable(donor), self.by)
             if not groups:
                 raise UserError(
-                    f"{donor.variant.notation} has no layer that {base.variant.notation} keeps in another way.",
+                    f"{donor.variant.notation} has no layer that {base.variant.notation} stores differently.",
                     "Choose a quantized variant.",
                 )
             measured = []

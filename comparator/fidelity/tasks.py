@@ -211,7 +211,7 @@ class OtherTokenizer(Task):
             return f"{differing:,} entries of the vocabularies differ"
         sample = shipped()[:2000] + "\n\tx = {'é': [1, 2]}  # 日本語 🙂"
         if ours(sample)["input_ids"] != theirs(sample)["input_ids"]:
-            return "the same text is cut into other tokens"
+            return "the same text is split into different tokens"
         return None
 
 
@@ -263,5 +263,5 @@ def _named(name: str, reference: str, where: str) -> Iterator[None]:
     except ShapesDiffer as error:
         raise UserError(
             f"{name} and {reference} have vocabularies of different size: {error}.",
-            "Divergence is defined for one vocabulary only; the other figures stand.",
+            "Divergence is defined for one vocabulary only; the other figures are valid.",
         ) from None

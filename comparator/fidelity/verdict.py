@@ -30,7 +30,7 @@ RULE = (
     "agreement reaches into another class. A difference counts when it is more than twice its standard error. "
     "Divergence that does not exceed the variant's own noise floor (the variant against itself, the text in chunks of "
     "64) by that much is rounding, not quantization. A variant cannot be better than what it was made from: where it "
-    "seems to be, that is no difference, or something is broken. A column is called faster or slower only if at least "
+    "seems to be, that is no difference, or something is broken. A variant is called faster or slower only if at least "
     f"{stats.LEAST_RUNS} undisturbed runs of each differ by more than {stats.SURE:.0f} standard errors; any other ratio of "
     "speeds is in parentheses or grey."
 )

@@ -188,7 +188,7 @@ def _prompt_kl(result: CellResult) -> float | None:
 
 
 def kl_at_least(result: CellResult) -> bool:
-    """Whether the divergence on the answer is a lower bound: of a column that gives the likeliest tokens only."""
+    """Whether the divergence on the answer is a lower bound: of a column that gives the most likely tokens only."""
     prompt = result.fidelity.prompt if result.fidelity else None
     return bool(prompt and prompt.kl and prompt.at_least)
 
@@ -210,51 +210,48 @@ _PER_RUN = {field.name for field in fields(RunFigures)} - {"extra", "interferenc
 _NOT_LATENCY = {field.name for part in (Memory, Energy) for field in fields(part)}
 
 METRICS: dict[str, Metric] = {metric.key: metric for metric in (
-    Metric("decode_tok_s", "decode", "tok/s", "Tokens after the first over the time from the first token to the last: "
+    Metric("decode_tok_s", "decode", "tok/s", "Tokens after the first divided by the time from the first token to the last: "
            "(n − 1) / (t_n − t_1).", "higher", ("key", "summary", "latency", "matrix", "progress")),
-    Metric("mbu", "MBU", "%", "Memory bandwidth utilization: decode rate over the roofline. – on a CPU.",
+    Metric("mbu", "MBU", "%", "Memory bandwidth utilization: decode rate divided by the roofline. – on a CPU.",
            "higher", ("latency", "matrix"), None, mbu, ratio=False),
-    Metric("floor_tok_s", "roofline", "tok/s", "The decode rate at which reading the weights once per token takes the "
-           "whole memory bandwidth, which is measured with a copy on this GPU; keys and values are not counted.",
+    Metric("floor_tok_s", "roofline", "tok/s", "The decode rate if reading the weights once per token took the full memory bandwidth, which is measured with a copy on this GPU; keys and values are not counted.",
            shown=("matrix",), ratio=False),
     Metric("eager_decode_tok_s", "eager decode", "tok/s", "The same answer decoded step by step from Python, as plain "
            "transformers does, measured in the same comparison.", "higher", ("latency", "matrix")),
     Metric("python_overhead_s", "Python overhead", "ms", "How much longer a token takes when it is decoded eagerly.",
            shown=("latency", "matrix"), over_repeats=None, value=python_overhead_s, ratio=False),
     Metric("ttft_s", "TTFT", "ms", "Time to first token: from the prompt's token ids to the first new id on the host, "
-           "the device synchronized. Loading, tokenizing and the warm-up are outside.",
+           "the device synchronized. Loading, tokenizing and the warm-up are not included.",
            "lower", ("key", "summary", "latency", "matrix", "progress")),
     Metric("thinking_tokens", "thinking", "tokens", "Tokens between the model's thinking tags, which are counted in. – where "
            "the answer has none.", None, ("key", "latency", "progress"), None, thinking_tokens, ratio=False),
     Metric("answer_ttft_s", "TTFT of the answer", "ms", "Time to the first token after the thinking.",
            "lower", ("latency",), None, answer_ttft_s, ratio=False),
-    Metric("prefill_tok_s", "prefill", "tok/s", "Prompt tokens over TTFT.", "higher", ("latency", "matrix")),
+    Metric("prefill_tok_s", "prefill", "tok/s", "Prompt tokens divided by TTFT.", "higher", ("latency", "matrix")),
     Metric("itl_p50_s", "ITL p50", "ms", "Median inter-token latency: half of the tokens after the first took less.",
            "lower", ("latency", "matrix"), "representative"),
-    Metric("itl_p90_s", "ITL p90", "ms", "Nine of ten tokens after the first took less.",
+    Metric("itl_p90_s", "ITL p90", "ms", "90 % of the tokens after the first took less.",
            "lower", ("latency", "matrix"), "representative"),
-    Metric("itl_p99_s", "ITL p99", "ms", "99 of 100 tokens after the first took less.",
+    Metric("itl_p99_s", "ITL p99", "ms", "99 % of the tokens after the first took less.",
            "lower", ("latency", "matrix"), "representative"),
-    Metric("round_trip_s", "round trip", "ms", "Of a small request to the server of an endpoint, the median of five over the open "
-           "connection: a part of TTFT that is the network's.", "lower", ("latency",), ratio=False),
+    Metric("round_trip_s", "round trip", "ms", "Of a small request to the server of an endpoint, the median of five over an open connection: the network's part of TTFT.", "lower", ("latency",), ratio=False),
     Metric("total_s", "total", "s", "From the prompt's token ids to the last token; answers differ in length, so "
            "there is no ratio.", "lower", ("latency", "matrix"), ratio=False),
     Metric("load_s", "load", "s", "Reading and quantizing the weights; – where the variant was already resident.",
            "lower", ("latency",), None),
-    Metric("prepare_s", "prepare", "s", "Warm-up, kernel compilation and graph capture, outside every other time.",
+    Metric("prepare_s", "prepare", "s", "Warm-up, kernel compilation and graph capture; not included in any other time.",
            "lower", ("latency", "matrix"), None),
     Metric("adapter_load_s", "adapter load", "s", "Reading the adapter and fitting it to the resident base; – where it "
            "was already loaded.", "lower", ("latency", "matrix"), None, ratio=False),
     Metric("adapter_switch_s", "adapter switch", "ms", "Activating a loaded adapter and deactivating it again.",
            "lower", ("latency", "matrix"), ratio=False),
-    Metric("resident_bytes", "resident", "MB", "Everything the variant holds on its device after the warm-up.",
+    Metric("resident_bytes", "resident", "MB", "All memory of the variant on its device after the warm-up.",
            "lower", ("key", "summary", "memory", "matrix", "progress"), None),
-    Metric("shared_bytes", "of it shared", "MB", "The part of resident that a variant loaded earlier holds too: tensors "
-           "that are bit for bit the same, in one storage for both.",
+    Metric("shared_bytes", "shared tensors", "MB", "The part of resident memory that is shared with a variant loaded earlier: tensors that are bit-identical and stored once for both.",
            shown=("memory", "matrix"), over_repeats=None, ratio=False),
     Metric("weight_bytes", "weights", "MB", "Parameters and persistent buffers, each storage once, without quant state.",
            "lower", ("memory", "matrix"), None),
-    Metric("quant_state_bytes", "quant state", "MB", "What dequantization needs: absmax, codebooks, nested state, scales, "
+    Metric("quant_state_bytes", "quant state", "MB", "Data that dequantization needs: absmax, codebooks, nested state, scales, "
            "zeros, g_idx.", "lower", ("memory", "matrix"), None, ratio=False),
     Metric("stored_bytes", "weights + quant state", "MB", "The size of the model as it is stored on the device.",
            "lower", ("memory", "matrix"), None, stored_bytes),
@@ -264,9 +261,8 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in (
            "lower", ("memory", "matrix"), None, ratio=False),
     Metric("kv_cache_bytes", "KV cache", "MB", "Keys and values of the prompt and the answer at the end of the run.",
            "lower", ("memory", "matrix"), "first", ratio=False),
-    Metric("run_peak_bytes", "run peak", "MB", "The highest use while this run generated; read from the allocator on "
-           "CUDA, from the process on a CPU.", "lower", ("memory", "matrix"), "max"),
-    Metric("load_peak_bytes", "load peak", "MB", "The highest use while it was loaded.",
+    Metric("run_peak_bytes", "run peak", "MB", "Peak use during generation; read from the allocator on CUDA, from the process on a CPU.", "lower", ("memory", "matrix"), "max"),
+    Metric("load_peak_bytes", "load peak", "MB", "Peak use during loading.",
            "lower", ("memory", "matrix"), None),
     Metric("loaded_weight_bytes", "weights as loaded", "MB", "Weights right after loading, before a library repacked "
            "them at first use.", "lower", ("loaded",), None),
@@ -276,23 +272,21 @@ METRICS: dict[str, Metric] = {metric.key: metric for metric in (
            "buffers, without quant state that is neither.", "lower", ("memory",), None),
     Metric("joules_per_token", "energy", "J/token", "Energy per new token as the GPU reports it (NVML).",
            "lower", ("latency", "matrix")),
-    Metric("prompt_kl_mean", "KL (answer)", "nats", "Mean over the reference's own answer of KL(reference ‖ column), "
-           "the reference's tokens forced, one per step. ≥: a lower bound, of a server that gives the likeliest tokens only.",
+    Metric("prompt_kl_mean", "KL (answer)", "nats", "Mean of KL(reference ‖ variant) over the reference's own answer, the reference's tokens forced, one per step. ≥: a lower bound, from a server that returns only the most likely tokens.",
            "lower", ("key", "summary", "matrix"), None, _prompt_kl, ratio=False, at_least=kl_at_least),
-    Metric("prompt_agreement", "agrees (answer)", "%", "Share of the reference's tokens that are this column's greedy "
-           "choice too.", "higher", ("key", "summary", "matrix"), None, _prompt_agreement, ratio=False),
+    Metric("prompt_agreement", "agrees (answer)", "%", "Share of the reference's tokens that are also this variant's greedy choice.", "higher", ("key", "summary", "matrix"), None, _prompt_agreement, ratio=False),
     Metric("adapter_drift", "adapter drift", "nats", "How far the adapter's effect here is from its effect on the "
            "reference base, over the reference's answer: mean KL(reference with it ‖ reference with the effect that it "
            "has here). 0: it does the same.", "lower", ("key", "matrix"), None, _drift("kl"), ratio=False),
     Metric("adapter_effect", "adapter effect", "nats", "Mean KL(base with the adapter ‖ base without) over the "
            "reference's answer: how much it changes here.",
            shown=("matrix",), over_repeats=None, value=_drift("effect_here"), ratio=False),
-    Metric("text_kl_mean", "KL (text)", "nats", "Mean KL(reference ‖ column) over the evaluation text.",
+    Metric("text_kl_mean", "KL (text)", "nats", "Mean KL(reference ‖ variant) over the evaluation text.",
            "lower", ("key", "matrix"), None, _text("kl", "mean"), ratio=False),
     Metric("text_kl_se", "± KL (text)", "nats", "Standard error of that mean.",
            shown=("matrix",), over_repeats=None, value=_text("kl", "se"), ratio=False),
     Metric("text_ppl", "perplexity (text)", "", "exp of the mean negative log-likelihood of the evaluation text.",
            "lower", ("matrix",), None, _text("ppl"), ratio=False),
-    Metric("text_top1", "agrees (text)", "%", "Share of positions where both put the same token first.",
+    Metric("text_top1", "agrees (text)", "%", "Share of positions where both have the same most likely token.",
            "higher", ("key", "matrix"), None, _text("top1", "mean"), ratio=False),
 )}  # fmt: skip

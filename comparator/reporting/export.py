@@ -27,7 +27,7 @@ def write(comparison: Comparison, path: Path | str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; what stood there before stays until then. Raises `UserError`."""
+    """Write a file whole or not at all; the file that was there before stays until then. Raises `UserError`."""
     try:
         if path.exists() and not path.is_file():  # /dev/stdout, a pipe
             path.write_text(text, encoding="utf-8")
@@ -45,16 +45,16 @@ def check_name(path: Path | str, endings: tuple[str, ...] = FORMATS) -> Path:
     path = Path(os.path.expanduser(path))
     if not path.name.lower().endswith(endings):
         raise UserError(
-            f"“{path.name}” does not say which kind of report it shall be.",
-            f"End it in {', '.join(endings)}.",
+            f"“{path.name}” has no file ending of a known format.",
+            f"Use one of {', '.join(endings)}.",
         )
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(
             f"{path} is a folder." if path.is_dir() else f"There is no folder {path.parent}.",
-            "Name a file in a folder that is there.",
+            "Name a file in an existing folder.",
         )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{path} may not be written.", "Choose another place.")
+        raise UserError(f"{path} is not writable.", "Choose another place.")
     return path
 
 
@@ -68,9 +68,7 @@ def render(comparison: Comparison, name: str) -> str:
     for ending, make in {".json": to_json, ".csv": to_csv, ".md": to_markdown, ".html": to_html}.items():
         if name.endswith(ending):
             return make(comparison)
-    raise UserError(
-        f"“{name}” does not say which kind of report it shall be.", f"End it in {', '.join(FORMATS)}."
-    )
+    raise UserError(f"“{name}” has no file ending of a known format.", f"Use one of {', '.join(FORMATS)}.")
 
 
 def to_json(comparison: Comparison) -> str:

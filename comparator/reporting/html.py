@@ -165,17 +165,17 @@ def _drawn(comparison: Comparison) -> Iterable[tuple[Figure, str, str]]:
     yield (
         latency.token_timeline(comparison),
         "Tokens over time",
-        "Where a line starts is the time to the first token, its slope the speed.",
+        "A line starts at the time to first token; its slope is the speed.",
     )
     yield (
         latency.inter_token_box(comparison),
         "Time between tokens",
-        "Each box spans half of the tokens, the line in it is the median.",
+        "Each box spans the middle half of the tokens; the line in it is the median.",
     )
     yield (
         memory.memory_bars(comparison),
         "Memory",
-        "What each column holds; the diamond marks the highest use while it ran.",
+        "Memory of each variant by kind; the diamond marks the peak while it ran.",
     )
     if any(METRICS["prompt_kl_mean"].get(cell) for cell in comparison.cells):
         yield (
@@ -186,7 +186,7 @@ def _drawn(comparison: Comparison) -> Iterable[tuple[Figure, str, str]]:
         yield (
             fidelity.trade_off(comparison),
             "Memory against divergence",
-            "Left and down is better; the line joins the columns that no other beats in both.",
+            "Lower left is better; the line joins the variants that no other beats in both.",
         )
     for cell in comparison.cells:
         if any(row.error for row in cell.layers):

@@ -48,7 +48,7 @@ class Running(Iterator[Event]):
             for _ in self:
                 pass
         if self._comparison is None:
-            raise RuntimeError("The comparison was closed before it had ended.")
+            raise RuntimeError("The comparison was closed before it ended.")
         return self._comparison
 
     def to_pandas(self) -> DataFrame:

@@ -12,7 +12,7 @@ from comparator.util import formatting, stats
 
 Flip = Literal["", "worse", "better"]  # right → wrong, wrong → right, against the reference
 
-SUMMARY_HEAD = ("column", "answered", "checks passed", "95 % interval", "KL, nats", "agrees", "right→wrong", "wrong→right",
+SUMMARY_HEAD = ("variant", "answered", "checks passed", "95 % interval", "KL, nats", "agrees", "right→wrong", "wrong→right",
                 "p (McNemar)")  # fmt: skip
 NOTE = (
     "Latencies are of the first prompt alone. The interval of the checks is Wilson's; ± is the standard error over prompts. "

@@ -23,8 +23,9 @@ ALIKE = 0.05  # sizes within this share of each other count as equal
 FEW = 200  # positions: a single answer; the standard error of an agreement of 90 % is then 2 points or more
 SIGNIFICANT = 0.05  # p of the flips below which a column is not recommended for balance
 RULE = (
-    f"Balanced is the smallest column whose most likely token is the reference's at {verdict.CLOSE_ENOUGH * 100:.0f} % of the "
-    f"positions or more. Of several within {ALIKE * 100:.0f} % of its size it is the most faithful, and never one whose "
+    f"Balanced is the smallest variant whose most likely token is the reference's at {verdict.CLOSE_ENOUGH * 100:.0f} % "
+    f"of the positions or more. Among variants within {ALIKE * 100:.0f} % of its size it is the most faithful one, never "
+    "one whose "
     f"answers became wrong more often than chance explains (checks of a prompt set, p < {SIGNIFICANT:g}). A fastest column is named "
     f"only if at least {stats.LEAST_RUNS} undisturbed runs support it. Most faithful is the lowest KL divergence."
 )
@@ -190,7 +191,7 @@ def _fastest(usable: list[CellResult], reference: CellResult) -> Choice:
     if len(carried) == len(usable):
         return Choice("fastest", reference, "all others are slower", "decode_tok_s")
     if all(_pace(c, reference) for c in usable):
-        return Choice("fastest", None, "no column is measurably faster than the reference")
+        return Choice("fastest", None, "no variant is measurably faster than the reference")
     return Choice("fastest", None, "too few undisturbed runs to tell")
 
 
@@ -240,7 +241,7 @@ def _balanced(usable: list[CellResult], reference: CellResult, sets: Sets) -> st
         if (share := formatting.ratio(_size(c), _size(reference))) is not None and share < 1 - formatting.CLOSE
     ]  # fmt: skip
     if not smaller:
-        return f"No column takes less memory than {reference.label}."
+        return f"No variant takes less memory than {reference.label}."
     shares = {c.label: agreed.mean for c in smaller if (agreed := _agreement(c, sets)[0]) is not None}
     judged = [c for c in smaller if c.label in shares]
     if not judged:

@@ -34,7 +34,7 @@ def _turns(prompt: SetPrompt) -> list[tuple[str, str]]:
     messages = [("system", prompt.system)] if prompt.system else []
     for message in (*prompt.history, Message("user", prompt.text)):
         if messages and messages[-1][0] == message.role == "user":
-            messages.append(("assistant", "(each column's own answer)"))
+            messages.append(("assistant", "(each variant's own answer)"))
         messages.append((message.role, message.content))
     return messages
 

@@ -118,9 +118,9 @@ def _model(result: CellResult, comparison: Comparison) -> tuple[list[str], list[
     if _is_gguf(source):
         return (
             [
-                "# The weights lie in a GGUF file. Quant Comparator unpacks it once into a folder that transformers",
+                "# The weights are in a GGUF file. Quant Comparator unpacks it once into a folder that transformers",
                 "# loads (quantizing it takes that), and puts back what transformers' gguf_file= leaves out: how the",
-                "# tokenizer cuts digits, stop tokens, rope factors.",
+                "# tokenizer splits digits, stop tokens, rope factors.",
                 f"MODEL = str(open_checkpoint({source!r}).path)",
             ],
             ["", "from comparator.sources import open_checkpoint"],
@@ -205,7 +205,7 @@ def _generate(comparison: Comparison, result: CellResult) -> list[str]:
     comments = []
     if settings.temperature > 0:
         comments = [
-            "# Quant Comparator samples with its own noise, drawn from (seed, step, token id), the same for every column,",
+            "# Quant Comparator samples with its own noise, drawn from (seed, step, token id), the same for every variant,",
             "# so generate() draws another answer from the same distribution.",
             f"torch.manual_seed({int(settings.seed)})",
         ]
@@ -221,7 +221,7 @@ def _generate(comparison: Comparison, result: CellResult) -> list[str]:
         cache = f'{{"backend": "hqq", "nbits": {bits}, "axis_key": 1, "axis_value": 1, "q_group_size": 64}}'
         arguments += ['cache_implementation="quantized"', f"cache_config={cache}"]
     if result.finish_reason == "stopped":
-        comments.insert(0, f"# The column was stopped after {len(result.token_ids)} tokens; this goes on.")
+        comments.insert(0, f"# The column was stopped after {len(result.token_ids)} tokens; this continues.")
     return [
         *comments,
         "with torch.inference_mode():",

@@ -73,13 +73,13 @@ def state_of(cell: CellResult) -> str:
 
 
 VERDICT_HEAD = (
-    "column",
+    "variant",
     "size",
     "speed",
     "KL divergence",
     "noise floor",
     "perplexity",
-    "same token first",
+    "top-1 agreement",
     "verdict",
 )
 

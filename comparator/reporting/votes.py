@@ -10,11 +10,12 @@ from comparator.core.result import Comparison
 from comparator.core.votes import Judge, Standing
 from comparator.util import formatting
 
-HEAD = ("column", "votes", "won", "lost", "tied", "both bad", "win rate", "95 % interval")
+HEAD = ("variant", "votes", "won", "lost", "tied", "both bad", "win rate", "95 % interval")
 RULE = (
-    "A tie, or both bad, is half a win. Of two columns the rate is the share won, with Wilson's interval; from three on it is "
-    "the Bradley–Terry model's expected share against the other columns. The interval takes votes as independent, and is of "
-    "these prompts alone. Identical answers are not put to the vote and do not count."
+    "A tie, or both bad, is half a win. With two variants the rate is the share won, with Wilson's interval; from three "
+    "on it is "
+    "the Bradley–Terry model's expected share against the other variants. The interval assumes independent votes, and "
+    "covers these prompts only. Identical answers are not voted on and do not count."
 )
 
 
@@ -83,7 +84,7 @@ def interval(standing: Standing) -> str:
 REASONS_HEAD = ("prompt", "A", "B", "verdict", "A and B", "exchanged")
 JUDGE_RULE = (
     "A judge answers greedily, and twice for each pair, with the answers exchanged; where its two verdicts disagree, the pair "
-    "is a tie. Its rates are computed as those of votes. Kappa is Cohen's: 1 is full agreement, 0 what chance gives."
+    "is a tie. Its win rates are computed like those of votes. Kappa is Cohen's: 1 is full agreement, 0 what chance gives."
 )
 
 
@@ -98,11 +99,11 @@ def judge_sentences(comparison: Comparison, judge: Judge) -> list[str]:
     torn = sum(j.first != j.second for j in usable)
     missing = len(judge.judgements) - len(usable)
     if not usable:
-        return ["It gave no verdict in the form that it was asked for. Take a larger model."]
+        return ["It gave no verdict in the requested form. Use a larger model."]
     pairs = formatting.plural(len(usable), "pair")
     lines = [f"Its two orders disagreed on {torn:,} of {pairs}, which count as ties."]
     if missing:
-        lines.append(f"{formatting.plural(missing, 'pair')} without a verdict, which count nowhere.")
+        lines.append(f"{formatting.plural(missing, 'pair')} without a verdict, which are not counted.")
     one = agreement(comparison, judge)
     if one is None:
         return [*lines, "No human vote is on a pair that it judged."]

@@ -44,7 +44,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     absent: ClassVar[Mapping[str, str]] = {
-        "adapters": "it loads none",
+        "adapters": "it loads no adapters",
         "max_memory": "it keeps a model on one device",
         "weight errors": "it gives no access to the weights",
         "noise floor": "it computes a window of text in one pass only",
@@ -166,13 +166,13 @@ class Weights(ABC):
 
 @dataclass(kw_only=True, eq=False)
 class ResidentModel(ABC):
-    """One resident variant. Dropping the last reference to it frees what it holds, after `unload`.
+    """One resident variant. Dropping the last reference to it frees its memory, after `unload`.
 
     Attributes:
         vocabulary: width of the logits.
         logit_bytes: bytes per value of `window_logits`.
         load_s, prepare_s: seconds that loading took, and warming up after it; None: not measured.
-        rows: one per stored tensor, as stored after the first use; empty where the runtime tells nothing of them.
+        rows: one per stored tensor, as stored after the first use; empty where the runtime does not report them.
         storages: bytes by storage, where several resident models may hold the same one.
         spread: over several devices.
         private: an adapter that was written into these weights: no other column may use them.
@@ -267,7 +267,7 @@ class ResidentModel(ABC):
         """Free what outlives this object: a process, a connection."""
 
     def is_current(self) -> bool:
-        """Whether it is still what was loaded; asked before it is used again. False: it is unloaded and loaded anew."""
+        """Whether it is still what was loaded; asked before it is used again. False: it is unloaded and loaded again."""
         return True
 
     def use(self) -> None:  # noqa: B027 - nothing to do by default
@@ -310,7 +310,7 @@ class ResidentModel(ABC):
 
     @property
     def held_bytes(self) -> int:
-        """What it holds now, adapters included."""
+        """Its memory now, adapters included."""
         return self.memory.resident_bytes or 0
 
     def describe(self, fresh: bool, plan: Plan | None = None) -> Loaded:

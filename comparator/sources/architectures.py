@@ -32,8 +32,8 @@ _KINDS = (
     ("MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "a vision model (object detection)"),
     ("MODEL_FOR_CTC_MAPPING_NAMES", "a speech model"),
     ("MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES", "an audio classifier"),
-    ("MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES", "a model that makes sound"),
-    ("MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING_NAMES", "a model that makes sound"),
+    ("MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES", "an audio-generation model"),
+    ("MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING_NAMES", "an audio-generation model"),
     ("MODEL_FOR_PRETRAINING_MAPPING_NAMES", "a model with a pre-training head"),
     ("MODEL_MAPPING_NAMES", "a model without a language-model head"),
 )
@@ -57,7 +57,7 @@ def check_causal_lm(config: dict[str, Any], source: str) -> str:
     if not isinstance(model_type, str) or not model_type:
         raise UserError(
             f"The config.json of {source} has no model_type, so transformers cannot tell what it is ({shown}).",
-            "Use a checkpoint in transformers' own format. " + _WANTED,
+            "Use a checkpoint in transformers' format. " + _WANTED,
         )
     if tables and model_type not in tables.get("CONFIG_MAPPING_NAMES", {}):
         if config.get("auto_map"):
@@ -70,7 +70,7 @@ def check_causal_lm(config: dict[str, Any], source: str) -> str:
             f"transformers {version} does not know the architecture {shown} (model_type {model_type}) of {source}.",
             "A newer transformers may know it. " + _WANTED,
         )
-    if not tables:  # transformers laid its tables out anew: judge by the names alone
+    if not tables:  # transformers changed the layout of its tables: judge by the names alone
         if named and not named[0].endswith(("ForCausalLM", "LMHeadModel")):
             raise _not_causal(source, shown, "not a causal language model")
         return shown

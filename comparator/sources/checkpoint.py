@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> tuple:
-        """Differs for another checkpoint under the same name: a folder that was written anew is another model."""
+        """Differs for another checkpoint under the same name: a folder that was written again is another model."""
         stats = ((f.name, f.stat()) for f in sorted(self.path.glob("*.safetensors")))
         return (str(self.path), self.revision, tuple((name, s.st_size, s.st_mtime_ns) for name, s in stats))
 

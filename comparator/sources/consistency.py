@@ -35,8 +35,8 @@ def check(
         wanted = own.ends[0].lstrip(".") or "packed weights or scales"
         dtypes = ", ".join(sorted({t.dtype for t in tensors if t.name.endswith(".weight")}))
         raise UserError(
-            f"config.json of {source} says that it is quantized ({packed.method_of(quantization)}), but its weights are not: the files hold plain "
-            f"{dtypes} and no {wanted}.",
+            f"config.json of {source} says that it is quantized ({packed.method_of(quantization)}), but its weights are "
+            f"not: the files contain plain {dtypes} and no {wanted}.",
             "Remove quantization_config from config.json where the weights are full precision, or download the quantized "
             "checkpoint again.",
         )
@@ -49,9 +49,9 @@ def _check_unquantized(source: str, tensors: list[TensorInfo]) -> None:
     if found:
         kinds = sorted({_STEM.search(t.name)[0][1:] for t in found if _STEM.search(t.name)})
         raise UserError(
-            f"{source} holds quantized weights ({len(found)} tensors {', '.join(kinds[:4])}; {found[0].name} is "
+            f"{source} contains quantized weights ({len(found)} tensors {', '.join(kinds[:4])}; {found[0].name} is "
             f"{found[0].dtype}), but its config.json has no quantization_config.",
-            "Take config.json from the checkpoint that the weights come from. Read without it they give noise.",
+            "Use the config.json of the checkpoint that the weights come from. Without it the model produces noise.",
         )
 
 
@@ -74,7 +74,7 @@ def _check_numbers(source: str, config: dict[str, Any], tensors: list[TensorInfo
     promised, there = layers(config), layers_of(t.name for t in tensors)
     if promised and there and promised > 4 * there + 64:
         raise UserError(
-            f"config.json of {source} promises {promised:,} layers, but its files hold {there:,}: the weights of the "
+            f"config.json of {source} says {promised:,} layers, but its files contain {there:,}: the weights of the "
             "others are missing.",
             "The files do not belong together: download the whole checkpoint again.",
         )

@@ -49,7 +49,7 @@ def main(request: dict[str, str], say: Progress) -> None:
     notes: list[str] = []
     if not header.metadata.get("tokenizer.ggml.model"):
         raise UserError(
-            "it holds no tokenizer.", "Use another GGUF file of the model, or its safetensors checkpoint."
+            "it contains no tokenizer.", "Use another GGUF file of the model, or its safetensors checkpoint."
         )
 
     say(0.25, "reading the tokenizer")
@@ -119,8 +119,8 @@ def _restore_splitting(tokenizer: Any, header: GgufHeader, notes: list[str]) -> 
         return
     if name not in gguf_text_splits() and name not in _LIKE_GPT2:
         notes.append(
-            f"Its tokenizer splits text the “{name}” way, which is not known here; GPT-2's way is used, so that some "
-            "texts become other tokens than with the original."
+            f"Its tokenizer splits text the “{name}” way, which is not known here; GPT-2's way is used, so some texts "
+            "are tokenized differently from the original."
         )
 
 
@@ -141,7 +141,7 @@ def _restore_rope(config: Any, file: Path, header: GgufHeader, notes: list[str])
         config.rope_parameters = {**rope, "rope_theta": theta, "rope_type": "llama3", **guess}
     elif max(factors) > 1.001:
         notes.append(
-            "Its rope factors (rope_freqs) could not be carried over: long prompts may come out worse."
+            "Its rope factors (rope_freqs) could not be converted: answers to long prompts may be worse."
         )
 
 
@@ -215,7 +215,7 @@ def _check_tokenizer(target: Path, tokenizer: Any) -> None:
     again = transformers.AutoTokenizer.from_pretrained(str(target))
     if again(_SAMPLE).input_ids != tokenizer(_SAMPLE).input_ids:
         raise UserError(
-            "its tokenizer does not survive being saved.", "Use the model's safetensors checkpoint instead."
+            "its tokenizer changes when it is saved.", "Use the model's safetensors checkpoint instead."
         )
 
 

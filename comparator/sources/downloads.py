@@ -41,7 +41,7 @@ def make_room(repo: str, commit: str, more: int, place: Path, is_new: bool) -> N
         return
     if more > most:
         raise UserError(
-            f"{repo} has {more / 1e9:,.1f} GB, and this server keeps {most / 1e9:,.1f} GB of downloaded models at most "
+            f"{repo} has {more / 1e9:,.1f} GB, and this server stores {most / 1e9:,.1f} GB of downloaded models at most "
             "(COMPARATOR_MAX_DOWNLOADS).",
             "Choose a smaller model, or run Quant Comparator on your own machine.",
         )

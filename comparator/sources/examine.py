@@ -106,7 +106,7 @@ def _left_over(checkpoint: Checkpoint) -> list[str]:
             )  # fmt: skip
     except _TooMuch as error:
         raise UserError(
-            f"config.json of {checkpoint.source} describes a larger model than its files hold{error}.",
+            f"config.json of {checkpoint.source} describes a larger model than its files contain{error}.",
             "The files do not belong together: download the whole checkpoint again.",
         ) from None
     except Exception as error:
@@ -173,21 +173,21 @@ def check_loaded(source: str, info: dict[str, Any], unclear: Mapping[str, int | 
     for name, _, built in sorted(info["mismatched_keys"]):
         if (count := unclear.get(_tail(name))) and count != math.prod(built):
             raise UserError(
-                f"{name} of {source} holds {count:,} values, and its config.json makes it {tuple(built)}, "
+                f"{name} of {source} has {count:,} values; according to its config.json it is {tuple(built)}, "
                 f"{math.prod(built):,} values.",
-                "It is cut off, or config.json is of another model: download the whole checkpoint again.",
+                "It is truncated, or config.json belongs to another model: download the whole checkpoint again.",
             )
     wrong = sorted(m for m in info["mismatched_keys"] if not unclear.keys() & {_tail(m[0]), _experts(m[0])})
     if wrong:
         name, stored, built = wrong[0]
         raise UserError(
-            f"{len(wrong)} weights of {source} have another shape than its config.json gives them: {name} is "
+            f"{len(wrong)} weights of {source} have a different shape from that in its config.json: {name} is "
             f"{tuple(stored)} in the files and {tuple(built)} by config.json.",
             "The files do not belong together: download the whole checkpoint again.",
         )
     if bad := [n for n in unexpected if packed.is_packed_weight(n) or packed.is_state(n)]:
         raise UserError(
-            f"{source} holds quantized weights that the model does not take: {listed(bad)}.",
+            f"{source} contains quantized weights that the model does not use: {listed(bad)}.",
             "Use a checkpoint in which these modules are not quantized.",
         )
 
@@ -197,14 +197,14 @@ def _cause(missing: list[str], unexpected: list[str]) -> str:
     for end in missing[:20]:
         stems = [u.removesuffix(end) for u in unexpected if u.endswith(end) and u != end]
         if stems:
-            return f" The names in the files begin with “{stems[0]}”, which has to be taken off."
+            return f" The names in the files start with “{stems[0]}”, which must be removed."
     first = re.sub(r"\W*_orig_mod\b", "", unexpected[0]) if unexpected else ""
     if unexpected and first != unexpected[0] and first in missing:
-        return " The names in the files hold “_orig_mod.” (a compiled model was saved), which has to be taken off."
+        return " The names in the files contain “_orig_mod.” (a compiled model was saved), which must be removed."
     layers = sorted({int(m[1]) for n in missing if (m := re.search(r"\.(\d+)\.", n))})
     if layers and all(re.search(r"\.\d+\.", n) for n in missing):
         shown = ", ".join(map(str, layers[:5])) + (" …" if len(layers) > 5 else "")
-        return f" They are of layer {shown}: a shard was left out, or config.json belongs to a deeper model."
+        return f" They are of layer {shown}: a shard is missing, or config.json belongs to a model with more layers."
     if all(re.search(r"(?:lm_head|embed_out|output)\.weight$", n) for n in missing):
         return " The output head is not stored, and config.json says that it is not the embedding (tie_word_embeddings)."
     return ""

@@ -95,7 +95,7 @@ def no_config(source: str, names: Iterable[str], adapter_base: str | None = None
     """Why there is no config.json among these files."""
     names = list(names)
     if "adapter_config.json" in names:
-        base = f" It belongs on {adapter_base}." if adapter_base else ""
+        base = f" It belongs to {adapter_base}." if adapter_base else ""
         return UserError(
             f"{source} is a LoRA adapter, not a model.{base}",
             "Add it as an adapter, and name its base as the model.",
@@ -104,15 +104,16 @@ def no_config(source: str, names: Iterable[str], adapter_base: str | None = None
         return weights.no_weights(source, names)
     if "params.json" in names or any(n.startswith("consolidated") for n in names):
         return UserError(
-            f"{source} is in its maker's original format (params.json), without a config.json.",
+            f"{source} is in its author's original format (params.json), without a config.json.",
             "Use the checkpoint in transformers' format, often the same name with “-hf”.",
         )
     if "model_index.json" in names:
         return UserError(
-            f"{source} is a diffusers pipeline (it makes images), not a language model.", "Name another."
+            f"{source} is a diffusers pipeline (it generates images), not a language model.", "Name another."
         )
     return UserError(
-        f"{source} has no config.json.", "Name a folder or repo that holds config.json and safetensors."
+        f"{source} has no config.json.",
+        "Name a folder or repo that contains config.json and safetensors files.",
     )
 
 
@@ -134,7 +135,7 @@ def read_json(file: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise UserError(
-            f"{file.name} in {file.parent} does not hold a JSON object.", "Download or copy it again."
+            f"{file.name} in {file.parent} does not contain a JSON object.", "Download or copy it again."
         )
     return value
 
@@ -177,7 +178,7 @@ def check_tokenizer(folder: Path, names: Iterable[str], source: str) -> None:
         )
     if found <= _SENTENCEPIECE and importlib.util.find_spec("sentencepiece") is None:
         raise UserError(
-            f"{source} has its tokenizer as {sorted(found)[0]} only, and reading it takes the sentencepiece library.",
+            f"{source} has its tokenizer as {sorted(found)[0]} only, and reading it requires the sentencepiece library.",
             "Run: pip install sentencepiece",
         )
 

@@ -19,7 +19,7 @@ from comparator.sources.checkpoint import Checkpoint, Progress
 from comparator.sources.gguf_header import GgufHeader, read_gguf
 from comparator.util import atomic_dir, processes
 
-_VERSION = 2  # raise it when the conversion changes: what was written before is then written anew
+_VERSION = 2  # raise it when the conversion changes: what was written before is then written again
 _ABOUT = "about.json"  # beside the weights: what the file was, and what a reader must know
 _MODEL_TYPES = {  # llama.cpp's names → transformers', where they differ
     "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gemma3": "gemma3_text", "gemma4": "gemma4_text",
@@ -133,7 +133,7 @@ def _failure(file: Path, target: Path, ended: processes.Ended) -> Exception:
     if ended.code < 0:
         return UserError(
             f"The conversion of {file.name} was ended by the system (signal {-ended.code}).",
-            "Most often memory ran out: it takes about twice the size of the model in bf16. "
+            "The most likely cause is a lack of memory: converting takes about twice the size of the model in bf16. "
             "Unload variants or close other programs.",
         )
     return UserError(

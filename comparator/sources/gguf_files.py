@@ -21,7 +21,7 @@ def find(source: str, revision: str | None, part: str | None, progress: Progress
     named = naming.parse(f"{source}@{revision}" if revision else source, settings)
     if named.kind == "hub" and settings.public and not settings.allowed_models:
         raise UserError(
-            "This public installation gives llama.cpp no files from the Hub.",
+            "This public installation does not run GGUF files from the Hub.",
             "Use gguf:q8_0, which is made here, or run Quant Comparator on your own machine.",
         )
     if named.kind == "builtin":
@@ -51,7 +51,7 @@ def choose(names: Iterable[str], part: str | None, source: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if not files:
-        raise UserError(f"{source} holds no GGUF file.", "Name a .gguf file, or a repo that has one.")
+        raise UserError(f"{source} contains no GGUF file.", "Name a .gguf file, or a repo that has one.")
     listed = ", ".join((matches or files)[:8])
     if not matches:
         raise UserError(f"{source} has no GGUF file named “{part}”.", f"It has {listed}.")

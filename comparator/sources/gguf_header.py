@@ -189,12 +189,12 @@ def _refuse_others(file: Path, metadata: dict, tensors: list) -> None:
     if isinstance(count, int) and isinstance(number, int) and count > 1:
         first = re.sub(r"\d{5}(?=-of-\d{5}\.gguf$)", "00001", file.name)
         raise UserError(
-            f"{file.name} is part {number + 1} of {count} of a split GGUF file, and a part alone is no model.",
+            f"{file.name} is part {number + 1} of {count} of a split GGUF file; a part alone is not a model.",
             f"Join the parts with llama.cpp, and name the result: llama-gguf-split --merge {first} model.gguf",
         )
     if kind == "mmproj" or architecture == "clip":
         raise UserError(
-            f"{file.name} is a vision projector (mmproj), which goes beside a language model, not a model.",
+            f"{file.name} is a vision projector (mmproj), which belongs to a language model, not a model.",
             "Name the GGUF file of the language model itself.",
         )
     if kind == "adapter":
@@ -204,7 +204,7 @@ def _refuse_others(file: Path, metadata: dict, tensors: list) -> None:
         )
     if kind != "model" or not isinstance(architecture, str) or not tensors:
         what = "no architecture or no tensors" if kind == "model" else f"its type is {str(kind)[:40]}"
-        raise UserError(f"{file.name} holds no model ({what}).", "Name the GGUF file of a language model.")
+        raise UserError(f"{file.name} contains no model ({what}).", "Name the GGUF file of a language model.")
 
 
 def _header(file: Path, metadata: dict, tensors: list, start: int, size: int) -> GgufHeader:
@@ -213,7 +213,7 @@ def _header(file: Path, metadata: dict, tensors: list, start: int, size: int) ->
         from gguf.quants import dequantize
     except ImportError:
         raise UserError(
-            "Reading GGUF files takes the gguf library, which is not installed.", "Run: pip install gguf"
+            "Reading GGUF files requires the gguf library, which is not installed.", "Run: pip install gguf"
         ) from None
 
     import numpy
@@ -227,7 +227,7 @@ def _header(file: Path, metadata: dict, tensors: list, start: int, size: int) ->
                 GGMLQuantizationType(kind).name if kind in list(GGMLQuantizationType) else f"number {kind}"
             )
             raise UserError(
-                f"{file.name} holds weights of the type {named}, which cannot be unpacked here.",
+                f"{file.name} contains weights of the type {named}, which cannot be unpacked here.",
                 "Use a file of a common type such as Q8_0 or Q4_K_M.",
             ) from None
     types, elements, end, stored = {}, Counter(), start, []
@@ -240,11 +240,11 @@ def _header(file: Path, metadata: dict, tensors: list, start: int, size: int) ->
             elements[known.name] += count
         end = max(end, stored[-1].offset + stored[-1].bytes)
     if end > size:
-        raise _cut_off(file, f": {end / 1e6:,.1f} MB are needed, {size / 1e6:,.1f} MB are there")
+        raise _cut_off(file, f": {end / 1e6:,.1f} MB are needed, it has {size / 1e6:,.1f} MB")
     return GgufHeader(
         metadata["general.architecture"], metadata, types, elements.total(), elements, tuple(stored)
     )
 
 
 def _cut_off(file: Path, how: str) -> UserError:
-    return UserError(f"{file.name} is cut off{how}.", "Download or copy it again; the copy was not finished.")
+    return UserError(f"{file.name} is truncated{how}.", "Download or copy it again; the copy is incomplete.")

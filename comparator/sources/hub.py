@@ -66,8 +66,8 @@ def open_repo(repo: str, revision: str | None, progress: Progress) -> Checkpoint
     shards = shards_of(small, chosen)
     if absent := [s for s in shards if s not in listing.files]:
         raise UserError(
-            f"{source} misses {len(absent)} of its {len(shards)} weight files: {', '.join(absent[:3])}.",
-            "Its maker has to upload it; another revision (user/name@revision) may be complete.",
+            f"{source} is missing {len(absent)} of its {len(shards)} weight files: {', '.join(absent[:3])}.",
+            "Its author has to upload it; another revision (user/name@revision) may be complete.",
         )
     path = fetch(listing, shards, progress, f"downloading {source}: ")
     remember_branch(path, revision, listing.commit)
@@ -78,8 +78,8 @@ def look_up(repo: str, revision: str | None) -> ModelFacts:
     """What config, tokenizer and the Hub's own count tell, without the weights."""
     if not _looking_up.acquire(timeout=0.5):
         raise UserError(
-            f"{repo} was not looked up: {_MOST_LOOK_UPS} other names are just being looked up.",
-            "Try again in some seconds.",
+            f"{repo} was not looked up: {_MOST_LOOK_UPS} other names are being looked up right now.",
+            "Try again in a few seconds.",
         )
     try:
         return _look_up(repo, revision)
@@ -102,14 +102,14 @@ def _look_up(repo: str, revision: str | None) -> ModelFacts:
     if huge := [n for n in names if listing.files[n] > _LARGEST_LOOKED_AT]:
         raise UserError(
             f"{source}: {huge[0]} has {listing.files[huge[0]] / 1e6:,.0f} MB.",
-            f"A model's has some kB; at most {_LARGEST_LOOKED_AT / 1e6:,.0f} MB are read.",
+            f"Such a file has a few kB; at most {_LARGEST_LOOKED_AT / 1e6:,.0f} MB are read.",
         )
     began_s = time.monotonic()
 
     def in_time(fraction: float | None, message: str) -> None:
         if time.monotonic() - began_s > _LOOK_UP_S:
             raise hub_problems.Unreachable(
-                f"The Hub has not sent {source}'s small files within {_LOOK_UP_S:g} s.", "Try again later."
+                f"The Hub did not send {source}'s small files within {_LOOK_UP_S:g} s.", "Try again later."
             )
 
     path = fetch(listing, names, in_time, "")
@@ -302,7 +302,7 @@ def _from_cache(
         return _opened(path, source, progress or _silent, path.name, note)
     except UserError as problem:
         raise UserError(
-            f"{unreachable.problem} The copy that was downloaded earlier is not complete: {problem.problem}",
+            f"{unreachable.problem} The copy that was downloaded earlier is incomplete: {problem.problem}",
             unreachable.advice,
         ) from None
 

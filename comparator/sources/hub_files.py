@@ -75,9 +75,7 @@ def fetch(listing: Listing, names: Iterable[str], progress: Progress, what: str)
                 abort_xet_downloads()
                 raise
             if full := atomic_dir.disk_problem(error, _place() / listing.repo, listing.repo):
-                advice = (
-                    "Free some space there, or set HF_HOME to a folder on another disk that you may write to."
-                )
+                advice = "Free some space there, or set HF_HOME to a writable folder on another disk."
                 raise UserError(full.problem, advice) from error
             raise hub_problems.explain(error, listing.repo, None) from error
         finally:
@@ -166,7 +164,7 @@ def _cached(listing: Listing, name: str) -> Path | None:
 
 
 def remember_branch(path: Path, revision: str | None, commit: str) -> None:
-    """Which commit a branch stood at: refs/NAME, as huggingface_hub keeps it, for when the Hub cannot be asked."""
+    """Which commit a branch pointed to: refs/NAME, as huggingface_hub keeps it, for when the Hub cannot be asked."""
     if revision and COMMIT.fullmatch(revision):
         return
     file = path.parents[1] / "refs" / (revision or "main")

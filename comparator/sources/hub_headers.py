@@ -58,8 +58,8 @@ def _read(listing: Listing, source: str, progress: Progress) -> Checkpoint:
     shards = hub.shards_of(path, chosen)
     if absent := [s for s in shards if s not in listing.files]:
         raise UserError(
-            f"{source} misses {len(absent)} of its {len(shards)} weight files: {absent[0]} …",
-            "Its maker has to upload it.",
+            f"{source} is missing {len(absent)} of its {len(shards)} weight files: {absent[0]} …",
+            "Its author has to upload it.",
         )
     if len(shards) > _MOST_FILES:
         raise UserError(
@@ -98,7 +98,7 @@ def _header(listing: Listing, name: str, token: str | bool | None) -> dict[str, 
         header = None
     if not isinstance(header, dict):
         raise UserError(
-            f"The header of {name} of {listing.repo} is damaged.", "Its maker has to upload it again."
+            f"The header of {name} of {listing.repo} is damaged.", "Its author has to upload it again."
         )
     return header
 
@@ -140,11 +140,11 @@ def _headers(listing: Listing, shards: list[str], source: str, progress: Progres
             ]
         except (KeyError, TypeError):
             raise UserError(
-                f"The header of {name} of {source} is damaged.", "Its maker has to upload it again."
+                f"The header of {name} of {source} is damaged.", "Its author has to upload it again."
             ) from None
         if sum(t.bytes for t in tensors) > listing.files[name]:
             raise UserError(
-                f"{name} of {source} is smaller than its header says.", "Its maker has to upload it again."
+                f"{name} of {source} is smaller than its header says.", "Its author has to upload it again."
             )
         done.append(name)
         return [weights.Stored(tensor, file, 0) for tensor in tensors]

@@ -27,13 +27,13 @@ def explain(error: BaseException, repo: str, revision: str | None) -> UserError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return Unreachable(
-            f"The Hub is switched off here (HF_HUB_OFFLINE), and {repo} is not on this machine.",
+            f"Hub access is turned off here (HF_HUB_OFFLINE), and {repo} is not on this machine.",
             "Unset HF_HUB_OFFLINE, or use the built-in model or a local folder.",
         )
     if status == 401 and "invalid" in str(error).lower():
         return UserError(
             "The Hub does not accept the token that is set here.",
-            "Put a valid token into HF_TOKEN, or unset it: public models need none.",
+            "Set HF_TOKEN to a valid token, or unset it: public models need none.",
         )
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
         return UserError(
@@ -43,27 +43,25 @@ def explain(error: BaseException, repo: str, revision: str | None) -> UserError:
         status == 403 and not isinstance(error, errors.RepositoryNotFoundError)
     ):
         return UserError(
-            f"{repo} is gated: its maker wants to be asked first.",
+            f"{repo} is gated: its author must grant access first.",
             f"Ask for access at https://huggingface.co/{repo}, then {_then()}",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(
             f"{repo} has no revision “{revision}”.",
-            "Leave out what follows the @, or name a branch, tag or commit.",
+            "Remove everything after the @, or name a branch, tag or commit.",
         )
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         return UserError(
-            f"The Hub has no model {repo} that you may see.",
+            f"The Hub has no model {repo} that you can access.",
             f"Check the spelling (user/name). If it is private or gated, {_then()}",
         )
     if isinstance(error, errors.HFValidationError):
         return UserError(f"“{repo}” is not a valid name of a Hub repo.", "It looks like user/name.")
     if status == 429:
-        return Unreachable(
-            "The Hub refuses more requests for now (rate limit).", "Wait some minutes, or set HF_TOKEN."
-        )
+        return Unreachable("The Hub's rate limit is reached.", "Wait a few minutes, or set HF_TOKEN.")
     if status is not None and status >= 500:
-        return Unreachable(f"The Hub has trouble (HTTP {status}).", "Try again in a while.")
+        return Unreachable(f"The Hub reported a server error (HTTP {status}).", "Try again in a while.")
     if isinstance(error, errors.LocalEntryNotFoundError | TimeoutError | ConnectionError) or _is_connection(
         error
     ):
@@ -73,7 +71,8 @@ def explain(error: BaseException, repo: str, revision: str | None) -> UserError:
         )
     text = re.sub(r"hf_\w+", "hf_…", formatting.first_line(error, 200))
     return UserError(
-        f"{repo} cannot be downloaded: {text}", "Try again; if it stays, download it by hand into a folder."
+        f"{repo} cannot be downloaded: {text}",
+        "Try again; if it keeps failing, download it manually into a folder.",
     )
 
 
@@ -89,10 +88,10 @@ def _is_connection(error: BaseException) -> bool:
 def _then() -> str:
     """What to do about a repo that wants a login, and whether a token is set; never the token."""
     if logins_are_possible():
-        return "log in with that account: the button is in the first line of the page."
+        return "log in with that account: the button is at the top of the page."
     if get_settings().public:
         return "use it on your own machine: this server asks the Hub without a login."
-    return "set HF_TOKEN to a token of an account that may read it and start again. " + _token_state()
+    return "set HF_TOKEN to a token of an account that can read it, and restart. " + _token_state()
 
 
 def _token_state() -> str:

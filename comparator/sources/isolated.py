@@ -1,7 +1,7 @@
 """On a public server, what a stranger's files decide happens in another process, with limits on CPU time and memory.
 
 `open_first` opens a checkpoint or an adapter there before this process reads any of its files; `IsolatedTokenizer` is a
-checkpoint's tokenizer, which never comes here. The processes (`isolated_process.py`) start when they are needed, and anew
+checkpoint's tokenizer, which never comes here. The processes (`isolated_process.py`) start when they are needed, and again
 after they were ended. They get none of this process's environment variables but what names folders, so neither a token
 nor a password.
 """
@@ -69,7 +69,7 @@ def open_first(
         return
 
     def meanwhile() -> None:
-        progress(None, f"opening {source} in a process of its own first")
+        progress(None, f"opening {source} in a separate process first")
 
     meanwhile()
     question = {"do": "open", "path": str(path), "source": source, "opener": opener}
@@ -102,12 +102,15 @@ def _ask(
         line = where.ask(json.dumps(question | {"cpu_s": cpu_s}).encode(), seconds, meanwhile)
     except TimeoutError:
         raise UserError(
-            f"{source} takes longer than {cpu_s:.0f} s of computing to open or to tokenize with.", _ADVICE
+            f"{source} takes longer than {cpu_s:.0f} s of computing to open or to tokenize a text with.",
+            _ADVICE,
         ) from None
     answer = json.loads(line) if line else {"memory": True}
     if "memory" in answer:
         limit = f"{BYTES / 1e9:g} GB"
-        raise UserError(f"{source} takes more than {limit} of memory to open or to tokenize with.", _ADVICE)
+        raise UserError(
+            f"{source} takes more than {limit} of memory to open or to tokenize a text with.", _ADVICE
+        )
     if "problem" in answer:
         raise UserError(answer["problem"], answer["advice"])
     return answer

@@ -70,7 +70,7 @@ def open_checkpoint(path: Path, source: str) -> None:
 def open_config(path: Path, source: str) -> None:
     """Builds the modules that its config asks for, without memory for weights. Raises `UserError` where that takes much of
     it all the same: a config may hold numbers of entries that a library makes lists of."""
-    before = _peak_bytes(anew=True)
+    before = _peak_bytes(again=True)
     _build(path)
     grew = _peak_bytes() - before
     if grew > _MOST_BUILT_BYTES:
@@ -102,10 +102,10 @@ def _tokenizer(path: Path) -> Any:
     return _tokenizers.put(str(path), read_tokenizer(path)) if known is None else known
 
 
-def _peak_bytes(anew: bool = False) -> int:
-    """The most memory that this process has held, or from now on where it is counted `anew`."""
+def _peak_bytes(again: bool = False) -> int:
+    """The most memory that this process has held, or from now on where it is counted `again`."""
     try:
-        if anew:
+        if again:
             Path("/proc/self/clear_refs").write_text("5")
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])

@@ -140,15 +140,15 @@ def _of_file(name: Name) -> Name:
         return replace(name, inside=path.parent)
     if path.suffix == ".safetensors":
         used = (
-            f"{chosen[0]} is what would be loaded there"
+            f"{chosen[0]} is what would be loaded from there"
             if chosen
             else f"transformers looks for {weights.SINGLE}"
         )
         raise UserError(
             f"{path.name} is not the weights of a model in {path.parent}: {used}, with config.json beside it.",
-            "Name a folder that holds config.json and these weights alone.",
+            "Name a folder that contains config.json and only these weights.",
         )
-    raise UserError(f"{name.text} is a file.", "Name the folder that holds config.json, or a .gguf file.")
+    raise UserError(f"{name.text} is a file.", "Name the folder that contains config.json, or a .gguf file.")
 
 
 def _snapshot(name: Name) -> Path | None:

@@ -70,7 +70,7 @@ def _rendered(tokenizer: Any) -> str:
     try:
         return _render(tokenizer, [("user", "Hello")], True)
     except Exception as error:
-        raise UserError(f"refuses a user's message: {formatting.first_line(error, 200)}") from error
+        raise UserError(f"rejects a user's message: {formatting.first_line(error, 200)}") from error
 
 
 def _render(tokenizer: Any, turns: list[tuple[str, str]], question: bool) -> str:
@@ -81,7 +81,7 @@ def _render(tokenizer: Any, turns: list[tuple[str, str]], question: bool) -> str
 def _template(tokenizer: Any, rendered: str) -> Check:
     ids, bos = tokenizer(rendered, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id
     if "Hello" not in rendered:
-        return Check("chat template", False, "leaves the user's message out")
+        return Check("chat template", False, "ignores the user's message")
     if bos is not None and bos != tokenizer.eos_token_id and ids[:2] == [bos, bos]:
         return Check("chat template", False, f"writes two {tokenizer.bos_token!r} at the start")
     roles = []

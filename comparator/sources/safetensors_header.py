@@ -43,7 +43,7 @@ def read_header(file: Path) -> tuple[list[TensorInfo], int]:
     except SafetensorError as error:
         how = str(error).removeprefix("Error while deserializing header: ")
         if "not fully covered" in how:
-            how = f"it is cut off, or longer than its header says ({file.stat().st_size:,} bytes)"
+            how = f"it is truncated, or longer than its header says ({file.stat().st_size:,} bytes)"
         raise _damaged(file, how) from None
     except OSError as error:
         raise UserError(

@@ -32,7 +32,7 @@ def own_tokenizer(checkpoint: Checkpoint) -> Any:
     except Exception as error:
         raise UserError(
             f"The tokenizer of {checkpoint.source} cannot be read: {formatting.first_line(error, 200)}",
-            "Check that the folder holds tokenizer.json or the files of a slow tokenizer.",
+            "Check that the folder contains tokenizer.json or the files of a slow tokenizer.",
         ) from error
 
 

@@ -89,7 +89,7 @@ def read_folder(folder: Path, source: str) -> list[Stored]:
     files = sorted(set(tensor_files.values()))
     if missing := [f for f in files if not (folder / f).is_file()]:
         raise UserError(
-            f"{source} misses {len(missing)} of its {len(files)} weight files: {', '.join(missing[:3])}"
+            f"{source} is missing {len(missing)} of its {len(files)} weight files: {', '.join(missing[:3])}"
             + (" …" if len(missing) > 3 else "")
             + ".",
             f"Download or copy the missing {'file' if len(missing) == 1 else 'files'} into the folder.",
@@ -98,7 +98,7 @@ def read_folder(folder: Path, source: str) -> list[Stored]:
     held = {s.info.name: s.file.name for s in stored}
     if lost := [n for n, f in tensor_files.items() if held.get(n) is None]:
         raise UserError(
-            f"{tensor_files[lost[0]]} of {source} does not hold {lost[0]}, which {chosen[0]} says is there.",
+            f"{tensor_files[lost[0]]} of {source} does not contain {lost[0]}, although {chosen[0]} lists it there.",
             "The files do not belong together: download the whole checkpoint again.",
         )
     return [s for s in stored if s.info.name in tensor_files]
@@ -116,7 +116,7 @@ def index_of(file: Path) -> dict[str, str]:
     for name in pairs.values():
         if not name.endswith(".safetensors") or Path(name).name != name or "\\" in name:
             raise UserError(
-                f"{file.name} names “{name[:100]}” as a weight file, which is not a safetensors file beside it.",
+                f"{file.name} names “{name[:100]}” as a weight file, which is not a safetensors file in the same folder.",
                 "Only safetensors files in the same folder are read.",
             )
     if not pairs:

@@ -91,7 +91,7 @@ def write(store: Store, kinds: Kinds, file: Path) -> Report:
     except OSError as error:
         raise UserError(
             f"The backup cannot be written to {file}: {error.strerror or error}.",
-            "Choose a folder that you may write to, on a disk with room.",
+            "Choose a writable folder, on a disk with enough free space.",
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -157,7 +157,7 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, RecursionError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged, or not a backup: {str(error)[:200]}", "Take another copy."
+            f"{file} is damaged, or not a backup: {str(error)[:200]}", "Use another copy."
         ) from None
     except OSError as error:
         raise UserError(
@@ -236,14 +236,14 @@ def _check_headers(file: Path, kinds: Kinds, free_bytes: int) -> None:
                 "Free some space there.",
             )
     if first:
-        raise UserError(f"{file} is empty.", "Take another copy.")
+        raise UserError(f"{file} is empty.", "Use another copy.")
 
 
 def _check_manifest(file: Path, member: tarfile.TarInfo, stream: _Bounded) -> None:
     if member.name != MANIFEST or member.type != tarfile.REGTYPE or not 0 < member.size <= _CHUNK:
         raise UserError(
             f"{file} was not made by `python -m comparator backup`.",
-            "Restore takes what that command writes.",
+            "Only files written by that command can be restored.",
         )
     try:
         made = json.loads(b"".join(stream.content(member)))["format"]
@@ -264,17 +264,17 @@ def _place(name: str, kinds: Kinds) -> tuple[str, str, int]:
         try:
             id = check_id(parts[1].removesuffix(".meta.json" if is_side else ".json"))
         except BadId:
-            raise _hostile(name, "is named after no comparison") from None
+            raise _hostile(name, "is not named after a comparison") from None
         return ("sidecar", id, MAX_SIDECAR_BYTES) if is_side else ("document", id, MAX_DOCUMENT_BYTES)
     if len(parts) == 3 and parts[2] in kinds.get(parts[0], ()) and _FOLDER.fullmatch(parts[1]):
         return parts[0], parts[1], MAX_JSON_BYTES if parts[2].endswith(".json") else MAX_FILE_BYTES
-    raise _hostile(name, "has a name that no backup has")
+    raise _hostile(name, "has a name that does not occur in a backup")
 
 
 def _hostile(name: str, why: str) -> UserError:
     return UserError(
         f"The archive's member “{name[:100]}” {why}, so nothing was restored.",
-        "It was changed, or made by something else.",
+        "It was changed, or made by another program.",
     )
 
 

@@ -166,7 +166,7 @@ class Folder:
             lock.acquire()
         except Timeout:
             raise UserError(
-                f"Another process holds {self.root} for too long.", "Try again in a moment."
+                f"Another process has locked {self.root} for too long.", "Try again in a moment."
             ) from None
         except (OSError, NotImplementedError) as error:  # a file system without locks, or read-only
             log.debug("%s cannot be locked: %s", self.root, error)
@@ -175,7 +175,7 @@ class Folder:
         finally:
             lock.release()
 
-    # ---- removing for good
+    # ---- removing permanently
 
     def begin_purge(self, id: str) -> None:
         """Note on the disk that this comparison is being removed. From here on it is not brought back from anywhere."""
@@ -275,7 +275,10 @@ class Folder:
 
 def parse_sidecar(data: bytes) -> Sidecar:
     """Sidecar from its JSON. Raises `UserError`: it may have come over the network."""
-    broken = UserError("A comparison's side file is damaged.", "Restore it from a copy of the data folder.")
+    broken = UserError(
+        "The metadata file of a comparison (.meta.json) is damaged.",
+        "Restore it from a copy of the data folder.",
+    )
     if len(data) > MAX_SIDECAR_BYTES:
         raise broken
     try:
@@ -373,8 +376,8 @@ def _refused(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(
             f"The disk is full: the comparison could not be saved to {path}.",
-            "Free some space there, or set COMPARATOR_DATA_DIR to a folder on another disk. Nothing half-written was "
-            "kept; what is on the page can still be downloaded.",
+            "Free some space there, or set COMPARATOR_DATA_DIR to a folder on another disk. No partly written file was "
+            "kept; the comparison on the page can still be downloaded.",
         )
     return UserError(
         f"{path} cannot be used: {error.strerror or error}.",

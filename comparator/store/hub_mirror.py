@@ -56,12 +56,12 @@ class RemoteStatus:
         """A sentence where links may not last, else ""."""
         if self.error is None:
             return ""
-        what = {0: "Links made now", 1: "One comparison waits here, and its link"}.get(
-            self.pending, f"{self.pending} comparisons wait here, and their links"
+        what = {0: "Links made now", 1: "One comparison and its link"}.get(
+            self.pending, f"{self.pending} comparisons and their links"
         )
         return (
-            f"{what} will not outlive this machine until {self.repo} on the Hub can be written to: {self.error} "
-            "Everything else works; it is tried again by itself."
+            f"{what} exist only on this machine until {self.repo} on the Hub can be written to: {self.error} "
+            "Everything else works; the upload is retried automatically."
         )
 
 
@@ -82,7 +82,7 @@ def durability(data_dir: Path, remote: Remote | None) -> str:
         return remote.status().text
     if os.environ.get("SPACE_ID") and not _on_a_volume(data_dir):
         return (
-            "Links made here will not outlive this machine: its disk is emptied at every restart. Download what you "
+            "Links made here stop working when this machine restarts, because its disk is then emptied. Download what you "
             "want to keep; the Space's owner can set COMPARATOR_HUB_STORAGE, or attach a volume."
         )
     return ""
@@ -134,7 +134,7 @@ class Remote:
             log.warning("%s will not be uploaded: %s", id, error)
 
     def forget(self, id: str) -> None:
-        """A comparison was removed here for good: nothing of it goes up any more, and its copy is to go."""
+        """A comparison was removed here permanently: nothing of it goes up any more, and its copy is to go."""
         for end in ("", _SENDING):
             (self._pending / (check_id(id) + end)).unlink(missing_ok=True)
         self.wake()
@@ -173,7 +173,7 @@ class Remote:
         if now_s - self._missing.get(id, -_MISSING_S) < _MISSING_S:
             return None
         if not self._fetching.acquire(timeout=FETCH_TIMEOUT_S):
-            raise self._unreachable("too many people are asking at once.")
+            raise self._unreachable("there are too many requests at once.")
         try:
             document = self._download(path_of(id, ".json"), max_bytes)
             if document is None:
@@ -222,7 +222,7 @@ class Remote:
 
     def _unreachable(self, reason: str) -> UserError:
         return UserError(
-            f"This comparison is not on this machine, and its copy on the Hub cannot be asked for now: {reason}",
+            f"This comparison is not on this machine, and its copy on the Hub cannot be fetched now: {reason}",
             "Try again in a minute.",
         )
 
@@ -242,7 +242,7 @@ class Remote:
                 )
             except Exception as error:  # whatever it is, the app goes on and this is tried again
                 self._error = _reason(error)
-                log.warning("Copies on the Hub (%s) wait: %s", self.repo, self._error)
+                log.warning("Copies on the Hub (%s) could not be written yet: %s", self.repo, self._error)
                 self._stop.wait(wait_s)
                 wait_s = min(wait_s * 2, LONGEST_RETRY_S)
                 continue
@@ -260,7 +260,7 @@ class Remote:
         from huggingface_hub import CommitOperationAdd, HfApi
 
         self._prepare()
-        for id in ids:  # claimed before anything is read, so that a change meanwhile is marked anew
+        for id in ids:  # claimed before anything is read, so that a change meanwhile is marked again
             try:
                 (self._pending / id).replace(self._pending / (id + _SENDING))
             except FileNotFoundError:
@@ -308,7 +308,7 @@ class Remote:
                 if found is not None:
                     self._adopt(id, *found)
             except UserError as problem:
-                log.warning("%s was not brought back from the Hub: %s", id, problem)
+                log.warning("%s was not restored from the Hub: %s", id, problem)
 
     def _prepare(self) -> None:
         """The repo is there, private if it is new. Asked before each commit: it is a quick way to learn that the Hub

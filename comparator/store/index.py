@@ -181,7 +181,7 @@ class Index:
                     if attempt == 2 or _is_busy(error):
                         raise UserError(
                             f"The history's index cannot be used: {error}.",
-                            "Try again in a moment. Links work without it; python -m comparator reindex makes it anew.",
+                            "Try again in a moment. Links work without it; python -m comparator reindex rebuilds it.",
                         ) from error
                     self._abandon(error, again=attempt > 0)
         raise AssertionError("unreachable")
@@ -223,8 +223,8 @@ class Index:
         return self.directory / max(names) if names else None
 
     def _abandon(self, error: sqlite3.Error, *, again: bool) -> None:
-        """Begin anew beside a broken index; in a temporary folder where this one cannot hold a database."""
-        log.warning("The history's index is made anew: %s", error)
+        """Start over next to a broken index; in a temporary folder where this one cannot hold a database."""
+        log.warning("The history's index is rebuilt: %s", error)
         try:
             self.close()
         except sqlite3.Error:
@@ -281,7 +281,7 @@ class Index:
                 sidecar = replace(sidecar or Sidecar(None, summary.created_at), summary=summary)
         except UserError as problem:
             self._broken.add(id)
-            log.warning("The history leaves out %s: %s", id, problem)
+            log.warning("The history omits %s: %s", id, problem)
             return None
         return sidecar, stamp
 

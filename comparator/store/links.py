@@ -155,7 +155,7 @@ def recipe_url(base: str, source: Recipe | Request | Comparison) -> str:
     url = _join(base, _pairs(recipe))
     if len(url) > MAX_LINK:
         raise UserError(
-            f"The prompt is too long for a link: it would have {len(url):,} characters, {MAX_LINK:,} get through.",
+            f"The prompt is too long for a link: it would have {len(url):,} characters; the limit is {MAX_LINK:,}.",
             "Run it and share the comparison itself, or shorten the prompt.",
         )
     return url
@@ -232,7 +232,7 @@ def parse_query_string(query: str) -> OpenComparison | Recipe | None:
     try:
         return parse_query(parse_qs(query.removeprefix("?"), keep_blank_values=True, max_num_fields=200))
     except ValueError:
-        raise UserError("This link has too many parts.", _WAY_OUT) from None
+        raise UserError("This link has too many parameters.", _WAY_OUT) from None
 
 
 def parse_query(params: Mapping[str, list[str] | str]) -> OpenComparison | Recipe | None:
@@ -249,7 +249,7 @@ def parse_query(params: Mapping[str, list[str] | str]) -> OpenComparison | Recip
         if not all(isinstance(v, str) for v in values):
             raise UserError(f"In this link, {key} is not text.", _WAY_OUT)
         if len(values) > (MAX_COLUMNS if key in ("v", "a", "tv") else 1):
-            raise UserError(f"In this link, {key} stands {len(values)} times.", _WAY_OUT)
+            raise UserError(f"In this link, {key} appears {len(values)} times.", _WAY_OUT)
         longest = max(len(v) for v in values)
         allowed = MAX_PROMPT if key in ("p", "s", "tv") else MAX_NAME
         if longest > allowed:
@@ -339,7 +339,7 @@ def _columns(variants: list[str], adapters: list[str]) -> tuple[Cell, ...]:
         cells += [cell] if _AND in text else [Cell(cell.variant, a) for a in attached]
     if len(cells) > MAX_COLUMNS:
         raise UserError(
-            f"In this link, v and a make {len(cells)} columns; {MAX_COLUMNS} are the most.", _WAY_OUT
+            f"In this link, v and a make {len(cells)} columns; the limit is {MAX_COLUMNS}.", _WAY_OUT
         )
     return tuple(dict.fromkeys(cells))
 

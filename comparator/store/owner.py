@@ -23,7 +23,9 @@ def owned(public: bool, owner: str | None, **values) -> Callable[[Sidecar], Side
 
     def change(sidecar: Sidecar) -> Sidecar:
         if public and (owner is None or sidecar.owner != digest(owner)):
-            raise NotYours("This comparison is somebody else's.", "Run it here, and the result is yours.")
+            raise NotYours(
+                "This comparison belongs to someone else.", "Run it here to get a result of your own."
+            )
         return replace(sidecar, **values)
 
     return change

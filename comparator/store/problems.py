@@ -14,4 +14,4 @@ class Deleted(UserError):
 
 
 class NotYours(UserError):
-    """Somebody else's; only its owner may change it."""
+    """Another owner's; only its owner may change it."""

@@ -77,7 +77,7 @@ def unfinished(store: Store) -> list[str]:
 
 
 def purge(store: Store, ids: Iterable[str], is_due: Callable[[Sidecar], bool]) -> list[str]:
-    """Remove these for good as far as `is_due` says so; returns those removed. Raises `UserError` if the disk refuses."""
+    """Remove these permanently as far as `is_due` says so; returns those removed. Raises `UserError` if the disk refuses."""
     removed = [id for id in ids if store.purge(id, is_due)]
     if removed:
         store.scrub()
@@ -129,9 +129,9 @@ class Cleaner:
                 if removed := self.clean():
                     log.info("%d comparisons were removed permanently.", len(removed))
             except UserError as problem:
-                log.warning("Removing deleted comparisons waits: %s", problem)
+                log.warning("Deleted comparisons could not be removed yet: %s", problem)
             except Exception:
-                log.exception("Removing deleted comparisons waits")
+                log.exception("Deleted comparisons could not be removed yet")
             self._wake.wait(EVERY_S)
 
 

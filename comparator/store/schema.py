@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# An index of another version is made anew from the documents: raise it with every change of the tables.
+# An index of another version is made again from the documents: raise it with every change of the tables.
 VERSION = 4
 _TABLES = (
     """

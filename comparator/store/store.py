@@ -189,7 +189,7 @@ class Store:
         """Give it a name, or take it away with "". Raises `NotYours`, `BadId`, `NotFound`, `UserError`."""
         name = " ".join(name.split())
         if len(name) > MAX_NAME:
-            raise UserError(f"The name has {len(name)} characters.", f"A name may have {MAX_NAME}.")
+            raise UserError(f"The name has {len(name)} characters.", f"The limit is {MAX_NAME}.")
         self.update(id, owned(self.public, owner, name=name))
 
     def delete(self, id: str, owner: str | None = None) -> None:
@@ -202,12 +202,12 @@ class Store:
         """Undo `delete`. Raises like `rename`."""
         self.update(id, owned(self.public, owner, deleted_at=None))
 
-    # ---- for good
+    # ---- permanently
 
     def purge(
         self, id: str, is_due: Callable[[Sidecar], bool] = lambda sidecar: bool(sidecar.deleted_at)
     ) -> bool:
-        """Remove a comparison for good: document, sidecar, row and, in the background, the copy on the Hub.
+        """Remove a comparison permanently: document, sidecar, row and, in the background, the copy on the Hub.
 
         Where `is_due` says no to its sidecar, nothing happens and False is returned. Interrupted at any point, it is
         whole and deleted or not there, and a second call finishes. Raises `BadId`, and `UserError` if the disk refuses.
@@ -378,7 +378,7 @@ class Store:
 
 def _not_found() -> NotFound:
     return NotFound(
-        "No comparison with this id is here.", f"It may have been made on another machine. {_AGAIN}"
+        "There is no comparison with this id here.", f"It may have been made on another machine. {_AGAIN}"
     )
 
 

@@ -143,7 +143,7 @@ def _readme(result: TrainingResult, about: About, config: Any) -> str:
         f"tags: [lora, sft, quant-comparator]\n---\n\n# {result.name}\n\n"
         f"A LoRA adapter (rank {about.request.settings.rank}) for {config.base_model_name_or_path}, trained on "
         f"`{result.base}` with Quant Comparator: {result.steps} steps, last loss {loss}, loss on held-out samples "
-        f"{heldout}. Everything else is in `{RECORD}`.\n"
+        f"{heldout}. All other details are in `{RECORD}`.\n"
     )
 
 

@@ -107,7 +107,7 @@ class Watch:
         rate = self.request.settings.learning_rate
         raise UserError(
             f"The {figure} became {'NaN' if math.isnan(value) else 'infinite'} at step {step:,}, so training was stopped.",
-            f"The learning rate {rate:g} is probably too high: try {rate / 10:g}. Nothing of this run is listed.",
+            f"The learning rate {rate:g} is probably too high: try {rate / 10:g}. This run is not listed.",
         )
 
     def _memory(self) -> int:

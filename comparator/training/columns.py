@@ -98,11 +98,11 @@ def as_messages(value: Any) -> list[dict[str, str]] | str:
         except (ValueError, RecursionError):
             return "the messages are text and not a list of {role, content}"
     if not isinstance(value, list) or not value:
-        return "the messages are no list" if value else "there are no messages"
+        return "the messages are not a list" if value else "there are no messages"
     messages = []
     for item in value:
         if not isinstance(item, dict):
-            return "a message is no {role, content}"
+            return "a message is not of the form {role, content}"
         role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
         if isinstance(content, list):  # parts, as multimodal data sets have them
             content = "".join(p.get("text") or "" for p in content if isinstance(p, dict))

@@ -98,7 +98,7 @@ def read(data: DataSource, settings: Settings | None = None, progress: Progress 
 def from_rows(rows: list[dict[str, Any]], data: DataSource) -> Data:
     """Rows with columns → samples. Raises `UserError` for 0 rows, wrong columns, or rows that are all empty."""
     if not rows:
-        raise UserError(f"{data.title} holds no samples.", "It needs at least one row.")
+        raise UserError(f"{data.title} contains no samples.", "It needs at least one row.")
     names: dict[str, None] = {}
     for row in rows:
         names.update(dict.fromkeys(row))
@@ -114,7 +114,7 @@ def from_rows(rows: list[dict[str, Any]], data: DataSource) -> Data:
         number, reason = skipped[0]
         raise UserError(
             f"None of the {len(rows):,} rows of {data.title} can be used; row {number:,}: {reason}.",
-            f"Taken for {FORMS[columns.form]}. {_roles(columns)}",
+            f"Read as {FORMS[columns.form]}. {_roles(columns)}",
         )
     used = {name for _, name in columns.roles}
     return Data(
@@ -159,7 +159,7 @@ def rows_of(path: Path, title: str) -> list[dict[str, Any]]:
     if size > MOST_BYTES:
         raise UserError(
             f"{title} has {size / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:,.0f} MB are read.",
-            "Take a part of it.",
+            "Use a part of it.",
         )
     if ending == ".parquet":
         return _parquet(path, title)
@@ -221,7 +221,7 @@ def _object(row: Any, where: str, title: str) -> dict[str, Any]:
         return {"text": row}
     if not isinstance(row, dict):
         raise UserError(
-            f"{where} of {title} is no object but {type(row).__name__}.",
+            f"{where} of {title} must be an object, not {type(row).__name__}.",
             'Each is an object with named columns: {"prompt": "…", "completion": "…"}.',
         )
     return row
@@ -237,7 +237,7 @@ def _csv(text: str, title: str, delimiter: str | None) -> list[dict[str, Any]]:
         rows = [{k: v for k, v in row.items() if k} for row in reader]
     except csv.Error as error:
         raise UserError(
-            f"{title} is not CSV that can be read: {error}.", "Check its quotes, or save it as JSONL."
+            f"{title} cannot be read as CSV: {error}.", "Check its quotes, or save it as JSONL."
         ) from None
     return rows
 

@@ -86,9 +86,9 @@ def evaluate(
         contextlib.suppress(Stopped),
         engine.queue.turn(
             cancel,
-            lambda ahead, doing: on_progress(None, f"waiting: {doing or f'{ahead} ahead'}"),
+            lambda ahead, doing: on_progress(None, f"queued: {doing or f'{ahead} ahead'}"),
             lambda: (
-                f"the evaluation of {result.name} is running, {len(rows)} of {2 * len(notations)} columns"
+                f"the evaluation of {result.name} is running, {len(rows)} of {2 * len(notations)} measurements"
             ),
         ),
     ):
@@ -135,7 +135,7 @@ def _row(
         mean = total / max(1, tokens)
         if not math.isfinite(mean):
             raise UserError(
-                f"The logits of {label} hold NaN or infinity.", "Try dtype=bf16, or another variant."
+                f"The logits of {label} contain NaN or infinity.", "Try dtype=bf16, or another variant."
             )
     except UserError as problem:
         error = ErrorInfo(problem.problem, problem.advice)

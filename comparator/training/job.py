@@ -143,9 +143,7 @@ def advanced(state: TrainingState, event: TrainEvent) -> TrainingState:
     """The state after an event."""
     match event:
         case Waiting():
-            return replace(
-                state, status="waiting", message=f"waiting: {event.behind or 'the device is busy'}"
-            )
+            return replace(state, status="waiting", message=f"queued: {event.behind or 'the device is busy'}")
         case Preparing():
             return replace(state, status="preparing", message=event.message, fraction=event.fraction)
         case Step():

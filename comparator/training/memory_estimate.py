@@ -90,8 +90,8 @@ def estimate(
     problem = None
     if total + RESERVE_BYTES > free_bytes:
         problem = ErrorInfo(
-            f"Training on {variant.notation} needs about {_gb(total + RESERVE_BYTES)}, and {_gb(free_bytes)} can be had "
-            f"on {device}.",
+            f"Training on {variant.notation} needs about {_gb(total + RESERVE_BYTES)}, and {_gb(free_bytes)} is "
+            f"available on {device}.",
             _smaller(variant, settings, checkpointing),
         )
     return Estimate(

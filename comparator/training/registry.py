@@ -92,9 +92,9 @@ class Trainings:
         if self.settings.training:
             return None
         if zerogpu.active():
-            return "On ZeroGPU the GPU is lent for two minutes at most, which is too short to train."
+            return "On ZeroGPU the GPU is assigned for two minutes at most, which is too short to train."
         if self.settings.public:
-            return "This is a public installation: training would take the device from everybody for minutes."
+            return "This is a public installation: training would occupy the device for minutes."
         return None
 
     def builtin_data(self) -> list[str]:
@@ -281,7 +281,8 @@ class Trainings:
         with self._lock:
             if name not in self._jobs:
                 raise UserError(
-                    f"There is no training “{name}” in this process.", "It may have ended with another one."
+                    f"There is no training run “{name}” in this process.",
+                    "It may have ended with another one.",
                 )
             return self._jobs[name]
 

@@ -77,7 +77,7 @@ def new(work: Path, about: artifact.About, target: Path, corpus: Corpus) -> Run:
     try:
         if place.exists():
             raise UserError(
-                f"An unfinished training is called {about.name}.",
+                f"There is an unfinished training run named {about.name}.",
                 "Resume it or discard it (`train --resume`, `train --forget`), or choose another name.",
             )
         tmp = None
@@ -106,7 +106,7 @@ def reopen(work: Path, name: str) -> Run:
     if name not in names(work):
         left = [n for n in names(work) if interrupted(work, n, strict=False)]
         raise UserError(
-            f"There is no unfinished training “{name}”.",
+            f"There is no unfinished training run “{name}”.",
             f"Unfinished: {', '.join(left)}." if left else "Start a new one.",
         )
     lock = _lock(work, name)
@@ -128,7 +128,7 @@ def reopen(work: Path, name: str) -> Run:
     except (OSError, ValueError) as error:
         lock.release()
         raise UserError(
-            f"What is left of {name} cannot be read: {str(error)[:160]}", "Start it again."
+            f"The files of the unfinished run {name} cannot be read: {str(error)[:160]}", "Start it again."
         ) from None
     except BaseException:
         lock.release()
@@ -141,7 +141,9 @@ def _read(place: Path) -> tuple[Path, artifact.About]:
         saved = json.loads((place / _RUN).read_text(encoding="utf-8"))
         return Path(saved["target"]), record(artifact.About, saved["about"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"What is left of {place.name} cannot be read.", "Start it again.") from None
+        raise UserError(
+            f"The files of the unfinished run {place.name} cannot be read.", "Start it again."
+        ) from None
 
 
 def owner(work: Path, name: str) -> str | None:
@@ -157,7 +159,7 @@ def interrupted(work: Path, name: str, strict: bool = True) -> TrainingState | N
     returns None."""
     try:
         if name not in names(work):
-            raise UserError(f"There is no training “{name}”.", "")
+            raise UserError(f"There is no training run “{name}”.", "")
         lock = _lock(work, name)
         lock.release()
         _, about = _read(work / name)

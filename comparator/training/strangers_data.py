@@ -30,7 +30,7 @@ def hub(repo: str, revision: str | None, split: str | None, settings: Settings) 
     """The rows of a data set of the Hub, streamed. Raises `UserError`, over a limit and for a folder of the server too."""
     if Path(repo).exists() or ".." in repo:  # `datasets` would open it
         raise UserError(
-            f"“{repo}” is not taken: on a public server data comes from the Hub.", "Upload a file."
+            f"“{repo}” is not accepted: on a public server data comes from the Hub.", "Upload a file."
         )
     return _call("_hub", repo, {"repo": repo, "revision": revision, "split": split}, settings)
 
@@ -40,7 +40,7 @@ def check_system(samples: Sized, system: str | None, settings: Settings) -> None
     most, count = limits_of(settings).max_training_characters, len(system or "") * len(samples)
     if most is not None and count > most:
         raise UserError(
-            f"The system prompt has {len(system or ''):,} characters and stands before each of {len(samples):,} samples; "
+            f"The system prompt has {len(system or ''):,} characters and is added to each of {len(samples):,} samples; "
             f"together the limit here is {most:,} (COMPARATOR_MAX_TRAINING_CHARACTERS).",
             "Shorten it.",
         )
@@ -55,7 +55,7 @@ def _call(name: str, title: str, argument: dict[str, Any], settings: Settings) -
             )
     except supervised.OverLimit as over:
         raise UserError(
-            f"{title} cannot be read within this server's limits: {over.reason}.", "Take a part of it."
+            f"{title} cannot be read within this server's limits: {over.reason}.", "Use a part of it."
         ) from None
 
 
@@ -85,7 +85,7 @@ def _within(rows: Iterable[dict[str, Any]], title: str, most: int | None) -> lis
         if most is not None and characters > most:
             raise UserError(
                 f"{title} has more than {most:,} characters, the limit here (COMPARATOR_MAX_TRAINING_CHARACTERS).",
-                "Take a part of it, or run Quant Comparator on your own machine.",
+                "Use a part of it, or run Quant Comparator on your own machine.",
             )
         taken.append(row)
     return taken

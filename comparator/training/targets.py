@@ -61,7 +61,7 @@ def select(
     names = list(available)
     if not names:
         raise UserError(
-            f"{model} has no linear layer that an adapter could be put on.", "Choose another model."
+            f"{model} has no linear layer that an adapter could be attached to.", "Choose another model."
         )
     requested = [w.strip() for w in settings.target_modules if w.strip()]
     if not requested or ALL_LINEAR in requested:

@@ -181,7 +181,7 @@ def encode(
     if not encoded:
         why = max(reasons, key=reasons.__getitem__)
         raise UserError(
-            f"{data.title} leaves nothing to train on: all {len(data.samples):,} samples are masked ({why}).",
+            f"{data.title} contains nothing to train on: all {len(data.samples):,} samples are masked ({why}).",
             "Raise the maximum length, or shorten the prompts."
             if "fills" in why
             else "Chat data needs answers with the role assistant; or turn off “Completion only”.",

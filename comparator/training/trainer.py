@@ -117,7 +117,7 @@ class Train:
             advice = problem.advice
             if problem.problem.startswith("Out of memory"):
                 advice = "Lower the batch size or the maximum length, or turn on gradient checkpointing."
-            elif advice.startswith("The other columns"):
+            elif advice.startswith("The other variants"):
                 advice = "If this looks wrong, report it with the model, the base and the settings."
             raise UserError(problem.problem, advice, problem.report) from None
         steps = trainer.state.global_step

@@ -22,21 +22,21 @@ def settings(values: TrainSettings) -> None:
         value = getattr(values, setting.name)
         if setting.kind == "choice":
             if value not in setting.choices:
-                raise UserError(
-                    f"{setting.title} is “{value}”.", f"It is one of {', '.join(setting.choices)}."
-                )
+                raise UserError(f"{setting.title} is “{value}”.", f"Use one of {', '.join(setting.choices)}.")
         elif setting.kind == "names":
             if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
-                raise UserError(f"{setting.title} is {value!r}.", "It is a list of names.")
+                raise UserError(f"{setting.title} is {value!r}.", "Give a list of names.")
         elif setting.kind in ("int", "float"):
             right = isinstance(value, (int, float) if setting.kind == "float" else int) and not isinstance(
                 value, bool
             )
             low, high = setting.minimum or 0, setting.maximum if setting.maximum is not None else math.inf
             if not right or not low <= value <= high:
-                raise UserError(f"{setting.title} is {value}.", f"It goes from {low:g} to {high:,.12g}.")
+                raise UserError(
+                    f"{setting.title} is {value}.", f"It must be between {low:g} and {high:,.12g}."
+                )
         elif not isinstance(value, bool) and not (value is None and setting.kind == "bool-or-auto"):
-            raise UserError(f"{setting.title} is {value!r}.", "It is on or off.")
+            raise UserError(f"{setting.title} is {value!r}.", "Use on or off.")
     if values.learning_rate == 0:
         raise UserError("The learning rate is 0, so nothing is trained.", "2e-4 is a good start.")
     if values.dropout and values.dora and values.dropout > 0.5:

@@ -2,7 +2,7 @@
 
     mine = trainings.seen_by(key)     # on a private installation everything is everybody's: it returns `trainings`
 
-What is somebody else's is spoken of as what does not exist. Adapters of visitors have a random ending, so that a name
+What belongs to another visitor is treated as if it did not exist. Adapters of visitors have a random ending, so that a name
 tells nothing about what others have.
 """
 
@@ -144,8 +144,8 @@ class VisitorTrainings:
         """The name again. Raises `UserError` in the words for what does not exist."""
         if not self._is_own(name):
             raise UserError(
-                f"You have no training or adapter “{name[:100]}” here.",
-                "What was trained in another browser is listed there only.",
+                f"You have no training run or adapter “{name[:100]}” here.",
+                "Adapters trained in another browser are listed only there.",
             )
         return name
 
@@ -156,7 +156,7 @@ class VisitorTrainings:
         limits, characters = self._limits, len(request.sample_prompt or "") + len(request.system or "")
         if request.output:
             raise UserError(
-                "A folder of the server is no place for an adapter here.", "Leave the output out."
+                "Adapters cannot be written to a folder of the server here.", "Omit the output folder."
             )
         limits.check_cell(Cell(resolve(request.base)))
         limits.check_characters(characters)
@@ -165,7 +165,7 @@ class VisitorTrainings:
         """Raises `UserError` where the visitor or the server has as many trainings as are allowed."""
         if self.running() or self._all.running_of(visitor):
             raise UserError(
-                "A training of yours is running or queued.", "Wait until it has ended, or stop it."
+                "You already have a training run running or queued.", "Wait until it has ended, or stop it."
             )
         if resumed:
             return
@@ -175,14 +175,14 @@ class VisitorTrainings:
         most, most_total = self._limits.max_adapters, self._limits.max_adapters_total
         if most is not None and len(own) >= most:
             raise UserError(
-                f"You have {len(own)} adapters and unfinished trainings; the limit here is {most} "
+                f"You have {len(own)} adapters and unfinished training runs; the limit here is {most} "
                 "(COMPARATOR_MAX_ADAPTERS).",
                 "Download what you want to keep, and delete one.",
             )
         visitors_ = sum(artifact.owner(folder / n) is not None for n in everybodys)
         if most_total is not None and visitors_ >= most_total:
             raise UserError(
-                f"This server keeps {visitors_} adapters of visitors; its limit is {most_total} "
+                f"This server keeps {visitors_} adapters of visitors; the limit is {most_total} "
                 "(COMPARATOR_MAX_ADAPTERS_TOTAL).",
                 "Try again later, or run Quant Comparator on your own machine.",
             )

@@ -92,8 +92,8 @@ class Admission:
         own, own_most = queue.of(self.visitor(asker)), max(2, most // 5)
         if self.settings.public and own >= own_most:
             raise UserError(
-                f"{own} comparisons of yours are running or queued; the limit here is {own_most} for one visitor.",
-                "Wait until one has ended, or stop it.",
+                f"{own} of your comparisons are running or queued; the limit is {own_most} per visitor.",
+                "Wait until one has ended, or stop one.",
             )
         if waiting >= most:
             raise UserError(
@@ -111,7 +111,7 @@ class Admission:
         if not self.trainings(owner).owns_adapter(adapter.strip()):
             raise UserError(
                 f"There is no adapter “{adapter[:200]}”.",
-                "Adapters that were trained here can be used in the browser that trained them.",
+                "Adapters trained here can be used only in the browser that trained them.",
             )
 
     def count(self, asker: Any) -> None:
@@ -125,7 +125,7 @@ class Admission:
         except UserError as problem:
             most = formatting.plural(VOTES_PER_MINUTE, "vote")
             raise UserError(
-                f"You have cast {most} in the last minute, the most there may be.", problem.advice
+                f"You have cast {most} in the last minute, which is the limit.", problem.advice
             ) from None
 
     def visitor(self, asker: Any) -> str:
@@ -186,7 +186,7 @@ class Admission:
             in_queue.stop()
         if in_queue.is_over:
             raise UserError(
-                f"This comparison was queued for {self.limits.max_wait_s:,} s, the most here (COMPARATOR_MAX_WAIT_S).",
+                f"This comparison was queued for {self.limits.max_wait_s:,} s, the limit here (COMPARATOR_MAX_WAIT_S).",
                 "Try again when fewer are queued, or run Quant Comparator on your own machine.",
             )
 

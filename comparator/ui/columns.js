@@ -188,7 +188,7 @@ Object.assign(window.qc, (() => {
       else if (event.target.closest("[data-reset]")) state = { pinned: null, collapsed: [], order: [] };
       else return;
       lay();
-      say(event.target.closest("[data-reset]") ? "The columns are in their first order" : "All columns are expanded");
+      say(event.target.closest("[data-reset]") ? "The columns are in their original order" : "All columns are expanded");
     });
     strip.addEventListener("keydown", keys);
     let before = "";

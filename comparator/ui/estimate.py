@@ -27,12 +27,12 @@ FIELDS = (
     "prompt_set",
     "set_text",
 )
-WHY = "Estimated from how long loading, answering and scoring took before on this machine, for an answer of the maximum length."
+WHY = "Estimated from earlier runs on this machine (loading, answering, scoring), for an answer of the maximum length."
 UNKNOWN = "This model has not run on this machine yet, so there is no estimate."
 
 
 def wire(page: Page, demo: gr.Blocks, after_run) -> None:
-    """Connect the line beside Run to the fields that it depends on. after_run: the event of a run, which measures anew."""
+    """Connect the line beside Run to the fields that it depends on. after_run: the event of a run, which measures again."""
 
     def show(*values: Any) -> str:
         form = Form(**dict(zip(FIELDS, values, strict=True)))

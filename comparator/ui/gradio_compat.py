@@ -107,7 +107,7 @@ def show_no_progress(demo: gr.Blocks, on: Any) -> None:
 
 
 def skip_at_no_cost(demo: gr.Blocks) -> None:
-    """Leave outputs that are skipped alone: Gradio makes each of them anew, 0.5 ms of the event loop apiece, and a link
+    """Leave outputs that are skipped alone: Gradio makes each of them again, 0.5 ms of the event loop apiece, and a link
     that opens skips fifty."""
     plain = demo.postprocess_data
 

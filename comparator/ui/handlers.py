@@ -38,7 +38,7 @@ class RunOutputs:
     """The outputs of a run, in the order in which Gradio wants them.
 
     What did not change is sent as the very same value, which Gradio's diff reduces to nothing. `gr.skip()` and
-    `gr.update()` would make it build the component anew each time, so they stand only in the first and last yield.
+    `gr.update()` would make it build the component again each time, so they stand only in the first and last yield.
     """
 
     recording, share = "", ""  # nothing to share while a comparison runs

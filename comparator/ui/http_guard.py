@@ -116,8 +116,10 @@ class Hosts:
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] in ("http", "websocket") and not self.takes(_headers(scope, b"host")):
-            advice = "Ask for localhost, or set COMPARATOR_ALLOWED_HOSTS to the names under which the app is reached."
-            await refuse(scope, send, 403, f"This server does not answer to that host. {advice}")
+            advice = (
+                "Use localhost, or set COMPARATOR_ALLOWED_HOSTS to the names under which the app is reached."
+            )
+            await refuse(scope, send, 403, f"This server does not answer requests for that host. {advice}")
             return
         await self.app(scope, receive, send)
 
@@ -146,7 +148,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         most = self.upload if scope["path"].endswith(UPLOAD_PATH) else self.most
-        problem = f"The request's body has more than {most / 1e6:,.0f} MB, the most that is taken here."
+        problem = f"The request's body has more than {most / 1e6:,.0f} MB, which is the limit here."
         if any(not _at_most(length, most) for length in _headers(scope, b"content-length")):
             await refuse(scope, send, 413, problem)
             return

@@ -93,12 +93,12 @@ def headline(cell: CellResult) -> str:
     average = formatting.figure(average_bits(cell.layers))
     if not quantized:
         listed = formatting.join(sorted({k.storage_dtype for k in groups}))
-        return f"Nothing is quantized: every weight is kept in {listed}, {average} bits per weight."
+        return f"Nothing is quantized: every weight is stored in {listed}, {average} bits per weight."
     main = quantized[0]
     share = sum(k.parameters for k in quantized) / total
     rest = formatting.join(sorted({k.storage_dtype for k in groups if not bits_of(k.logical_dtype)}))
     left = (
-        f" The other {formatting.percent(1 - share)} (embeddings, norms, what is skipped) stay in {rest}."
+        f" The other {formatting.percent(1 - share)} (embeddings, norms, skipped layers) stay in {rest}."
         if rest
         else ""
     )

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from comparator.ui.gradio_compat import CALL_PATH, HEARTBEAT_PATH, STREAM_PATH, has_messages
 
 NEVER_CAME_S = 60.0  # a program may take so long to begin to read
-GONE_S = 3.0  # and may be away so long, say to connect anew
+GONE_S = 3.0  # and may be away so long, say to connect again
 CLOSED_S = 3600.0  # what belongs to a page outlives its closing, since a laptop may sleep
 NEVER_OPENED_S = 600.0  # what belongs to a session that has no page outlives its last event
 _MOST = 10_000

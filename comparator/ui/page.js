@@ -153,7 +153,7 @@ window.qc = (() => {
   const SEARCHED = 12;  // rows of the list from which on it can be searched
 
   const SIZE = "Memory once loaded, estimated from the headers of the model's files.";
-  const SPEED = "Decoding one sequence compared with bf16, as measured on similar hardware (docs/benchmarks.md). A run measures it here.";
+  const SPEED = "Decoding one sequence compared with bf16, as measured on similar hardware (docs/benchmarks.md). Run to measure it on this machine.";
 
   let held = {};  // memory once loaded, by notation
 

@@ -12,7 +12,7 @@ from comparator.core.result import CellResult, PromptFidelity, TopToken
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token and its probability in the reference and in the column; None: not among the likeliest that are kept."""
+    """A token and its probability in the reference and in the column; None: not among the most likely that are kept."""
 
     token: str
     reference_p: float | None
@@ -48,7 +48,7 @@ def _theirs(prompt: PromptFidelity, at: int) -> Candidate:
 
 
 def _mine(prompt: PromptFidelity, at: int, text: str) -> Candidate | None:
-    """The column's own next token: the longest of its likeliest that its answer goes on with."""
+    """The column's own next token: the longest of its most likely tokens with which its answer continues."""
     rest = text[len("".join(prompt.tokens[:at])) :]
     fitting = [
         t for t in prompt.top[at] if t.token and t.token != prompt.tokens[at] and rest.startswith(t.token)

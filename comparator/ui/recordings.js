@@ -144,7 +144,7 @@ Object.assign(window.qc, (() => {
         for (const tick of ticks()) { // only those of the same prompt go with what is ticked
           const other = Boolean(key) && tick.closest("li").dataset.key !== key;
           tick.disabled = other;
-          tick.title = other ? "Another prompt: its answers cannot be compared with what is ticked" : "";
+          tick.title = other ? "Another prompt: its answers cannot be compared with the selected ones" : "";
         }
         trigger("input", { ids: on.map(id) });
       }],

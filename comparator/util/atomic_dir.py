@@ -112,12 +112,12 @@ def disk_problem(error: BaseException, path: Path, what: str, setting: str = _SE
     if code in _REFUSED and not elsewhere:
         return UserError(
             f"{path.parent} cannot be written to, so {what} cannot be kept there.",
-            f"Set {setting} to a folder that you may write to.",
+            f"Set {setting} to a writable folder.",
         )
     if code in _FAILED and not elsewhere:
         return UserError(
             f"The disk failed while {what} was written to {path.parent}: {os.strerror(code)}.",
-            f"Look at the system's messages about it, or set {setting} to a folder on another disk.",
+            f"Check the system's log, or set {setting} to a folder on another disk.",
         )
     return None
 
@@ -152,8 +152,8 @@ def _lock(path: Path, progress: Progress | None, setting: str) -> Iterator[None]
         if disk_problem(error, path, "the cache"):
             raise
         raise UserError(
-            f"The cache folder {path.parent} cannot be made: {error.strerror or error}.",
-            f"Set {setting} to a folder that you may write to.",
+            f"The cache folder {path.parent} cannot be created: {error.strerror or error}.",
+            f"Set {setting} to a writable folder.",
         ) from error
     lock = FileLock(folder / f"{path.name}.lock")
     reported_s = 0.0

@@ -13,7 +13,9 @@ def tokens(text: str) -> int:
     """ "512", "4k" (4,096), "1m" → tokens. Raises `UserError`."""
     match = re.fullmatch(r"(\d{1,9})\s*([km]?)", str(text).strip().lower().replace(",", "").replace("_", ""))
     if not match or int(match[1]) == 0:
-        raise UserError(f"“{str(text)[:40]}” is no number of tokens.", "Write 512, 4k or 32k (k is 1,024).")
+        raise UserError(
+            f"“{str(text)[:40]}” is not a number of tokens.", "Write 512, 4k or 32k (k is 1,024)."
+        )
     return int(match[1]) * _FACTORS[match[2]]
 
 
@@ -27,7 +29,7 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)\s*(ms|s|)", str(text).strip().lower())
     value = float(match[1]) * (1e-3 if match[2] == "ms" else 1) if match else 0
     if value <= 0:
-        raise UserError(f"“{str(text)[:40]}” is no time.", "Write 50ms or 0.5s.")
+        raise UserError(f"“{str(text)[:40]}” is not a time.", "Write 50ms or 0.5s.")
     return value
 
 

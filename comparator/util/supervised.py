@@ -44,7 +44,7 @@ def call(
     if late:
         raise OverLimit(f"it took longer than {seconds:g} s")
     if len(answer) > most_bytes:
-        raise OverLimit(f"it gave more than {most_bytes / 1e6:,.0f} MB")
+        raise OverLimit(f"it returned more than {most_bytes / 1e6:,.0f} MB")
     try:
         outcome = json.loads(answer)
     except ValueError:

@@ -269,7 +269,7 @@ def test_prompt_tuning_has_nothing_to_merge_and_no_strength(tmp_path, builtin):
     lora(folder, {}, peft_type="PROMPT_TUNING", num_virtual_tokens=2)
     save_file({"prompt_embeddings": np.ones((2, WIDTH), np.float32)}, folder / "adapter_model.safetensors")
     assert "virtual tokens" in problem_of(folder, builtin, merged=True)
-    assert "strength" in problem_of(folder, builtin, scale=0.5)
+    assert "cannot be scaled" in problem_of(folder, builtin, scale=0.5)
 
 
 def test_virtual_tokens_of_another_width(tmp_path, builtin):

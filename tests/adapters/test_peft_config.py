@@ -177,7 +177,7 @@ def test_experts_that_cannot_be_fused_are_refused_with_names(mixture, lora, part
 
 
 def test_a_layer_that_the_file_lacks_is_named(model, lora):
-    with pytest.raises(UserError, match=r"not complete.*layers\.1\.self_attn\.q_proj"):
+    with pytest.raises(UserError, match=r"incomplete.*layers\.1\.self_attn\.q_proj"):
         attach.fit(model, backend_for(resolve("fp32")), lora({Q.format(0): BOTH[Q.format(0)]}))
     only = lora({Q.format(0): BOTH[Q.format(0)]}, layers_to_transform=[0])
     assert effect(model, only)[0] > 0, "a layer that was not trained is not missing"

@@ -468,7 +468,7 @@ def test_a_config_that_does_not_fit_the_weights(tiny, tmp_path):
     said("says nf4|holds fp4", "nf4", "fp4", bnb_4bit_quant_type="nf4")
     said("q_proj|quantized, and is in|llm_int8_skip_modules", llm_int8_skip_modules=["lm_head", "q_proj"])
     said("not quantized, and is not in", llm_int8_skip_modules=["x_proj"])
-    said("no module's name", llm_int8_skip_modules=["(([a-z])*)*!"])
+    said("not the name of a module", llm_int8_skip_modules=["(([a-z])*)*!"])
     said("bnb_4bit_compute_dtype=float64", bnb_4bit_compute_dtype="float64")
     said("llm_int8_threshold=-1", "int8", llm_int8_threshold=-1.0)
     said("cannot read the quantization_config|llm_int8_threshold", llm_int8_threshold=6)

@@ -351,7 +351,7 @@ K = "model.layers.1.self_attn.k_proj.weight"
 @pytest.mark.parametrize(
     ("pack", "quantization", "words"),
     [
-        (lambda n, t: {} if n == f"{K}_scale_inv" else None, {}, [K, "no weight_scale_inv"]),
+        (lambda n, t: {} if n == f"{K}_scale_inv" else None, {}, [K, "no matching weight_scale_inv"]),
         (lambda n, t: {n.replace("_scale_inv", "_scale"): t} if n == f"{K}_scale_inv" else None, {},
          [K, "only a weight_scale"]),
         (lambda n, t: {n: t.bfloat16()} if n == K else None, {}, [K, "not FP8"]),

@@ -43,7 +43,7 @@ def test_the_type_is_written_as_a_bare_word():
 
 
 def test_options_that_contradict_the_source_are_refused():
-    with pytest.raises(UserError, match="types of its own, so not q4_0"):
+    with pytest.raises(UserError, match="its own types, so not q4_0"):
         resolve("gguf@smollm2-135m:q4_0")
     with pytest.raises(UserError, match="none is named"):
         resolve("gguf:file=Q4_K_M")
@@ -77,7 +77,7 @@ def test_one_file_of_a_folder(tmp_path):
     with pytest.raises(UserError, match="no GGUF file named “Q2_K”"):
         gguf_files.find(str(tmp_path), None, "Q2_K", silent)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no GGUF file"):
+    with pytest.raises(UserError, match="contains no GGUF file"):
         gguf_files.find(str(tmp_path / "empty"), None, None, silent)
 
 
@@ -118,7 +118,10 @@ def test_another_vocabulary_is_said(two_layers, builtin):
     header = read_gguf(write.make(open_checkpoint(str(two_layers)), "q4_0", silent))
     variant = resolve("gguf")
     assert GGUF.notes(variant, builtin, header) == []
-    assert "what is beyond is left out" in GGUF.notes(variant, replace(builtin, vocab_size=49000), header)[0]
+    assert (
+        "the entries beyond it are ignored"
+        in GGUF.notes(variant, replace(builtin, vocab_size=49000), header)[0]
+    )
     assert "divergence is not defined" in GGUF.notes(variant, replace(builtin, vocab_size=50000), header)[0]
 
 
@@ -275,7 +278,7 @@ def test_one_file_of_a_hub_repo_is_downloaded_alone(hub_with_files, monkeypatch)
 
 def test_a_public_installation_takes_from_the_hub_what_is_allowed(hub_with_files, settings_env):
     settings_env(public=True)
-    with pytest.raises(UserError, match="public installation gives llama.cpp no files from the Hub"):
+    with pytest.raises(UserError, match="public installation does not run GGUF files from the Hub"):
         gguf_files.find("user/model-GGUF", None, "q4_k", silent)
     assert gguf_files.find("smollm2-135m", None, None, silent) == find_gguf()[0]
     settings_env(public=True, allowed_models="user/*")

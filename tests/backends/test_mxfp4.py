@@ -171,7 +171,7 @@ DOWN = "model.layers.1.mlp.experts.down_proj"
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda n, t: {} if n == f"{DOWN}_scales" else None, [f"{DOWN}_blocks", "no scales"]),
+        (lambda n, t: {} if n == f"{DOWN}_scales" else None, [f"{DOWN}_blocks", "no matching scales"]),
         (lambda n, t: {} if n == f"{DOWN}_blocks" else None, [f"{DOWN}_scales", "no blocks"]),
         (lambda n, t: {n: t[:, :, :1]} if n == f"{DOWN}_scales" else None, [f"{DOWN}_scales", "(4, 64, 1)", "(4, 64, 2)"]),
         (lambda n, t: {n: t.flatten(-2)} if n == f"{DOWN}_blocks" else None, [f"{DOWN}_blocks", "blocks of 32"]),

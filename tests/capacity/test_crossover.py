@@ -36,7 +36,7 @@ def runs(**rates: float) -> dict[int, tuple[float, ...]]:
         (
             runs(b1=10, b4=20, b8=40),
             runs(b1=5, b4=40, b8=20),
-            "Of bf16 and nf4 the faster one changes more than once: bf16 at 1, nf4 at 4 and bf16 at 8.",
+            "Of bf16 and nf4 which one is faster changes more than once: bf16 at 1, nf4 at 4 and bf16 at 8.",
         ),
         ({1: (10.0,)}, {1: (20.0,)}, "bf16 and nf4: at least 3 repeats are needed to tell which is faster."),
         (runs(b1=10), runs(b2=10), ""),

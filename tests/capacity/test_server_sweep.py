@@ -83,10 +83,12 @@ def test_what_fails_is_missing_from_the_goodput(tiny_chat, serve):
     assert swept(tiny_chat).points[0].error is None
     server.fault, server.healthy = "429", 6  # the warm-up, and some of those timed
     (point,) = swept(tiny_chat, ttft_limit_s=FAR).points
-    assert 0 < point.good_share < 1 and "requests failed: endpoint@tiny takes no more requests" in point.note
+    assert (
+        0 < point.good_share < 1 and "requests failed: endpoint@tiny accepts no more requests" in point.note
+    )
     server.healthy = 0
     (point,) = swept(tiny_chat).points
-    assert "takes no more requests" in point.error and not point.runs
+    assert "accepts no more requests" in point.error and not point.runs
 
 
 def test_a_server_that_takes_plain_text_only_and_ends_early(tiny_chat, serve):

@@ -54,7 +54,7 @@ def test_everything_that_is_wrong_is_listed_at_once(llama: Path, tmp_path: Path)
     assert code == 1
     for words in (
         "lm_head.weight",
-        "leaves the user's message out",
+        "ignores the user's message",
         "no method “nf5”",
         "is not quantized",
         "pirate",

@@ -70,7 +70,7 @@ def test_stop_keeps_the_prompts_that_are_done(engine, request_) -> None:
 
 def test_answers_that_do_not_fit_the_set_are_refused(engine, request_) -> None:
     text = document.dumps(runner.run(request_, engine=engine, emit=lambda event: None))
-    with pytest.raises(UserError, match="one per column and prompt"):
+    with pytest.raises(UserError, match="one per variant and prompt"):
         document.loads(text.replace('"answers":[[', '"answers":[[null,', 1))
 
 

@@ -38,7 +38,7 @@ def test_it_is_said_on_top_of_every_report():
     assert "bf16 on NVIDIA H200 (gpu-1)" in said and "NVIDIA L4 (gpu-2)" in said
     assert dict(summary.headline(comparison))["Warning"] == said
     for text in (markdown.to_markdown(comparison), export.to_html(comparison)):
-        assert "Compared across unlike devices" in text and "NVIDIA L4" in text
+        assert "Compared across different devices" in text and "NVIDIA L4" in text
     rows = csv_export.to_csv(comparison).splitlines()
     head = rows[0].split(",")
     assert "NVIDIA L4" in rows[2] and "gpu-2" in rows[2] and head.index("host") == head.index("device") + 1
@@ -55,7 +55,7 @@ def test_ratios_between_them_are_marked_and_no_others():
         assert (devices.MARK in ratios.beside(comparison, cell, metric)) is marked, hosts
         assert bool(devices.unlike(comparison.cells)) is marked
         page = page_summary.render(Live.of(comparison))
-        assert ("Compared across unlike devices" in page) is marked
+        assert ("Compared across different devices" in page) is marked
         assert (devices.MARK in page) is marked
         assert (devices.MARK in latency.figures_table(comparison)) is marked
 

@@ -24,7 +24,7 @@ def test_the_setting_is_names_and_addresses_with_a_model_after_the_hash():
     [
         ("http://host/v1", "not NAME=ADDRESS"),
         ("Big=http://host/v1", "not NAME=ADDRESS"),
-        ("a=http://host/v1 a=http://other/v1", "stands twice"),
+        ("a=http://host/v1 a=http://other/v1", "appears twice"),
         ("a=host:8000", "begins with http"),
         ("a=file:///etc/passwd", "begins with http"),
         ("a=http://host:port/v1", "begins with http"),

@@ -67,7 +67,7 @@ def test_variables_reach_the_template(with_template):
         ("{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}hi", ChatTemplate(),
          "Be brief.", "system prompt: No system role", "beginning of the prompt"),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", ChatTemplate(), "Be brief.",
-         "leaves the system prompt out", "beginning of the prompt"),
+         "ignores the system prompt", "beginning of the prompt"),
         ("{{ raise_exception('Never') }}", ChatTemplate(), None, "refused this conversation: Never", "template off"),
         ("{% for", ChatTemplate(), None, "cannot be used", "template off"),
         ("{{ ''.__class__.__mro__ }}{{ messages[0].content.__class__.__init__.__globals__ }}", ChatTemplate(), None,

@@ -73,7 +73,7 @@ def test_an_ordinary_request_passes_everywhere():
         ("max_evaluation_tokens", 4_000,
          replace(REQUEST, fidelity="text", evaluation=EvalSettings("word " * 2000, context=512, stride=1)), {}, "tokens (about)"),
         ("max_model_parameters", "7B", REQUEST, {"facts": ModelFacts("big/one", parameters=7_000_000_001)}, "up to 7B"),
-        ("allowed_models", "user/a, user/b", replace(REQUEST, model="user/c"), {}, "It takes user/a, user/b"),
+        ("allowed_models", "user/a, user/b", replace(REQUEST, model="user/c"), {}, "It accepts user/a, user/b"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("is_public", [True, False])
@@ -316,7 +316,7 @@ def test_everybody_together_has_a_limit_and_refusals_do_not_count(clock):
     for who in "aab":
         limiter.admit(who)
     for _ in range(50):
-        with pytest.raises(UserError, match="everybody together"):
+        with pytest.raises(UserError, match="all visitors together"):
             limiter.admit("b")
     clock.now += 60.5
     limiter.admit("b")
@@ -329,7 +329,7 @@ def test_a_few_who_take_all_leave_a_share_to_the_others(clock):
         limiter.admit(who)
     for _ in range(4):  # 12 / 3 visitors
         limiter.admit("c")
-    with pytest.raises(UserError, match="everybody together"):
+    with pytest.raises(UserError, match="all visitors together"):
         limiter.admit("c")
     admitted = 0
     for number in range(100):  # addresses are cheap, so even that has an end

@@ -266,7 +266,7 @@ def test_the_staged_tree_installs_in_a_clean_environment_and_compares(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout.splitlines()[-1])
     assert not answer["errors"] and all(answer["texts"]), answer
-    assert "will not outlive this machine" in answer["status"]
+    assert "stop working when this machine restarts" in answer["status"]
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

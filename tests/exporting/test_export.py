@@ -142,7 +142,7 @@ def test_the_model_card_carries_what_was_measured(own_engine, two_layers, tmp_pa
     for words in ("transformers 5", "https://example.org/?c=abc", comparison.created_at[:10], "(reference)"):
         assert words in body.replace("\\", ""), words
     assert formats.PROMPT not in card, "the prompt is the person's own"
-    with pytest.raises(UserError, match="no measured column int8"):
+    with pytest.raises(UserError, match="no measured variant int8"):
         exported(own_engine, two_layers, "int8", tmp_path / "other", comparison=comparison)
 
 

@@ -299,8 +299,8 @@ def test_scores_go_to_disk_when_two_do_not_fit_together(two_layers, engine, tmp_
     apart = run(engine, two_layers, ["bf16", "nf4"], eval_text=text, context=64)[-1].comparison
     one, other = (c.cell("nf4") for c in (together, apart))
     assert one.fidelity == other.fidelity
-    assert any("went to disk" in note for note in other.notes)
-    assert not any("went to disk" in note for note in one.notes)
+    assert any("written to disk" in note for note in other.notes)
+    assert not any("written to disk" in note for note in one.notes)
 
 
 def test_a_reference_that_failed_refuses_fidelity_and_nothing_else(two_layers, engine, monkeypatch):

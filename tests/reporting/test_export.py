@@ -284,7 +284,7 @@ def test_the_ending_says_the_kind(name, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
-    with pytest.raises(UserError, match="which kind"):
+    with pytest.raises(UserError, match="no file ending of a known format"):
         export.check_name(tmp_path / "a.docx")
     with pytest.raises(UserError, match="no folder"):
         export.check_name(tmp_path / "missing" / "a.json")

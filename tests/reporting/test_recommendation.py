@@ -95,7 +95,7 @@ def test_quality_that_was_not_measured_is_said():
 
 def test_nothing_smaller():
     fp32 = column("fp32", 540, (5.0, 5.1, 5.2), 0.99, 0.001)
-    assert recommend([BF16, fp32], BF16).sentence == "No column takes less memory than bf16."
+    assert recommend([BF16, fp32], BF16).sentence == "No variant takes less memory than bf16."
 
 
 def test_two_divergences_within_their_error_are_not_ranked():

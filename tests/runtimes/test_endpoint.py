@@ -100,7 +100,7 @@ def test_the_best_form_that_a_server_understands_is_used(serve, model, how, path
         "a field was sent that this server refuses"
     )
     said = {
-        "token ids": "as every other column did",
+        "token ids": "like every other variant",
         "rendered text": "as text",
         "messages": "its own chat template",
     }
@@ -121,7 +121,7 @@ def test_token_ids_are_the_servers_own_where_it_gives_them(serve, model):
     server.gives_ids = False
     run = generate(column, model)
     assert run.text == " Paris" and list(run.token_ids) == [*model.tokenizer(" Paris")["input_ids"], end]
-    assert any("gives no token ids" in note for note in run.notes)
+    assert any("returns no token ids" in note for note in run.notes)
     column.unload()
 
 
@@ -245,8 +245,8 @@ FAULTS = {
     "line": "line of more than 1 MB",
     "error": "the engine is dead",
     "redirect": "redirects",
-    "401": "does not let us in",
-    "403": "does not let us in",
+    "401": "refused access",
+    "403": "refused access",
     "404": "no such model or path",
     "429": "no more requests now",
     "500": "failed (HTTP 500)",
@@ -281,7 +281,7 @@ def test_a_fault_is_said_in_words_with_a_way_out(serve, model, monkeypatch, faul
 
 @pytest.mark.parametrize(
     ("limit", "value", "problem"),
-    [("TOTAL_S", 0.2, "was not done after"), ("MAX_BYTES", 2000, "sent more than")],
+    [("TOTAL_S", 0.2, "did not finish within"), ("MAX_BYTES", 2000, "sent more than")],
 )
 def test_an_answer_without_end_is_ended_here(serve, model, monkeypatch, limit, value, problem):
     from comparator.runtimes.endpoint import problems

@@ -115,7 +115,7 @@ def test_without_log_probabilities_only_agreement_is_known(compared):
     assert (prompt.kl, prompt.p, prompt.top_k) == ((), (), 0) and prompt.rank == (0,) * TOKENS
     assert METRICS["prompt_kl_mean"].format(server) == "–"
     assert METRICS["prompt_agreement"].get(server) == 1.0
-    assert any("gives no log-probabilities" in note for note in server.notes), "– without the reason"
+    assert any("returns no log-probabilities" in note for note in server.notes), "– without the reason"
 
 
 def test_a_server_that_cannot_be_forced_is_compared_up_to_the_first_difference(compared):

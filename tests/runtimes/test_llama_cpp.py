@@ -346,7 +346,7 @@ def test_a_crash_fails_its_column_alone_and_the_next_run_starts_it_anew(engine, 
 
     with pytest.raises(UserError, match=r"process of gguf:bf16 ended by signal SIGSEGV") as caught:
         run(engine, column, prompt, GenerationSettings(max_new_tokens=500), NEVER, crash)
-    assert "other columns are not affected" in caught.value.advice
+    assert "other variants are not affected" in caught.value.advice
     assert run(engine, other, prompt).token_ids
     assert run(engine, column, prompt).token_ids == before.token_ids
 

@@ -152,7 +152,7 @@ def test_what_it_does_not_offer_is_refused_with_the_reason(toy, two_layers):
     from comparator.fidelity import sensitivity
 
     engine, model, toy_variant, never = get_engine(), str(two_layers), resolve("toy"), threading.Event()
-    with pytest.raises(UserError, match=r"toy: adapters\. It is executed by numpy: it loads none"):
+    with pytest.raises(UserError, match=r"toy: adapters\. It is executed by numpy: it loads no adapters"):
         engine.load(LoadRequest(model, toy_variant, Adapter("pirate")), never)
     with pytest.raises(UserError, match="max_memory.*one device"):
         engine.load(LoadRequest(model, toy_variant, max_memory={"cpu": 10**10}), never)

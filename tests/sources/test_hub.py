@@ -336,7 +336,7 @@ def test_a_visitors_own_login_opens_what_that_account_may_have_and_nobody_else_g
     monkeypatch.setenv("SPACE_ID", "someone/space")
     monkeypatch.setenv("OAUTH_CLIENT_ID", "client")
     monkeypatch.setattr(hub_login, "find_spec", lambda name: object())
-    refused("maker/gated", "button is in the first line")
+    refused("maker/gated", "button is at the top of the page")
     server.status = 500
     hub._listings.clear()
     refused("maker/private", "HTTP 500")
@@ -358,7 +358,7 @@ def test_slow_look_ups_leave_threads_for_others(server: ModelHub, monkeypatch) -
         thread.start()
     wait_until(lambda: hub._looking_up._value == 0)
     began = time.monotonic()
-    with pytest.raises(UserError, match="other names are just being looked up"):
+    with pytest.raises(UserError, match="other names are being looked up right now"):
         sources.look_up(NAME)
     assert time.monotonic() - began < 2.5
     for thread in threads:

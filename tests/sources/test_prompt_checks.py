@@ -65,7 +65,7 @@ def test_a_tokenizer_that_cannot_be_read(copy: Path) -> None:
     [
         ("{{ nothing.here.at.all }}", "refuses"),
         ("{% for m in messages %}", "refuses"),
-        ("Say something.", "leaves the user's message out"),
+        ("Say something.", "ignores the user's message"),
         ("<s><s>{% for m in messages %}{{ m['content'] }}{% endfor %}", "two '<s>'"),
     ],
 )

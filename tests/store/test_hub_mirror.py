@@ -123,9 +123,9 @@ def test_with_the_hub_away_the_app_works_says_so_and_uploads_later(hub, tmp_path
         assert time.perf_counter() - start_s < 5, "saving waits for the Hub"
         assert saved.load(id).id == id and saved.search()[0].name == "Named meanwhile"
         assert eventually(lambda: saved.status != "")
-        assert "will not outlive this machine" in saved.status and "cannot be reached" in saved.status
+        assert "only on this machine" in saved.status and "cannot be reached" in saved.status
         assert saved.remote.status().pending == 1
-        with pytest.raises(UserError, match="cannot be asked for now") as caught:
+        with pytest.raises(UserError, match="cannot be fetched now") as caught:
             saved.load(links.new_id())
         assert not isinstance(caught.value, store.NotFound), "it may well be there: nobody could look"
         hub.start()
@@ -288,7 +288,7 @@ def test_a_space_without_lasting_storage_says_so(tmp_path, monkeypatch):
     assert durability(tmp_path, None) == "", "one's own disk lasts"
     monkeypatch.setenv("SPACE_ID", "me/space")
     monkeypatch.setattr(hub_mirror, "_on_a_volume", lambda path: False)
-    assert "will not outlive this machine" in durability(tmp_path, None)
+    assert "stop working when this machine restarts" in durability(tmp_path, None)
     monkeypatch.setattr(hub_mirror, "_on_a_volume", lambda path: True)
     assert durability(tmp_path, None) == ""
 

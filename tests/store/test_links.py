@@ -239,8 +239,8 @@ def test_an_id_outranks_a_recipe():
         ("rp=x", "repetition penalty"), ("seed=0x1", "seed"), ("r=-1", "repeats"), ("chat=perhaps", "chat"),
         ("decode=../../x", "decode"), ("f=all", "f"), ("v=nf5", "v is"), ("v=nf4:dqq", "v is"), ("v=", "v is"),
         ("v=nf4+%2B+", "v is"), ("v=nf4+%2B+x*y", "v is"), ("a=x*nan&v=nf4", "a is"), ("a=:merged&v=nf4", "a is"),
-        ("ref=zzz", "ref is"), ("c=../../etc/passwd", "etc/passwd"), ("c=", "id"), ("t=1&t=2", "t stands 2 times"),
-        ("c=a&c=b", "c stands"), ("v=nf4&" * 33, "v stands 33 times"), ("p=" + "x" * 32_001, "p has"),
+        ("ref=zzz", "ref is"), ("c=../../etc/passwd", "etc/passwd"), ("c=", "id"), ("t=1&t=2", "t appears 2 times"),
+        ("c=a&c=b", "c appears"), ("v=nf4&" * 33, "v appears 33 times"), ("p=" + "x" * 32_001, "p has"),
         ("model=" + "x" * 2_000, "model has"),
     ],
 )  # fmt: skip

@@ -279,8 +279,8 @@ def test_the_command(own_dirs):
     for arguments, problem in (
         ([kept], "was not deleted"),
         ([new, "--older-than", "3"], "less than 3 days ago"),
-        ([links.new_id()], "No comparison"),
-        (["--kept-too"], "names no comparison"),
+        ([links.new_id()], "no comparison with this id"),
+        (["--kept-too"], "needs the ids"),
     ):
         refused = command(*arguments)
         assert isinstance(refused.exception, UserError) and problem in refused.exception.problem

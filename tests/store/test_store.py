@@ -366,7 +366,7 @@ def test_a_file_too_large_is_refused_without_reading_it_all(tmp_path):
     ],
 )  # fmt: skip
 def test_a_hostile_sidecar_is_refused(text):
-    with pytest.raises(UserError, match="side file"):
+    with pytest.raises(UserError, match="metadata file"):
         parse_sidecar(text.encode())
 
 

@@ -209,8 +209,8 @@ def test_a_training_that_waits_for_a_comparison_says_so(trainings, two_layers, t
         )
     )
     on_progress = next(e for e in trainings.events(job) if isinstance(e, Waiting))
-    assert on_progress.behind == "a comparison is running, column 1 of 2"
-    assert trainings.snapshot(job).message == "waiting: a comparison is running, column 1 of 2"
+    assert on_progress.behind == "a comparison is running, variant 1 of 2"
+    assert trainings.snapshot(job).message == "queued: a comparison is running, variant 1 of 2"
     list(comparing)
     assert [type(e) for e in trainings.events(job)][-1] is Trained
 

@@ -75,7 +75,7 @@ def test_a_stranger_reaches_nobodys_trainings(public, monkeypatch):
             (other.evaluate, "adas-adapter", ["bf16"]),
             (other.push, "adas-adapter", "eve/loot", True, "hf_eve"),
         ):
-            with pytest.raises(UserError, match="You have no training or adapter"):
+            with pytest.raises(UserError, match="You have no training run or adapter"):
                 attack(*arguments)
     assert folder.is_dir() and (public._work / "adas-run").is_dir()
     assert ADA not in "".join(p.read_text() for p in folder.parent.parent.rglob("*") if p.is_file())
@@ -109,8 +109,8 @@ def test_visitors_have_limits(public):
     wanted = TrainRequest(DataSource("pirate"), "bf16", settings=SHORT)
     for bad, words in (
         (replace(wanted, output="/tmp/eve"), "folder of the server"),
-        (replace(wanted, model="/etc"), "not taken as a model"),
-        (replace(wanted, base="gptq@/etc/x"), "not taken as a checkpoint"),
+        (replace(wanted, model="/etc"), "not accepted as a model"),
+        (replace(wanted, base="gptq@/etc/x"), "not accepted as a checkpoint"),
         (replace(wanted, sample_prompt="x" * 200_000), "COMPARATOR_MAX_PROMPT_TOKENS"),
         (replace(wanted, system="x" * 100_000), "COMPARATOR_MAX_TRAINING_CHARACTERS"),
     ):

@@ -29,7 +29,7 @@ def test_a_plan_of_the_selected_model(visitor):
     page.locator("#capacity-context input, #capacity-context textarea").fill("many")
     page.click("#capacity-run")
     page.wait_for_selector("#capacity-result .bad")
-    assert "is no number of tokens" in visitor.text("#capacity-result")
+    assert "is not a number of tokens" in visitor.text("#capacity-result")
 
 
 def test_what_fits_here_is_selected_with_one_click(visitor):

@@ -69,7 +69,7 @@ def test_a_column_is_written_with_its_card_and_loads(tmp_path, shown) -> None:
         ("bf16", "../x", "", "not the name of a folder"),
         ("bf16", "/etc/x", "", "not the name of a folder"),
         ("bf16", "", "", "not the name of a folder"),
-        ("gptq@x", "mine", "", "No column"),
+        ("gptq@x", "mine", "", "No variant"),
         ("bf16", "mine", "a b", "not the name of a Hub repo"),
         ("bf16", "mine", "me/mine", "needs a token"),
     ],

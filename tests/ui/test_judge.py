@@ -90,6 +90,6 @@ def test_a_public_server_runs_none_and_shows_what_others_said(tmp_path):
     verdict = Judge("m", "bf16", "…", (Judgement(0, 0, 1, "left", "left", ("Why.", "Why not.")),))
     shown = shown_of(page, two(votes=Votes(judges=(verdict,))))
     (view,) = pressed(page, shown, "bf16")
-    assert "public server runs no judge" in view[0] and not page.judge_runs.going("s")
+    assert "Judges do not run on a public server" in view[0] and not page.judge_runs.going("s")
     _, _, _, results = judge.offer(page, shown)
     assert "Judge bf16 of m: 1 pair" in results and "No human vote" in results and "Why not." in results

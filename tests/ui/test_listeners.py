@@ -170,6 +170,6 @@ def test_one_visitor_does_not_fill_the_queue(tmp_path, monkeypatch):
     request, queue = api.build_request("Hi", ["bf16"]), get_engine().queue
     monkeypatch.setattr(queue, "of", lambda visitor: 2 if visitor == "10.0.0.1" else 0)
     asker = SimpleNamespace(headers={}, client=SimpleNamespace(host="10.0.0.1"))
-    with pytest.raises(Exception, match="for one visitor"):
+    with pytest.raises(Exception, match="per visitor"):
         desk.admit(request, asker)
     desk.admit(request, SimpleNamespace(headers={}, client=SimpleNamespace(host="10.0.0.2")))

@@ -56,10 +56,10 @@ def test_a_public_server(serve, open_at, tmp_path):
     first.page.locator("#model input").fill("/etc")
     first.page.keyboard.press("Enter")
     first.page.wait_for_function(
-        "() => /not taken as a model/.test(document.querySelector('#facts').innerText)"
+        "() => /not accepted as a model/.test(document.querySelector('#facts').innerText)"
     )
     first.page.click("#run")
-    notice(first, "not taken as a model")
+    notice(first, "not accepted as a model")
     first.page.locator("#model input").fill("smollm2-135m")
     first.page.keyboard.press("Enter")
     first.run(tokens=17, variants=("bf16",))

@@ -22,7 +22,7 @@ from comparator.ui.tabs.sensitivity import Measurement
 
 def test_a_recipe_comes_into_the_list(two_layers) -> None:
     wanted = Measurement(str(two_layers), resolve("nf4"), resolve("bf16"), "kind")
-    with pytest.raises(UserError, match="not measured yet"):
+    with pytest.raises(UserError, match="not been measured yet"):
         recipe.proposed(wanted, 100)
     parts = measuring.measure(
         get_engine(), wanted.model, wanted.variant, wanted.reference, by="kind", tokens=16

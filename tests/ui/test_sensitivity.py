@@ -28,7 +28,7 @@ pytest.importorskip("gradio")
 from comparator.ui.admission import Admission
 from comparator.ui.form import Shown
 from comparator.ui.page import Page
-from comparator.ui.tabs import sensitivity
+from comparator.ui.tabs import recipe, sensitivity
 
 ASKER = SimpleNamespace(session_hash="somebody", headers={}, client=None)
 
@@ -126,7 +126,7 @@ def test_a_recording_of_a_model_that_is_not_here(tmp_path):
 
 def test_a_public_server_holds_the_same_limits_as_for_a_run(tmp_path):
     page = page_of(tmp_path, public=True, requests_per_minute=1)
-    assert "not taken as a model" in waited(pressed(page, shown(model="/etc")))[-1][0]
+    assert "not accepted as a model" in waited(pressed(page, shown(model="/etc")))[-1][0]
     assert "public server" in waited(pressed(page, shown(), by="module"))[-1][0]
     page.admission.count(ASKER)
     assert "COMPARATOR_REQUESTS_PER_MINUTE" in waited(pressed(page, shown()))[-1][0]
@@ -166,6 +166,24 @@ def test_stopped_before_its_turn_it_touches_nothing():
     assert not get_engine().queue.busy
 
 
+def test_figures_are_kept_for_a_comparison_that_they_apply_to(tmp_path):
+    page, comparison = page_of(tmp_path), sample.comparison()
+    parts = (Part("mlp.up_proj", ("a", "b"), 0.5, None, 2.0, 0.5, 16),)
+    recipe.measured.put((comparison.model, resolve("nf4"), resolve("bf16"), "kind"), parts)
+    *_, row, _, table = sensitivity.offer(page, Shown(comparison), "nf4", "kind", "s")
+    assert row.visible and "mlp.up_proj" in table
+    other = sample.comparison(model="another")
+    for seen, by in ((Shown(comparison), "layer"), (Shown(other), "kind"), (Shown(), "kind")):
+        *_, row, _, table = sensitivity.offer(page, seen, "nf4", by, "s")
+        assert not row.visible and table == ""
+    stop = page.sensitivity_runs.begin("s")
+    import gradio as gr
+
+    untouched = sensitivity.offer(page, Shown(), "nf4", "kind", "s")
+    assert all(value == gr.skip() for value in untouched), "the progress of the measurement is hidden"
+    page.sensitivity_runs.end("s", stop)
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 def test_on_the_page(visit, saved, two_layers):
@@ -191,4 +209,28 @@ def test_on_the_page(visit, saved, two_layers):
     page.wait_for_selector("#parts .js-plotly-plot")
     assert page.locator("#parts-table tbody tr").count() == 7
     assert "nf4 vs bf16" in opened.text("#parts-table")
+    assert not page.locator("#parts-stop").is_enabled() and not opened.complaints
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_run_during_a_measurement_is_queued_and_both_finish(visit, saved, two_layers):
+    """The run says what it is queued for, the measurement ends with its figures, then the variants answer."""
+    id = saved.save(sample.comparison(model=str(two_layers), cells=(sample.REFERENCE, sample.NF4)))
+    opened = visit(path=f"?c={id}")
+    page = opened.page
+    opened.tab("Fidelity")
+    page.wait_for_selector("#parts-run", timeout=60_000)
+    page.click("#parts-run")
+    page.wait_for_function(
+        "() => /alone/.test(document.querySelector('#parts-said').innerText)", timeout=120_000
+    )
+    opened.run(tokens=4, variants=("bf16", "nf4"))
+    page.wait_for_function("() => /Queued/.test(document.querySelector('#notice').innerText)", timeout=60_000)
+    assert "the sensitivity of nf4 is being measured" in opened.text("#notice")
+    assert page.locator("#parts-stop").is_enabled(), "the measurement cannot be stopped"
+    page.wait_for_function("() => /^Done/.test(document.querySelector('#notice').innerText)", timeout=400_000)
+    page.wait_for_selector("#parts-table tbody tr", timeout=60_000)
+    assert page.locator("#parts-table tbody tr").count() == 7, "what was measured is lost"
+    assert "matters most" in opened.text("#parts-said") and "nf4 vs bf16" in opened.text("#parts-table")
     assert not page.locator("#parts-stop").is_enabled() and not opened.complaints

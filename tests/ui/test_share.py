@@ -154,7 +154,7 @@ def test_a_recipe_of_single_columns_switches_the_others_off(visit):
 def test_a_link_that_opens_nothing_shows_a_way_on(visit, server):
     visitor = visit(path="?c=AAAAAAAAAAAAAAAAAAAAAA")
     for query, said in (
-        ("?c=AAAAAAAAAAAAAAAAAAAAAA", "No comparison with this id is here"),
+        ("?c=AAAAAAAAAAAAAAAAAAAAAA", "There is no comparison with this id here"),
         ("?c=../../../etc/passwd", "is not the id of a comparison"),
         ("?v=nf5", "nf5"),
         ("?n=-3", "is outside"),

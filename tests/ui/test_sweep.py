@@ -103,8 +103,8 @@ def test_stop_keeps_what_was_measured(two_layers, tmp_path):
         ({"model": "smollm2-135m", "on": ()}, "No variant is selected"),
         ({"model": "smollm2-135m", "batch": "many"}, "no number"),
         ({"model": "smollm2-135m", "batch": "4096"}, "too large"),
-        ({"model": "smollm2-135m", "context": ""}, "needs a batch and a context"),
-        ({"model": "smollm2-135m", "itl": "soon"}, "is no time"),
+        ({"model": "smollm2-135m", "context": ""}, "at least one batch size and one context"),
+        ({"model": "smollm2-135m", "itl": "soon"}, "is not a time"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(tmp_path, fields, said):
@@ -119,7 +119,7 @@ def test_a_public_server_bounds_the_work_of_a_visitor(tmp_path):
         ({"batch": "64", "new": "256"}, "MAX_TOKENS_PER_COMPARISON"),
     ):
         assert f"COMPARATOR_{setting}" in pressed(page, "smollm2-135m", **fields)[-1][0]
-    assert "not taken as a model" in pressed(page, "/etc")[-1][0]
+    assert "not accepted as a model" in pressed(page, "/etc")[-1][0]
     page.admission.count(ASKER)
     assert "COMPARATOR_REQUESTS_PER_MINUTE" in pressed(page, "smollm2-135m")[-1][0]
 

@@ -93,7 +93,7 @@ def test_what_is_stored_has_a_limit_in_total(tmp_path, settings_env, monkeypatch
     assert calibration.store(["a text of some words"], tmp_path)
     monkeypatch.setattr(calibration, "MOST_STORED_BYTES", 1)
     assert calibration.store(["a text of some words"], tmp_path), "it is there already"
-    with pytest.raises(UserError, match="takes no further one"):
+    with pytest.raises(UserError, match="accepts no more"):
         calibration.store(["another text of some words"], tmp_path)
 
 

@@ -115,7 +115,7 @@ def test_too_little_space_is_told_before_the_work(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_made_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with (
-        pytest.raises(UserError, match="cannot be made"),
+        pytest.raises(UserError, match="cannot be created"),
         atomic_dir.building(tmp_path / "file" / "models" / "m"),
     ):
         pytest.fail("built below a file")

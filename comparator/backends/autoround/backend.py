@@ -31,14 +31,12 @@ _BITS = ("2", "3", "4", "8")
 _KERNELS = Kernels("AutoRound", tuple(k for k in Gptq.kernels.kernels if k.name in Awq.kernels.names))
 _OPTIONS = (
     Option("bits", "bits per weight", "4", choices=_BITS, form="{value}bit"),
-    Option("group", "weights that share a scale and a zero point; -1: a whole row. Left out: the largest of 128, 64 "
-           "and 32 that divides every layer", None, choices=("-1", "16", "32", "64", "128"), form="g{value}"),
+    Option("group", "weights that share a scale and a zero point; -1: a whole row. Default: the largest of 128, 64 and 32 that divides every layer", None, choices=("-1", "16", "32", "64", "128"), form="g{value}"),
     Option("sym", "levels lie symmetrically around zero; sym=false has a zero point of its own for every group", "true",
            choices=("true", "false")),
     Option("iters", "steps of learning for each layer of the model; 0: rounded to the nearest, as a baseline", "200",
            kind="number", minimum=0, maximum=10_000),
-    Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which "
-           "--calibration FILE takes in. Left out: the bundled text", None, kind="text"),
+    Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which --calibration FILE stores. Default: the bundled text", None, kind="text"),
     Option("kernel", "what multiplies the packed weights. auto: the fastest that is ready, without compiling",
            "auto", choices=("auto", *_KERNELS.names)),
     Option("dtype", "dtype of the activations and of what stays unquantized", "fp16", choices=("fp16", "bf16")),
@@ -58,7 +56,7 @@ class AutoRound(PackedLayers):
     makes_checkpoints = True
     methods = (
         Method("autoround", "learned rounding", "2 to 8 bits per weight; whether each is rounded up or down is learned on a "
-               "calibration text. Made on the spot (once, then kept), or ready-made: autoround@user/repo.",
+               "calibration text. Quantized here (once, then cached), or ready-made: autoround@user/repo.",
                _OPTIONS, takes_source=True, precision=38, bits=4),
     )  # fmt: skip
 
@@ -71,18 +69,18 @@ class AutoRound(PackedLayers):
     def check(self, variant: Variant, values: dict[str, str]) -> None:
         calibration.check_name(values["cal"])
         if not float(values["iters"]).is_integer():
-            raise UserError(f"iters={values['iters']} is no whole number.", "Write iters=200.")
+            raise UserError(f"iters={values['iters']} is not a whole number.", "Write iters=200.")
         if not variant.source and values["bits"] == "8" and values["sym"] == "false":
             raise UserError(
-                "auto-round writes no 8-bit weights with sym=false.", "Leave sym= out, or take fewer bits."
+                "auto-round cannot write 8-bit weights with sym=false.", "Remove sym=, or use fewer bits."
             )
 
     def settings(self, checkpoint: Checkpoint, variant: Variant) -> dict[str, str | None]:
         requested = self.requested(variant)
         if name := next((n for n in ("cal", "iters") if n in requested), None):
             raise UserError(
-                f"{name}={requested[name]} is asked for, but {checkpoint.source} is quantized already.",
-                f"{name} belongs to quantizing: leave it out, or write autoround without a source.",
+                f"{name}={requested[name]} is requested, but {checkpoint.source} is quantized already.",
+                f"{name} applies only when quantizing: remove it, or write autoround without a source.",
             )
         found = layout.read(checkpoint)
         ready = gptq.read(found.checkpoint) if found.method == "gptq" else awq.read(found.checkpoint)
@@ -95,7 +93,7 @@ class AutoRound(PackedLayers):
         if checkpoint.model_type == "gpt2" or any(".experts." in t.name for t in checkpoint.tensors):
             raise UserError(
                 f"auto-round packs the weights of a {checkpoint.architecture} in a way that transformers does not read: "
-                "transposed layers (Conv1D), or each expert by itself.",
+                "transposed layers (Conv1D), or each expert separately.",
                 "Use nf4 or int8 for this model.",
             )
         wish = self.requested(variant).get("group")
@@ -227,7 +225,8 @@ class AutoRound(PackedLayers):
             f"folder = {variant.source!r}",
             "if not Path(folder).is_dir():",
             f"    folder = snapshot_download(folder, revision={variant.revision!r})",
-            "# transformers wants the auto-round package for this checkpoint; a copy with the layout's own config loads without.",
+            "# transformers wants the auto-round package for this checkpoint; a copy with the layout's own config loads "
+            "without it.",
             "config = AutoConfig.from_pretrained(folder)",
             f"config.quantization_config = {found.checkpoint.quantization if found else {}!r}",
             "weights = {}",

@@ -42,7 +42,7 @@ def read(checkpoint: Checkpoint) -> Layout:
     if not kind.startswith("int") or (isinstance(act_bits, int) and act_bits < 16) or not _known(packing):
         raise UserError(
             f"{checkpoint.source} was made by AutoRound with data_type={kind}, act_bits={act_bits}, packing_format={packing}, "
-            "which takes the auto-round package.",
+            "which requires the auto-round package.",
             _OTHER,
         )
     if bits not in (2, 3, 4, 8) or not isinstance(group, int) or isinstance(group, bool) or group == 0:

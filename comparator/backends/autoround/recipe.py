@@ -77,7 +77,7 @@ def _failure(checkpoint: Checkpoint, target: Path, ended: processes.Ended) -> Us
     if ended.code < 0:
         return UserError(
             f"Quantizing {checkpoint.source} was ended by the system (signal {-ended.code}).",
-            "Most often memory ran out: unload variants or close other programs.",
+            "The most likely cause is a lack of memory: unload variants or close other programs.",
         )
     because = said.get("problem") or ended.last_error
     return UserError(

@@ -28,13 +28,11 @@ from comparator.sources import Checkpoint
 _BITS, _GROUPS = tuple(map(str, ready_made.BITS)), ("-1", "16", "32", "64", "128")
 _OPTIONS = (
     Option("bits", "bits per weight", "4", choices=_BITS, form="{value}bit"),
-    Option("group", "weights that share a scale and a zero point; -1: a whole row. Left out: the largest of 128, 64 "
-           "and 32 that divides every layer", None,
+    Option("group", "weights that share a scale and a zero point; -1: a whole row. Default: the largest of 128, 64 and 32 that divides every layer", None,
            choices=_GROUPS, form="g{value}"),
     Option("sym", "levels lie symmetrically around zero; sym=false has a zero point of its own for every group", "false",
            choices=("true", "false")),
-    Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which "
-           "--calibration FILE takes in. Left out: the bundled text", None, kind="text"),
+    Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which --calibration FILE stores. Default: the bundled text", None, kind="text"),
     Option("kernel", "what multiplies the packed weights. auto: the fastest that is ready, without compiling",
            "auto", choices=("auto", *KERNELS.names)),
     Option("dtype", "dtype of the activations and of what stays unquantized; on a GPU fp16", "fp16",
@@ -55,7 +53,7 @@ class Awq(PackedLayers):
     random_config = random_layer.CONFIG
     methods = (
         Method("awq", "activation-aware rounding", "4 bits per weight; columns with large activations are scaled up before "
-               "they are rounded. Made on the spot (once, then kept), or ready-made: awq@user/repo.",
+               "they are rounded. Quantized here (once, then cached), or ready-made: awq@user/repo.",
                _OPTIONS, takes_source=True, precision=39, bits=4, decode=("", "depends on the kernel")),
     )  # fmt: skip
 
@@ -72,8 +70,8 @@ class Awq(PackedLayers):
     def settings(self, checkpoint: Checkpoint, variant: Variant) -> dict[str, str | None]:
         if cal := self.values(variant)["cal"]:
             raise UserError(
-                f"cal={cal} is asked for, but {checkpoint.source} is quantized already.",
-                "cal belongs to quantizing: leave it out, or write awq without a source.",
+                f"cal={cal} is requested, but {checkpoint.source} is quantized already.",
+                "cal applies only when quantizing: remove it, or write awq without a source.",
             )
         ready = ready_made.read(checkpoint)
         return {"bits": str(ready.bits), "group": str(ready.group_size), "sym": str(ready.sym).lower()}
@@ -154,7 +152,7 @@ class Awq(PackedLayers):
         if KERNELS.ran(loaded.kernel) != kernel:
             raise UserError(
                 f"{loaded.kernel} multiplies {variant.notation} here, not the kernel {kernel.name}.",
-                "This CPU may lack what it needs: name another one, kernel=torch.",
+                "This CPU may lack an instruction set that it needs: use another one, such as kernel=torch.",
             )
         return loaded
 

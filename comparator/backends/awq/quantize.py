@@ -61,7 +61,7 @@ def quantize(
     work = sum(_work(layer) for block in plan for layer in block)
     if not work:
         raise UserError(
-            f"{type(model).__name__} has no linear layer that AWQ can take with group size {recipe.group_size}.",
+            f"{type(model).__name__} has no linear layer that AWQ can quantize with group size {recipe.group_size}.",
             "Choose another group size, or nf4.",
         )
     timer = TimeLeft(work, progress, len(blocks))

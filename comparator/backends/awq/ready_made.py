@@ -22,7 +22,7 @@ from comparator.sources import Checkpoint
 from comparator.sources.packed import bits_of
 
 BITS = (2, 3, 4, 8)
-_OTHER = "Use a checkpoint in which all layers were quantized alike."
+_OTHER = "Use a checkpoint in which all layers were quantized in the same way."
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read(checkpoint: Checkpoint) -> ReadyMade:
     if not isinstance(kept, (list, tuple)) or not all(isinstance(name, str) for name in kept):
         raise UserError(
             f"modules_to_not_convert of {checkpoint.source} is {kept!r}.",
-            "It is a list of names of modules, or null.",
+            "It must be a list of names of modules, or null.",
         )
     ready = ReadyMade(
         checkpoint, bits, group if group > 0 else -1, not config.get("zero_point", True), tuple(kept)
@@ -140,8 +140,9 @@ def _check_shapes(ready: ReadyMade, name: str, shapes: dict[str, tuple[int, ...]
     expected = 1 if ready.group_size < 0 else -(-inputs // ready.group_size)
     if stored_bits != ready.bits or groups != expected:
         raise UserError(
-            f"{name} of {ready.checkpoint.source} has {stored_bits:g} bits and {groups} groups for {inputs} inputs, where "
-            f"config.json says {ready.bits} bits in groups of {ready.group_size}. transformers reads no settings per module.",
+            f"{name} of {ready.checkpoint.source} has {stored_bits:g} bits and {groups} groups for {inputs} inputs, "
+            f"while config.json says {ready.bits} bits in groups of {ready.group_size}. transformers reads no settings "
+            "per module.",
             _OTHER,
         )
 

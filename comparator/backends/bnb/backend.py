@@ -98,7 +98,8 @@ class BitsAndBytes(sources.FromCheckpoint):
         if lost := compat.without_state(model):
             raise UserError(
                 f"transformers found no packed weight for {lost[0]} ({len(lost)} in all) in {opened.source}.",
-                "Its llm_int8_skip_modules names these modules otherwise than this transformers: correct it in its config.json.",
+                "Its llm_int8_skip_modules names these modules differently from this version of transformers: correct it "
+                "in its config.json.",
             )
         compat.own_packed(model)
         notes = sources.tokenizer_note(opened, checkpoint) + sources.left_over_note(opened)
@@ -174,7 +175,7 @@ class BitsAndBytes(sources.FromCheckpoint):
         names = [name for name, _ in model.named_modules()]
         asked = set(values["skip"].split("+")) - {"", ONLY}
         if strangers := sorted(s for s in asked if not any(n.startswith(s) or n.endswith(s) for n in names)):
-            notes.append(f"skip= names what this model does not have: {', '.join(strangers)}.")
+            notes.append(f"skip= names modules that this model does not have: {', '.join(strangers)}.")
         return model, notes
 
     def _config(self, variant: Variant, left: list[str]) -> dict:

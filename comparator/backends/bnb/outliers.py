@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 NOTE = (
-    "Decoded with the outliers of LLM.int8 picked on the GPU, one kernel in place of bitsandbytes' question to the "
+    "Decoded with the outliers of LLM.int8 selected on the GPU, in one kernel, which saves the synchronization with the "
     "host; the same outliers and the same values, summed in another order."
 )
 

@@ -76,7 +76,7 @@ def check(checkpoint: Checkpoint) -> None:
     _check_experts(checkpoint, quantized)
     (_check_int8 if method == "int8" else _check_four_bit)(checkpoint, tensors, str(method))
     if not quantized:
-        raise UserError(f"{checkpoint.source} holds no {method} weights.", _AGAIN)
+        raise UserError(f"{checkpoint.source} contains no {method} weights.", _AGAIN)
     _check_skip_list(checkpoint, quantized)
 
 
@@ -214,7 +214,7 @@ def _check_int8(checkpoint: Checkpoint, tensors: dict[str, TensorInfo], method: 
         if any(layout := _read(stored)):
             raise UserError(
                 f"{stored.info.name.removesuffix('.weight_format')} of {checkpoint.source} is laid out for one kind of "
-                f"GPU (weight_format {layout[0]}), as bitsandbytes did before 0.45.",
+                f"GPU (weight_format {layout[0]}), as by bitsandbytes before 0.45.",
                 "Use a checkpoint in rows (weight_format 0), or int8 without a source to quantize the model itself.",
             )
 
@@ -230,7 +230,7 @@ def _damaged(checkpoint: Checkpoint, what: str) -> UserError:
 
 
 def _unknown(checkpoint: Checkpoint, key: str, value: object, possible: str) -> UserError:
-    return UserError(f"{checkpoint.source} says {key}={str(value)[:80]}.", f"It can be {possible}.")
+    return UserError(f"{checkpoint.source} says {key}={str(value)[:80]}.", f"It must be {possible}.")
 
 
 def layer_records(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -243,7 +243,7 @@ def layer_records(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             sound = False
         if not sound:
-            raise _damaged(checkpoint, f"the record beside {module}.weight cannot be read")
+            raise _damaged(checkpoint, f"the record of {module}.weight cannot be read")
         yield module, record
 
 
@@ -288,7 +288,7 @@ def _listed(checkpoint: Checkpoint) -> list[str] | None:
     )
     if wrong is not None:
         raise UserError(
-            f"llm_int8_skip_modules of {checkpoint.source} holds {str(wrong)[:80]!r}, which is no module's name.",
+            f"llm_int8_skip_modules of {checkpoint.source} holds {str(wrong)[:80]!r}, which is not the name of a module.",
             "Write the names of the modules that are not quantized into that list in its config.json.",
         )
     return [str(name) for name in names]
@@ -314,7 +314,7 @@ def _check_skip(checkpoint: Checkpoint, asked: str) -> None:
     if names != own:
         made = f"skip={'+'.join(sorted(own))[:200]}" if own else "no skip="
         raise UserError(
-            f"skip={asked} is asked for, but {checkpoint.source} was made with {made}.",
+            f"skip={asked} is requested, but {checkpoint.source} was made with {made}.",
             "Leave the option out: it comes from the checkpoint.",
         )
 
@@ -340,8 +340,8 @@ def _check_skip_list(checkpoint: Checkpoint, quantized: list[str]) -> None:
     if wrong := unlisted[:1] or listed_too[:1]:
         how = "not quantized, and is not in" if unlisted else "quantized, and is in"
         raise UserError(
-            f"{wrong[0]} of {checkpoint.source} is {how} the list of modules to leave alone (llm_int8_skip_modules): "
-            "transformers would take its weight for something else.",
+            f"{wrong[0]} of {checkpoint.source} is {how} the list of modules to skip (llm_int8_skip_modules): "
+            "transformers would misread its weight.",
             "Correct the list in its config.json: the modules that are not quantized, by their full names.",
         )
 

@@ -10,7 +10,8 @@ _DTYPE = Option(
 )  # fmt: skip
 _SKIP = Option(
     "skip",
-    "modules to leave unquantized beside the output head, by name or its end, joined with +. skip=only+q_proj leaves "
+    "modules to leave unquantized in addition to the output head, by name or its end, joined with +. skip=only+q_proj "
+    "leaves "
     "these alone and quantizes the head too, unless it shares its weights with the embedding",
     None,
     kind="names",

@@ -131,7 +131,7 @@ class CompressedTensors(Unpacked):
         if placement.max_memory:
             raise UserError(
                 f"{variant.source} cannot be spread over devices: compressed-tensors unpacks its layers in place.",
-                "Leave the memory limits out, or use gptq.",
+                "Remove the memory limits, or use gptq.",
             )
         with without_bars():
             model = self.load_opened(variant, placement, progress, dtype=dtype)

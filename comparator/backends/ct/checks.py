@@ -111,9 +111,9 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     for tensor in quantized:
         stem = tensor.name.rpartition(".")[0]
         if f"{stem}.weight_scale" not in stored:
-            raise UserError(f"{tensor.name} of {source} has no weight_scale beside it.", _AGAIN)
+            raise UserError(f"{tensor.name} of {source} has no matching weight_scale.", _AGAIN)
         if tensor.dtype == "int32" and f"{stem}.weight_shape" not in stored:
-            raise UserError(f"{tensor.name} of {source} has no weight_shape beside it.", _AGAIN)
+            raise UserError(f"{tensor.name} of {source} has no matching weight_shape.", _AGAIN)
     stems = {t.name.rpartition(".")[0] for t in quantized}
     zeros = [n for n in stored if n.endswith(".weight_zero_point") and stored[n].dtype == "int32"]
     if zeros and not is_plain(checkpoint):

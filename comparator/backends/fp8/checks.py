@@ -23,7 +23,7 @@ def check(checkpoint: Checkpoint) -> None:
         if not weight.name.endswith(".weight") or scale is None:
             older = f"{weight.name}_scale" in stored
             raise UserError(
-                f"{weight.name} of {source} is FP8 and has no weight_scale_inv beside it"
+                f"{weight.name} of {source} is FP8 and has no matching weight_scale_inv"
                 + (
                     ", only a weight_scale, which transformers does not read in this format."
                     if older
@@ -63,7 +63,7 @@ def _block(checkpoint: Checkpoint) -> tuple[int, int] | None:
     ):
         raise UserError(
             f"weight_block_size of {checkpoint.source} is {size!r}.",
-            "It is two numbers, [128, 128], or null.",
+            "It must be two numbers, such as [128, 128], or null.",
         )
     return size[0], size[1]
 
@@ -75,7 +75,7 @@ def _check_grid(source: str, weight: TensorInfo, scale: TensorInfo, block: tuple
     if block is None:
         if scale.parameters != 1:
             raise UserError(
-                f"{scale.name} of {source} holds {scale.parameters:,} scales, and config.json has no weight_block_size: "
+                f"{scale.name} of {source} contains {scale.parameters:,} scales, and config.json has no weight_block_size: "
                 "one scale per tensor.",
                 "config.json may be of another checkpoint: download it again.",
             )

@@ -63,9 +63,7 @@ class Gguf(Backend):
     loaded_by = ("llama.cpp",)
     cpu_only = "xllamacpp's wheel on PyPI has no CUDA kernels"
     cache_options = (
-        replace(
-            KV_CACHE, help="type of llama.cpp's keys and values. Left out: f16", choices=("q8_0", "q4_0")
-        ),
+        replace(KV_CACHE, help="type of llama.cpp's keys and values. Default: f16", choices=("q8_0", "q4_0")),
     )
     types = tuple(quantized_types().values())
     methods = (
@@ -106,12 +104,12 @@ class Gguf(Backend):
         asked = self.requested(variant)
         if variant.source and "type" in asked:
             raise UserError(
-                f"{variant.source} is a file with types of its own, so not {asked['type']}.",
+                f"{variant.source} is a file with its own types, so not {asked['type']}.",
                 f"Write gguf@{variant.source}, or gguf:{asked['type']} for a file made here.",
             )
         if not variant.source and "file" in asked:
             raise UserError(
-                "The option file chooses among the files of a folder or repo, and none is named.",
+                "The option file= selects one of the files of a folder or repo, but none is named.",
                 f"Write gguf@user/repo:file={asked['file']}",
             )
 
@@ -175,8 +173,8 @@ class Gguf(Backend):
         share = sum(math.prod(t.shape) for t in small) / header.parameters
         return (
             [
-                f"{formatting.percent(share)} of the weights lie in rows that are no multiple of 256 values, which a K-quant takes: "
-                f"they are stored as {types}, as llama-quantize does."
+                f"{formatting.percent(share)} of the weights are in rows whose length is not a multiple of 256 values, "
+                f"which a K-quant requires: they are stored as {types}, as llama-quantize does."
             ]
             if small
             else []
@@ -191,7 +189,7 @@ class Gguf(Backend):
         return [
             f"Its vocabulary has {width:,} entries, the model's {checkpoint.vocab_size:,}: "
             + (
-                "what is beyond is left out."
+                "the entries beyond it are ignored."
                 if width > checkpoint.vocab_size
                 else "divergence is not defined."
             )

@@ -59,8 +59,8 @@ def check(checkpoint: Checkpoint) -> None:
     config = config_of(checkpoint.path)
     if checkpoint.architecture not in _FAMILIES:
         raise UserError(
-            f"No GGUF is made here of a {checkpoint.architecture}: of {', '.join(_FAMILIES)} only.",
-            "Name a file that llama.cpp's own converter made: gguf@/path/model.gguf",
+            f"No GGUF is made here of a {checkpoint.architecture}: only of {', '.join(_FAMILIES)}.",
+            "Name a file made by llama.cpp's own converter: gguf@/path/model.gguf",
         )
     kind = _rope(config).get("rope_type", "default")
     windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
@@ -68,7 +68,7 @@ def check(checkpoint: Checkpoint) -> None:
         what = "a sliding window" if windowed else f"rotary embeddings of the type {kind}"
         raise UserError(
             f"No GGUF is made here of {checkpoint.source}: it has {what}.",
-            "Name a file that llama.cpp's own converter made: gguf@/path/model.gguf",
+            "Name a file made by llama.cpp's own converter: gguf@/path/model.gguf",
         )
 
 
@@ -139,7 +139,7 @@ def _plan(checkpoint: Checkpoint, kind: str) -> list[tuple[str, str, tuple[int, 
         theirs = names.get(tensor.name)
         if theirs is None:
             raise UserError(
-                f"{checkpoint.source} has a tensor that GGUF has no name for: {tensor.name}.",
+                f"{checkpoint.source} has a tensor for which GGUF has no name: {tensor.name}.",
                 "Use nf4 or gptq.",
             )
         stored = recipe.stored(tensor.name, tensor.shape)

@@ -27,16 +27,14 @@ from comparator.util.compat import gptqmodel
 _BITS, _GROUPS = ("2", "3", "4", "8"), ("-1", "32", "64", "128")
 _OPTIONS = (
     Option("bits", "bits per weight", "4", choices=_BITS, form="{value}bit"),
-    Option("group", "weights that share a scale and a zero point; -1: a whole row. Left out: the largest of 128, 64 "
-           "and 32 that divides every layer", None, choices=_GROUPS, form="g{value}"),
+    Option("group", "weights that share a scale and a zero point; -1: a whole row. Default: the largest of 128, 64 and 32 that divides every layer", None, choices=_GROUPS, form="g{value}"),
     Option("desc_act", "round the columns with the largest activations first (act-order); a little better, a little "
            "slower", "false", kind="flag", form="{name}"),
     Option("sym", "levels lie symmetrically around zero; sym=false stores a zero point per group", "true",
            choices=("true", "false")),
     Option("damp", "added to the diagonal of the Hessian, as a share of its mean", "0.1", kind="number",
            minimum=0.0001, maximum=0.9999),
-    Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which "
-           "--calibration FILE takes in. Left out: the bundled text", None, kind="text"),
+    Option("cal", "calibration text: c4 or wikitext2 from the Hub, or the hash of a text of your own, which --calibration FILE stores. Default: the bundled text", None, kind="text"),
     Option("kernel", "what multiplies the packed weights. auto: the fastest that is ready, without compiling",
            "auto", choices=("auto", *KERNELS.names)),
     Option("dtype", "dtype of the activations and of what stays unquantized", "fp16", choices=("fp16", "bf16")),
@@ -56,7 +54,7 @@ class Gptq(PackedLayers):
     random_config = random_layer.CONFIG
     methods = (
         Method("gptq", "calibrated rounding", "2 to 8 bits per weight; each column is rounded so that the next ones compensate its "
-               "error on a calibration text. Made on the spot (once, then kept), or ready-made: gptq@user/repo.",
+               "error on a calibration text. Quantized here (once, then cached), or ready-made: gptq@user/repo.",
                _OPTIONS, takes_source=True, precision=40, bits=4, presets=("gptq",), decode=("faster", "depends on the kernel")),
     )  # fmt: skip
 

@@ -13,7 +13,10 @@ from comparator.core.errors import UserError
 from comparator.sources import Checkpoint, weights
 
 _SAMPLE_BYTES = 2**16
-_OTHER = "Use a checkpoint in which all layers were quantized alike, or gptq without a source to quantize the model itself."
+_OTHER = (
+    "Use a checkpoint in which all layers were quantized in the same way, or gptq without a source to quantize the model "
+    "itself."
+)
 
 
 def check(
@@ -28,8 +31,8 @@ def check(
         groups = 1 if group_size <= 0 else -(-inputs // group_size)
         if stored_bits != bits or shapes[f"{name}.scales"][0] != groups:
             raise UserError(
-                f"{name} of {checkpoint.source} has settings of its own ({stored_bits:g} bits, "
-                f"{shapes[f'{name}.scales'][0]} groups), where the others have {bits} bits in groups of {group_size}. "
+                f"{name} of {checkpoint.source} has its own settings ({stored_bits:g} bits, "
+                f"{shapes[f'{name}.scales'][0]} groups), while the others have {bits} bits in groups of {group_size}. "
                 "transformers reads no settings per module (dynamic).",
                 _OTHER,
             )

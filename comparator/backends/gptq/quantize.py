@@ -58,7 +58,7 @@ def quantize(
     work = sum(_work(layer) for block in plan for layer in block)
     if not work:
         raise UserError(
-            f"{type(model).__name__} has no linear layer that GPTQ can take with {recipe.bits} bits and group size "
+            f"{type(model).__name__} has no linear layer that GPTQ can quantize with {recipe.bits} bits and group size "
             f"{recipe.group_size}.",
             "Choose another group size, or nf4.",
         )

@@ -96,14 +96,14 @@ def check_options(ready: ReadyMade, requested: dict[str, str]) -> None:
     for name, (value, words) in actual.items():
         if name in requested and requested[name] != value:
             raise UserError(
-                f"{name}={requested[name]} is asked for, but {ready.checkpoint.source} was made with {words}.",
+                f"{name}={requested[name]} is requested, but {ready.checkpoint.source} was made with {words}.",
                 "Leave the option out: it comes from the checkpoint.",
             )
     for name in ("damp", "cal"):
         if name in requested:
             raise UserError(
-                f"{name}={requested[name]} is asked for, but {ready.checkpoint.source} is quantized already.",
-                f"{name} belongs to quantizing: leave it out, or write gptq without a source.",
+                f"{name}={requested[name]} is requested, but {ready.checkpoint.source} is quantized already.",
+                f"{name} applies only when quantizing: remove it, or write gptq without a source.",
             )
 
 

@@ -16,7 +16,7 @@ def packed_modules(checkpoint: Checkpoint, title: str, parts: Iterable[str], adv
     packed = sorted(n.removesuffix(".qweight") for n in names if n.endswith(".qweight"))
     if not packed:
         raise UserError(
-            f"{checkpoint.source} says that it is {title} but holds no packed weight (*.qweight).",
+            f"{checkpoint.source} says that it is {title} but contains no packed weight (*.qweight).",
             "The files do not belong together: download the checkpoint again.",
         )
     for part in parts:
@@ -63,7 +63,8 @@ def refuse_fused_experts(checkpoint: Checkpoint, packed: Iterable[str]) -> None:
         model = transformers.AutoModelForCausalLM.from_config(config)
     if experts[0] not in {name for name, _ in model.named_modules()}:
         raise UserError(
-            f"{checkpoint.source} has each expert packed by itself ({experts[0]}.qweight), and transformers keeps the experts "
+            f"{checkpoint.source} has each expert packed separately ({experts[0]}.qweight), and transformers keeps the "
+            "experts "
             f"of a {checkpoint.architecture} layer as one parameter, which it does not read packed.",
             "Compare the full-precision model, with methods that quantize it as it loads.",
         )

@@ -127,27 +127,25 @@ def refusal(kernel: Kernel, packed: Packed, device: str, spread: bool = False) -
     if kernel.device == "cpu" and on_cuda:
         return "it runs on the CPU only"
     if kernel.whole and spread:
-        return "it wants the whole model on the GPU, and max_memory puts a part of it on the CPU"
+        return "it requires the whole model on the GPU, and max_memory puts a part of it on the CPU"
     if packed.bits not in kernel.bits:
-        return f"it takes {_or(kernel.bits)} bits, not {packed.bits}"
+        return f"it supports {_or(kernel.bits)} bits, not {packed.bits}"
     if packed.group_size not in kernel.groups:
-        return f"it takes groups of {_or(kernel.groups)}, not {packed.group_size}"
+        return f"it supports groups of {_or(kernel.groups)}, not {packed.group_size}"
     if kernel.symmetric_only and not packed.sym:
-        return "it takes symmetric weights only (sym=true)"
+        return "it supports symmetric weights only (sym=true)"
     if packed.dtype not in kernel.dtypes:
         return f"it multiplies in {' or '.join(kernel.dtypes)}, not {packed.dtype}"
     inputs, outputs = kernel.divides
     for one, other in sorted(packed.sizes):
         if one % inputs or other % outputs:
-            return f"it wants layers in multiples of {inputs} × {outputs}, and one here is {one} × {other}"
+            return f"it requires layers in multiples of {inputs} × {outputs}, and one here is {one} × {other}"
     if on_cuda and kernel.capability > (0, 0):
         import torch
 
         have = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else kernel.capability
         if have < kernel.capability:
-            return (
-                f"it wants compute capability {_dotted(kernel.capability)}, and this GPU has {_dotted(have)}"
-            )
+            return f"it requires compute capability {_dotted(kernel.capability)}, and this GPU has {_dotted(have)}"
     return None
 
 
@@ -205,15 +203,11 @@ def _line(kernel: Kernel) -> str:
     here = kernel.device in ("any", "cuda" if gpu else "cpu")
     state = "possible here"
     if not here:
-        state = f"not here (wants {'an NVIDIA GPU' if kernel.device == 'cuda' else 'the CPU'})"
+        state = f"not here (requires {'an NVIDIA GPU' if kernel.device == 'cuda' else 'the CPU'})"
     elif kernel.extension:
         root = Path(os.environ.get("GPTQMODEL_TORCH_EXTENSIONS_DIR", "~/.cache/gptqmodel/torch_extensions"))
         built = list(root.expanduser().glob(f"{kernel.extension.split('_{')[0]}*/**/*.so"))
-        state = (
-            "compiled here before"
-            if built
-            else "possible here after compiling; auto passes it over until then"
-        )
+        state = "compiled here before" if built else "possible here after compiling; auto skips it until then"
     return f"kernel={kernel.name}: {_or(kernel.bits)} bits; {kernel.summary}; {state}"
 
 

@@ -54,7 +54,7 @@ def group_size(checkpoint: Checkpoint, wish: int | None) -> int:
     if not found:
         raise UserError(
             f"{checkpoint.source} ({checkpoint.architecture}) has no linear layer that can be packed.",
-            "Its layers would have to come in multiples of 32 and lie in a stack of blocks; use nf4 or int8.",
+            "Its layers must have sizes in multiples of 32 and be part of a stack of blocks; use nf4 or int8.",
         )
     fitting = [g for g in GROUP_SIZES if all(layer.inputs % g == 0 for layer in found)]
     if wish is None:
@@ -63,7 +63,7 @@ def group_size(checkpoint: Checkpoint, wish: int | None) -> int:
         possible = ", ".join(f"g{g}" for g in (*fitting, -1))
         raise UserError(
             f"The group size {wish} does not divide the {odd.inputs} inputs of {odd.name}.",
-            f"Possible for {checkpoint.source}: {possible}. Leave it out and the largest is taken.",
+            f"Possible for {checkpoint.source}: {possible}. Omit it to use the largest.",
         )
     return wish
 

@@ -39,8 +39,7 @@ from comparator.sources import Checkpoint
 _GROUPS = ("8", "16", "32", "64", "128", "256")
 _OPTIONS = (
     Option("bits", "bits per weight", "4", choices=tuple(map(str, sorted(BITS, reverse=True))), form="{value}bit"),
-    Option("group", "weights of a row that share a scale and a zero point. Left out: 64, or the largest below that divides every "
-           "layer", None, choices=_GROUPS, form="g{value}"),
+    Option("group", "weights of a row that share a scale and a zero point. Default: 64, or the largest smaller size that divides every layer", None, choices=_GROUPS, form="g{value}"),
     Option("kernel", "what multiplies. int4pack: torch's 4-bit matmul, which reads packed weights (4 bits, groups from 32, bf16); "
            "unpack: hqq unpacks each weight before its matmul; auto: int4pack where it fits", "auto",
            choices=("auto", "int4pack", "unpack")),

@@ -39,7 +39,7 @@ def read(checkpoint: Checkpoint) -> ReadyMade:
     stored = {s.info.name: s for s in weights.read_folder(checkpoint.path, checkpoint.source)}
     modules = [name.removesuffix(_SUFFIX) for name in stored if name.endswith(_SUFFIX)]
     if not modules:
-        raise UserError(f"{checkpoint.source} says hqq, and holds no packed weight (W_q).", _AGAIN)
+        raise UserError(f"{checkpoint.source} says hqq, but contains no packed weight (W_q).", _AGAIN)
     layouts, dtypes = {}, Counter[str]()
     for module in modules:
         layouts[module], dtype = _Layer(checkpoint.source, module, stored).read()
@@ -56,7 +56,7 @@ class _Layer:
     def read(self) -> tuple[Layout, str]:
         """(layout, dtype it multiplies in)."""
         if self._number("quant_scale", 0) or self._number("quant_zero", 0):
-            raise self._wrong("has quantized scales, which hqq has given up")
+            raise self._wrong("has quantized scales, which hqq no longer supports")
         outputs, inputs = self._shape()
         layout = Layout(self._number("nbits"), self._number("group_size"), self._number("axis"), self._view())
         if layout.bits not in BITS or layout.axis not in (0, 1) or not 0 < layout.group <= outputs * inputs:
@@ -118,7 +118,7 @@ class _Layer:
 
     def _tensor(self, name: str) -> weights.Stored:
         if (tensor := self.stored.get(f"{self.module}.{name}")) is None:
-            raise self._wrong(f"has no {name} beside its packed weight")
+            raise self._wrong(f"has no {name} for its packed weight")
         return tensor
 
     def _wrong(self, what: str) -> UserError:

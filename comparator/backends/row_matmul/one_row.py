@@ -14,8 +14,8 @@ from functools import cache
 from typing import Any
 
 NOTE = (
-    "Decoded with a matmul that reads the codes as they are stored, in place of the library's, which unpacks each weight first; "
-    "the same codes and scales, summed in float32."
+    "Decoded with a matmul that reads the codes as they are stored, instead of the library's, which unpacks each weight "
+    "first; the same codes and scales, summed in float32."
 )
 
 

@@ -45,8 +45,7 @@ from comparator.util.compat.accelerate import real
 
 _OPTIONS = (
     Option("scheme", "; ".join(f"{s.name}: {s.words}" for s in SCHEMES), "int8", choices=tuple(BY_NAME)),
-    Option("group", "weights that share a scale: a row, the whole tensor, or that many of a row. Left out: a row, or for 4 "
-           "bits the largest of 128, 64 and 32 that divides every layer", None, choices=("row", "tensor", *GROUPS)),
+    Option("group", "weights that share a scale: a row, the whole tensor, or that many of a row. Default: a row, or for 4 bits the largest of 128, 64 and 32 that divides every layer", None, choices=("row", "tensor", *GROUPS)),
     Option("dtype", "dtype of the activations and of what stays unquantized", "bf16", choices=DTYPES),
 )  # fmt: skip
 _ON_ACTIVATIONS = ("act_quant_kwargs", "activation_quantization", "act_pre_scale")
@@ -274,7 +273,7 @@ class TorchAo(FromCheckpoint):
         if not scheme.trains:
             able = " or ".join(f"torchao:scheme={s.name}" for s in SCHEMES if s.trains)
             raise UserError(
-                f"No adapter can be trained on torchao's {scheme.name}: its product has no gradients, or transformers' "
+                f"No adapter can be trained on torchao's {scheme.name}: its matmul has no gradients, or transformers' "
                 "Trainer does not take it.",
                 f"Train it on {able}, or on bf16; it can be used here afterwards.",
             )

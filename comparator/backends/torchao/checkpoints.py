@@ -79,13 +79,13 @@ def read(checkpoint: Checkpoint) -> Stored:
     classes = tuple(sorted({kind for kind, _ in described}))
     if not classes:
         raise UserError(
-            f"The files of {checkpoint.source} do not say how their torchao tensors are put together: their metadata "
-            "names no quantized tensor.",
+            f"The files of {checkpoint.source} do not say how their torchao tensors are composed: their metadata lists "
+            "no quantized tensor.",
             "Save the model again with save_pretrained of transformers 5 and torchao 0.15 or later.",
         )
     if strange := [kind for kind in classes if kind not in READABLE]:
         raise UserError(
-            f"{checkpoint.source} holds weights as {strange[0]}, for which nothing here has a kernel.",
+            f"{checkpoint.source} contains weights as {strange[0]}, for which there is no kernel here.",
             'For 4 bits on CUDA save it with int4_packing_format="tile_packed_to_4d"; for any device with '
             "IntxWeightOnlyConfig.",
         )

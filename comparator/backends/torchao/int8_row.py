@@ -13,8 +13,8 @@ from typing import Any
 from comparator.util.compat import torch as compat
 
 NOTE = (
-    "Decoded with torch's 8-bit product on the row padded to 32, in place of torchao's check that waits for the GPU; the same "
-    "rounded values, multiplied as integers."
+    "Decoded with torch's 8-bit product on the row padded to 32, instead of torchao's own, which waits for the GPU; the "
+    "same rounded values, multiplied as integers."
 )
 _ROWS = 32  # CUDA's product takes more than 16
 

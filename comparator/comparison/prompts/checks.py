@@ -52,10 +52,10 @@ def validate(prompt: SetPrompt) -> None:
         raise UserError(f"there is no check “{prompt.check[:40]}”.", f"Use one of {', '.join(CHECKS)}.")
     if check.expects and not prompt.expected:
         raise UserError(
-            f"the check “{check.name}” needs “expected”, which is missing.", f"It holds {check.expects}."
+            f"the check “{check.name}” needs “expected”, which is missing.", f"It must be {check.expects}."
         )
     if why := check.validate(prompt):
-        raise UserError(f"the check “{check.name}”: {why}.", f"“expected” holds {check.expects}.")
+        raise UserError(f"the check “{check.name}”: {why}.", f"“expected” must be {check.expects}.")
 
 
 # ---------------------------------------------------------------- text
@@ -130,7 +130,7 @@ def _number(answer: str, prompt: SetPrompt) -> str | None:
 
 
 def _number_valid(prompt: SetPrompt) -> str | None:
-    return next((f"“{e[:30]}” is no number" for e in prompt.expected if _as_number(e) is None), None)
+    return next((f"“{e[:30]}” is not a number" for e in prompt.expected if _as_number(e) is None), None)
 
 
 def _choice(answer: str, prompt: SetPrompt) -> str | None:
@@ -177,7 +177,9 @@ def _choice_valid(prompt: SetPrompt) -> str | None:
         return "it needs “choices”, two to 26 of them"
     letters = [letter(n) for n in range(len(prompt.choices))]
     return (
-        None if _wanted_letter(prompt) in letters else f"“{prompt.expected[0][:30]}” is none of the choices"
+        None
+        if _wanted_letter(prompt) in letters
+        else f"“{prompt.expected[0][:30]}” is not one of the choices"
     )
 
 

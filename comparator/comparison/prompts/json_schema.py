@@ -26,7 +26,7 @@ def refusal(schema: Any, depth: int = 0) -> str | None:
         )
     for name, value in schema.items():
         if name not in _KEYWORDS:
-            return f"the schema's keyword “{name[:30]}” is not known here"
+            return f"the schema's keyword “{name[:30]}” is not supported"
         if not isinstance(value, _KEYWORDS[name]):
             return f"the schema's “{name}” has the wrong type"
     unknown = [t for t in _types(schema) if t not in _TYPES]
@@ -40,9 +40,9 @@ def mismatch(value: Any, schema: dict, place: str = "the answer") -> str | None:
     """Where a value does not fit a schema, in a few words; None where it fits."""
     types = _types(schema)
     if types and not any(_is(value, t) for t in types):
-        return f"{place} is no {' or '.join(types)}"
+        return f"{place} is not of type {' or '.join(types)}"
     if "const" in schema and value != schema["const"] or "enum" in schema and value not in schema["enum"]:
-        return f"{place} is none of the values that are allowed"
+        return f"{place} is not one of the allowed values"
     if isinstance(value, bool):
         return None
     if isinstance(value, dict):

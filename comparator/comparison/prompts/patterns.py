@@ -13,10 +13,10 @@ SECONDS = 0.2
 LONGEST = 300
 MOST_REPEATS = 200
 _FORBIDDEN = (
-    (re.compile(r"\(\?(?!:|i\))"), "groups that begin with (? are not taken, apart from (?: and (?i)"),
-    (re.compile(r"\\[1-9gkLKGRXNpP]"), "back references and named classes are not taken"),
-    (re.compile(r"\[\[|&&|\|\||~~|--"), "set operations are not taken"),
-    (re.compile(r"[*+?}][*+?]{2}|\*\*|\+\+|\?\+|\}\+"), "possessive and doubled repeats are not taken"),
+    (re.compile(r"\(\?(?!:|i\))"), "groups that start with (? are not supported, apart from (?: and (?i)"),
+    (re.compile(r"\\[1-9gkLKGRXNpP]"), "back references and named classes are not supported"),
+    (re.compile(r"\[\[|&&|\|\||~~|--"), "set operations are not supported"),
+    (re.compile(r"[*+?}][*+?]{2}|\*\*|\+\+|\?\+|\}\+"), "possessive and doubled repeats are not supported"),
 )
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -32,10 +32,10 @@ def refusal(pattern: str) -> str | None:
     repeats = 1
     for inner in _BRACES.findall(bare):
         if not re.fullmatch(r"\d{1,3}(,\d{0,3})?", inner, re.ASCII):
-            return "braces hold one number or two; a brace itself is written \\{"
+            return "braces contain one number or two; a literal brace is written \\{"
         repeats *= max(1, *(int(n) for n in inner.split(",") if n))
     if repeats > MOST_REPEATS:
-        return f"its repeats multiply to {repeats:,}, more than {MOST_REPEATS}"
+        return f"its nested repeats multiply to {repeats:,}, more than {MOST_REPEATS}"
     import regex
 
     try:

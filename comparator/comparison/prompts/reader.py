@@ -43,7 +43,7 @@ def load(name: str | Path) -> PromptSet:
     except OSError as error:
         raise UserError(
             f"The prompt set {name} cannot be read: {error.strerror or error}.",
-            f"Name a file (.jsonl, .csv or a prompt per line), or a set of ours: {', '.join(shipped())}.",
+            f"Name a file (.jsonl, .csv or a prompt per line), or a built-in set: {', '.join(shipped())}.",
         ) from None
     try:
         text = data.decode("utf-8-sig")
@@ -77,7 +77,7 @@ def parse(text: str, name: str = "your prompts", ending: str = "") -> PromptSet:
             raise UserError(f"{place}: {problem.problem}", problem.advice) from None
         if prompt.id in prompts:
             raise UserError(
-                f"{place}: the id “{prompt.id}” stands twice.", "Give each prompt its own id, or none."
+                f"{place}: the id “{prompt.id}” appears twice.", "Give each prompt its own id, or none."
             )
         prompts[prompt.id] = prompt
     return PromptSet(name[:80] or "your prompts", tuple(prompts.values()))
@@ -128,7 +128,7 @@ def _jsonl(text: str) -> Iterator[tuple[str, Any]]:
 def _json_list(text: str) -> Iterator[tuple[str, Any]]:
     values = _loads(text, "The file")
     if not isinstance(values, list):
-        raise UserError("The file holds no list.", "Write [ {…}, {…} ], or an object per line.")
+        raise UserError("The file does not contain a list.", "Write [ {…}, {…} ], or one object per line.")
     yield from ((f"Entry {n}", value) for n, value in enumerate(values, 1))
 
 
@@ -150,15 +150,15 @@ def _csv(text: str) -> Iterator[tuple[str, Any]]:
         names = [n.strip().lower() for n in next(rows, [])]
         if "prompt" not in names:
             raise UserError(
-                "Line 1: the heading names no column “prompt”.", f"Name the columns: {', '.join(FIELDS)}."
+                "Line 1: the header has no column “prompt”.", f"Name the columns: {', '.join(FIELDS)}."
             )
         while (row := next(rows, None)) is not None:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(names):
                 raise UserError(
-                    f"Line {rows.line_num}: it has {len(row)} cells, the heading {len(names)}.",
-                    "Put a cell that holds the separator in double quotes.",
+                    f"Line {rows.line_num}: it has {len(row)} cells, the header {len(names)}.",
+                    "Put double quotes around a cell that contains the separator.",
                 )
             entry: dict[str, Any] = {n: cell for n, cell in zip(names, row, strict=True) if cell.strip()}
             for name in ("expected", "choices"):  # several are separated by |
@@ -190,7 +190,9 @@ def _prompt(entry: Any, number: str) -> SetPrompt:
         check = "choice" if choices else "contains"
     id = str(entry.get("id") or number).strip()
     if not _ID.fullmatch(id):
-        raise UserError(f"“{id[:40]}” is no id.", "An id has up to 60 characters and no white space.")
+        raise UserError(
+            f"“{id[:40]}” is not a valid id.", "An id has up to 60 characters and no white space."
+        )
     prompt = SetPrompt(id, text, system, history, expected, choices, check, (_text(entry, "kind") or "")[:40])
     if prompt.characters > MAX_CHARACTERS:
         raise UserError(
@@ -230,12 +232,13 @@ def _turns(entry: dict) -> tuple[str, str | None, tuple[Message, ...]]:
     roles = ["assistant", *(m.role for m in turns)]
     if any(b != "user" and a != "user" for a, b in pairwise(roles)):
         raise UserError(
-            "in “messages” an answer stands where the user has asked nothing.",
-            "Begin with the user, after a system prompt at most, and write one answer to a turn.",
+            "in “messages”, an answer does not follow a user's turn.",
+            "Start with the user's turn, optionally after a system prompt, and give one answer per turn.",
         )
     if not turns or turns[-1].role != "user" or "prompt" in entry:
         raise UserError(
-            "“messages” does not end with the user's turn alone.", "Leave the answer, and “prompt”, out."
+            "“messages” must end with a user's turn, without “prompt” beside it.",
+            "Remove the last answer, or “prompt”.",
         )
     return turns[-1].content, system, tuple(turns[:-1])
 
@@ -245,11 +248,13 @@ def _text(entry: dict, name: str) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise UserError(f"“{name}” is no text.", f'Write "{name}": "…".')
+        raise UserError(f"“{name}” is not text.", f'Write "{name}": "…".')
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UserError(f"“{name}” holds half a character.", "Write it anew.") from None
+        raise UserError(
+            f"“{name}” contains half a character (an unpaired surrogate).", "Type it again."
+        ) from None
     return value if name == "prompt" and value.strip() else value.strip() or None
 
 
@@ -262,6 +267,8 @@ def _listed(entry: dict, name: str) -> tuple[str, ...]:
     texts = []
     for one in values:
         if isinstance(one, bool) or one is None or isinstance(one, list):
-            raise UserError(f"“{name}” holds what is neither text nor number.", f'Write "{name}": "…".')
+            raise UserError(
+                f"“{name}” contains something that is neither text nor a number.", f'Write "{name}": "…".'
+            )
         texts.append(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False))
     return tuple(text for text in texts if text.strip())

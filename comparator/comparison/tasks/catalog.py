@@ -62,7 +62,7 @@ class Tasks:
         return ", ".join(map(short, self.asked.names))
 
     def begin(self) -> None:
-        """Few-shot examples are drawn anew from the seed, as at the beginning of a run of the harness."""
+        """Few-shot examples are drawn again from the seed, as at the beginning of a run of the harness."""
         for task in self.by_name.values():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
@@ -96,8 +96,8 @@ def load(asked: TaskRequest) -> Tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
                 meant = f"Did you mean {' or '.join(near)}? " if near else ""
                 raise UserError(
-                    f"lm-evaluation-harness {harness} knows no task “{name[:80]}”.",
-                    f"{meant}Name a task of its list, or a folder with a task's YAML.",
+                    f"lm-evaluation-harness {harness} has no task “{name[:80]}”.",
+                    f"{meant}Name a task from its list, or a folder with a task's YAML.",
                 )
         tasks = Tasks(asked, harness, _loaded(manager, [*named, *specs]))
         for task in tasks.by_name.values():
@@ -131,7 +131,8 @@ def _yaml_files(name: str) -> list[Path]:
     files = [p for p in sorted(path.glob("*.y*ml")) if "\ntask:" in f"\n{p.read_text(encoding='utf-8')}"]
     if not files:
         raise UserError(
-            f"The folder {name} holds no YAML with a line “task: NAME”.", "docs/tasks.md has an example."
+            f"The folder {name} contains no YAML file with a line “task: NAME”.",
+            "docs/tasks.md has an example.",
         )
     return files
 

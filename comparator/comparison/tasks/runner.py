@@ -128,7 +128,7 @@ class _TaskRun:
         if not any(columns):
             if self.failed:
                 number, why = next(iter(self.failed.values()))
-                raise UserError(f"No column could answer {tasks.name} at document {number}: {why}")
+                raise UserError(f"No variant could answer {tasks.name} at document {number}: {why}")
             return SetResult(tasks.name, answers=((),) * len(columns), task=run)
         binary = {name: scoring.is_binary(columns, name) for name in tasks.by_name}
         longest = scoring.room(len(tasks.documents) * len(columns))

@@ -241,14 +241,14 @@ def _target(document: Document, target: Any) -> str:
 
 
 def _said(document: Document, sample: dict[str, Any]) -> str:
-    """The text that was generated, the likeliest of several choices, else the log-probability."""
+    """The text that was generated, the most likely of several choices, else the log-probability."""
     given = [repeats[0] for repeats in sample["resps"]]
     if isinstance(given[0], str):
         return given[0]
     if isinstance(given[0], float):
         return f"log-probability {given[0]:.3f}"
     if len(given) == 1:
-        return f"log-probability {given[0][0]:.3f}{', the likeliest tokens' if given[0][1] else ''}"
+        return f"log-probability {given[0][0]:.3f}{', the most likely tokens' if given[0][1] else ''}"
     best = max(range(len(given)), key=lambda n: given[n][0])
     listed = "\n".join(
         f"{given[n][0]:9.3f}  {str(i.args[1]).strip()}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LOSS, EVAL = PALETTE[0], PALETTE[1]
 LEAST_SPAN = 5  # steps that smoothing averages over; a run shorter than twice as many is not smoothed
-MOST_POINTS = 600  # of a line; a browser draws every update anew
+MOST_POINTS = 600  # of a line; a browser draws every update again
 
 
 def loss_curve(curve: Sequence[LossPoint], of: int = 0) -> Figure:

@@ -24,10 +24,12 @@ Form = Literal["ids", "text", "chat"]
 FORMS: tuple[Form, ...] = ("ids", "text", "chat")
 WORDS: dict[Form, str] = {"ids": "token ids", "text": "rendered text", "chat": "messages"}
 NOTES: dict[Form, str] = {
-    "ids": "The server got the token ids of the prompt, as every other column did.",
-    "text": "The server takes no token ids: it got the rendered prompt as text and tokenized it itself.",
-    "chat": "The server takes neither token ids nor rendered text: it got the messages and put them into its own chat template, "
-    "so its prompt may differ from the other columns'.",
+    "ids": "The server was sent the token ids of the prompt, like every other variant.",
+    "text": "The server accepts no token ids: it was sent the rendered prompt as text and tokenized it itself.",
+    "chat": (
+        "The server accepts neither token ids nor rendered text: it was sent the messages and applied its own chat "
+        "template, so its prompt may differ from that of the other variants."
+    ),
 }
 PROBE = "Hello there"
 
@@ -58,8 +60,8 @@ class Dialect:
         if not self.extras:
             if settings.top_k or settings.repetition_penalty != 1:
                 raise UserError(
-                    "This server takes neither top-k nor a repetition penalty.",
-                    "Use top-k 0 and a repetition penalty of 1, or leave this column out.",
+                    "This server supports neither top-k nor a repetition penalty.",
+                    "Use top-k 0 and a repetition penalty of 1, or remove this variant.",
                 )
             return body
         body |= {

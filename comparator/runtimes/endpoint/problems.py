@@ -30,7 +30,7 @@ def named(endpoint: Endpoint) -> str:
 def line_too_long(endpoint: Endpoint) -> UserError:
     return UserError(
         f"{named(endpoint)} sent a line of more than {MAX_LINE / 1e6:.0f} MB, and the rest was not read.",
-        "This is no answer of OpenAI's API: check the address, which mostly ends in /v1.",
+        "This is not a response of OpenAI's API: check the address, which usually ends in /v1.",
     )
 
 
@@ -43,7 +43,7 @@ def too_much(endpoint: Endpoint) -> UserError:
 
 def too_long(endpoint: Endpoint) -> UserError:
     return UserError(
-        f"{named(endpoint)} was not done after {TOTAL_S / 60:.0f} minutes.", "Request a shorter answer."
+        f"{named(endpoint)} did not finish within {TOTAL_S / 60:.0f} minutes.", "Request a shorter answer."
     )
 
 
@@ -57,14 +57,14 @@ def redirected(endpoint: Endpoint, status: int) -> UserError:
 def cut(endpoint: Endpoint) -> UserError:
     return UserError(
         f"{named(endpoint)} ended the connection in the middle of its answer.",
-        "Look into the server's own log: it may have run out of memory or been restarted. Then run again.",
+        "Check the server's own log: it may have run out of memory or been restarted. Then run again.",
     )
 
 
 def not_the_api(endpoint: Endpoint) -> UserError:
     return UserError(
         f"{named(endpoint)} answered in a form that is not OpenAI's API.",
-        "Check the address, which mostly ends in /v1, and that nothing else listens there.",
+        "Check the address, which usually ends in /v1, and that nothing else listens there.",
     )
 
 
@@ -100,7 +100,7 @@ def explain(error: BaseException, endpoint: Endpoint) -> UserError:
     if isinstance(error, openai.APIError) and not isinstance(error, openai.APIConnectionError):
         return UserError(
             f"{named(endpoint)} reported an error{_quoted(error.message, endpoint)}.",
-            "Look into the server's own log.",
+            "Check the server's own log.",
         )
     return not_the_api(endpoint)
 
@@ -110,15 +110,17 @@ def _of_status(error: object, endpoint: Endpoint) -> UserError:
     if status in (401, 403):
         where = endpoint.key_variable
         how = (
-            f"Put a valid key into {where}, then restart."
+            f"Set {where} to a valid key, then restart."
             if where
-            else "List the server in COMPARATOR_ENDPOINTS, and its key in COMPARATOR_ENDPOINT_KEY_NAME: an address that was "
-            "typed gets none."
+            else (
+                "List the server in COMPARATOR_ENDPOINTS, and its key in COMPARATOR_ENDPOINT_KEY_NAME: an address typed "
+                "by hand is sent no key."
+            )
         )
-        return UserError(f"{name} does not let us in (HTTP {status}){words}.", how)
+        return UserError(f"{name} refused access (HTTP {status}){words}.", how)
     if status == 429:
         return UserError(
-            f"{name} takes no more requests now (HTTP 429){words}.",
+            f"{name} accepts no more requests now (HTTP 429){words}.",
             "Wait, or raise its limit; then run again.",
         )
     kind = Refused if status in NOT_UNDERSTOOD else UserError
@@ -128,12 +130,10 @@ def _of_status(error: object, endpoint: Endpoint) -> UserError:
             "Check that the address ends in /v1, and name one of its models after a #: http://host:8000/v1#model.",
         )
     if status >= 500:
-        return kind(
-            f"{name} failed (HTTP {status}){words}.", "Look into the server's own log, then run again."
-        )
+        return kind(f"{name} failed (HTTP {status}){words}.", "Check the server's own log, then run again.")
     return kind(
         f"{name} refused the request (HTTP {status}){words}.",
-        "Check the settings against what the server takes.",
+        "Check the settings against what the server accepts.",
     )
 
 
@@ -155,7 +155,7 @@ def _quoted(text: str, endpoint: Endpoint) -> str:
 
 
 def _reason(chain: list[BaseException]) -> str:
-    reason = next((str(e) for e in reversed(chain) if str(e)), "no reason is known")
+    reason = next((str(e) for e in reversed(chain) if str(e)), "no reason was given")
     return " ".join(reason.split())[:QUOTED].rstrip(".")
 
 

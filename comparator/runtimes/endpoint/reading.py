@@ -154,7 +154,7 @@ class Vocabulary:
         return [self._position(entry) for entry in _positions(choice.get("logprobs"))]
 
     def _position(self, entry: dict[str, Any]) -> Choices | None:
-        """`entry`: the token itself, with the likeliest ones under "top_logprobs"."""
+        """`entry`: the token itself, with the most likely ones under "top_logprobs"."""
         first, log_p = self.id_of(entry), {}
         for other in (entry, *_dicts(entry.get("top_logprobs"))):
             token, value = self.id_of(other), other.get("logprob")

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from comparator.sources import Checkpoint
 
 TOP = (20, 5, 1)  # log-probabilities to ask for: what vLLM gives, what OpenAI gives, the chosen token's own
-SAMPLING = "Sampled with the server's own random numbers, not with those that the other columns share."
+SAMPLING = "Sampled with the server's own random numbers, not with those that the other variants share."
 REENCODED = (
-    "The server gives no token ids: those here are its text, tokenized with the comparison's model, and may be cut otherwise "
-    "than it cut them."
+    "The server returns no token ids: its text was tokenized with the comparison's model, which may split it differently "
+    "from the server."
 )
 
 
@@ -43,9 +43,9 @@ class EndpointRuntime(Runtime):
         **Runtime.absent,
         "adapters": "the server loads its own",
         "max_memory": "the server places its model",
-        "memory": "a server tells nothing of it",
-        "layers": "a server tells nothing of them",
-        "full logits": "a server gives the likeliest tokens at most",
+        "memory": "a server does not report it",
+        "layers": "a server does not report them",
+        "full logits": "a server returns only the most likely tokens",
     }
 
     def load(
@@ -80,7 +80,7 @@ class EndpointRuntime(Runtime):
             kernel=facts.title,
             vocabulary=checkpoint.vocab_size or len(tokenizer),
             prepare_s=time.perf_counter() - start_s,
-            notes=[f"Computed by {facts.title}, which says of itself: {says}.", dialects.NOTES[dialect.form]],
+            notes=[f"Computed by {facts.title}, which reports: {says}.", dialects.NOTES[dialect.form]],
             client=client,
             tokenizer=tokenizer,
             dialect=dialect,
@@ -190,7 +190,9 @@ class EndpointModel(ResidentModel):
         if not answer.given and (token := self._known.id_of({"token": answer.text})) is not None:
             return Choices(token)
         if not answer.ids:
-            raise UserError(f"{named(self.client.endpoint)} gave no token after a part of the answer.")
+            raise UserError(
+                f"{named(self.client.endpoint)} returned no token to continue a part of the answer."
+            )
         return Choices(answer.ids[0])
 
     def _unforced(self, prompt: Prompt, token_ids: list[int], cancel: threading.Event) -> Generator[Choices]:
@@ -258,11 +260,12 @@ def _notes(answer: Answer, prompt: Prompt, settings: GenerationSettings) -> list
         )
     if answer.cached:
         notes.append(
-            f"The server had {answer.cached} tokens of the prompt from an earlier request, so its TTFT is shorter than for a "
-            "prompt that is new to it."
+            f"The server had {answer.cached} tokens of the prompt from an earlier request, so its TTFT is shorter than "
+            "for a new prompt."
         )
     if answer.pieces and len(answer.ids) > 1.2 * answer.pieces + 1:
         notes.append(
-            f"The {len(answer.ids)} tokens came in {answer.pieces} pieces: latencies between tokens are those between pieces."
+            f"The {len(answer.ids)} tokens came in {answer.pieces} pieces: inter-token latencies are the times between "
+            "pieces."
         )
     return notes

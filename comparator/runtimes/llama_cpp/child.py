@@ -169,9 +169,10 @@ class Child:
         because = f": {lines[-1][:300]}" if lines else ""
         return UserError(
             f"The llama.cpp process of {self.what} ended {how}{because}.",
-            "Most often memory ran out: unload other variants, or choose a smaller file. The next run starts it anew."
+            "The most likely cause is a lack of memory: unload other variants, or choose a smaller file. The next run "
+            "restarts it."
             if code == -signal.SIGKILL
-            else "The other columns are not affected; the next run starts it anew.",
+            else "The other variants are not affected; the next run restarts it.",
         )
 
 

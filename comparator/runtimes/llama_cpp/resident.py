@@ -62,7 +62,7 @@ class LlamaCppModel(ResidentModel):
     _tokenizer: Any = None
 
     def use(self) -> None:
-        """A process that has ended is started anew."""
+        """A process that has ended is started again."""
         if not self.child.alive:
             self.child.close()
             self.child = Child(self.variant.notation)
@@ -166,7 +166,7 @@ class LlamaCppModel(ResidentModel):
         return time.perf_counter() - start_s
 
     def _use(self, tokens: int, rows: int) -> bool:
-        """An empty context; returns whether it was made anew."""
+        """An empty context; returns whether it was made again."""
         before, self.buffers = self.buffers, self.child.ask("use", tokens, rows)
         return before != self.buffers
 
@@ -181,7 +181,7 @@ class LlamaCppModel(ResidentModel):
         at = next((i for i, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), len(ids))
         return (
             f"llama.cpp's own tokenizer reads this prompt as {len(theirs):,} tokens, which differ from position {at + 1:,} "
-            f"on. It got the {len(ids):,} tokens of the model's tokenizer, as every column did.",
+            f"on. It was given the {len(ids):,} tokens of the model's tokenizer, like every variant.",
         )
 
     def weights(self) -> FileWeights | None:

@@ -42,7 +42,7 @@ class Model:
     def __init__(self, memory_file: int, connection: Connection):
         self.connection, self.library = connection, c_api.load()
         if problem := c_api.layout_problem(self.library):
-            raise Failed(f"xllamacpp is another build than {c_api.WRITTEN_FOR}: {problem}")
+            raise Failed(f"xllamacpp is a different build from {c_api.WRITTEN_FOR}: {problem}")
         self.lines: list[tuple[int, str]] = []
         self.log = c_api.LogCallback(self._log)
         self.library.llama_log_set(self.log, None)
@@ -191,7 +191,7 @@ class Model:
         self.lines.clear()
         self.context = self.library.llama_init_from_model(self.model, parameters)
         if not self.context:
-            raise Failed(self._complaint(f"it has no room for a context of {tokens:,} tokens"))
+            raise Failed(self._complaint(f"it has no memory for a context of {tokens:,} tokens"))
         self.shape, self.context_buffers = (tokens, rows), self._buffers()
 
     def _log(self, level: int, text: bytes, _: Any) -> None:

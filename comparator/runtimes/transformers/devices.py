@@ -26,7 +26,7 @@ def check_placed(model: Any, notation: str) -> None:
     if lost := [name for name, device in placed.items() if device == "disk"]:
         raise UserError(
             f"{len(lost)} parts of {notation} ({lost[0]} …) fit nowhere within max_memory.",
-            "Raise a limit: accelerate places whole layers, and keeps room on the first device.",
+            "Raise a limit: accelerate places whole layers, and reserves memory on the first device.",
         )
 
 

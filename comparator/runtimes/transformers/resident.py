@@ -119,7 +119,7 @@ class TransformersModel(ResidentModel):
 
         if not takes_dynamic_cache(self.model):
             raise UserError(
-                "This architecture keeps its state in a cache of its own kind, which is not decoded in batches here."
+                "This architecture keeps its state in its own kind of cache, which cannot be decoded in batches here."
             )
         given = torch.tensor([list(ids) for ids in prompts], device=input_device(self.model))
         return TimedBatch(self.model, given, new_tokens, cancel)

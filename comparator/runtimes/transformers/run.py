@@ -74,7 +74,7 @@ def run_once(
 
 def above_floor(tok_s: float, floor_tok_s: float) -> str:
     return (
-        f"{tok_s:.0f} tok/s is above the roofline of {floor_tok_s:.0f}: work was dropped, or the weights fit the "
+        f"{tok_s:.0f} tok/s is above the roofline of {floor_tok_s:.0f}: work was skipped, or the weights fit the "
         "GPU's cache. Not a result."
     )
 

@@ -121,6 +121,8 @@ def _merge_note(plan: Plan, loaded: LoadedModel) -> str:
     if getattr(loaded.model, "is_quantized", False):
         return (
             f"{name} is merged: each of its layers was unpacked, changed and quantized again, which rounds the base and "
-            "the adapter together. Unmerged, the adapter stays exact beside the quantized base."
+            "the adapter together. Unmerged, the adapter stays exact next to the quantized base."
         )
-    return f"{name} is merged into the weights: nothing is added while it runs, and this column has its own base."
+    return (
+        f"{name} is merged into the weights: nothing is added at run time, and this variant has its own base."
+    )

@@ -69,7 +69,7 @@ def build(page: Page) -> None:
     def put(request: gr.Request, names: list[str], on: list[str], text: str, model: Any, owner: str):
         try:
             if len(names) >= MOST_CHOICES:
-                raise UserError(f"The list has {len(names)} adapters.", "Reload the page to begin anew.")
+                raise UserError(f"The list has {len(names)} adapters.", "Reload the page to start over.")
             adapter = parse_adapter(text or "")
             with logged_in(visitors_login(request)):
                 facts = opened(adapter, page.admission, owner)
@@ -187,7 +187,7 @@ def opened(adapter: Adapter, admission: Admission, owner: Any, since_s: float | 
             raise Stopped
 
     if not _opening.acquire(timeout=0.5):
-        raise UserError("Other adapters are just being opened.", "Try again in some seconds.")
+        raise UserError("Other adapters are just being opened.", "Try again in a few seconds.")
     try:
         return describe(open_adapter(adapter, progress=in_time, settings=admission.settings))
     except Stopped:

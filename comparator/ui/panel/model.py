@@ -16,7 +16,7 @@ from comparator.ui.markup import esc
 from comparator.ui.page import PRIVATE, Page, html
 from comparator.util import formatting
 
-LINKED = "Named by the link: nothing is looked up before Run."
+LINKED = "From the link: it is looked up when you press Run."
 
 
 def build(page: Page) -> None:
@@ -139,7 +139,7 @@ def _quantized(facts: ModelFacts) -> str:
     own = own_variant(facts)
     if own is None:
         return esc("Quantized with a method that no variant here loads.")
-    text = esc(f"Quantized already: it is one column, {own.notation}.")
+    text = esc(f"Already quantized: it runs as the one variant {own.notation}.")
     if not facts.base_model:
         return f"{text} Choose the model that it was made from to compare it with other variants."
     query = urlencode([("model", facts.base_model), ("v", "bf16"), ("v", own.notation)])

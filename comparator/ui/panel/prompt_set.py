@@ -16,13 +16,13 @@ from comparator.ui.page import PRIVATE, Choice, Page, html
 from comparator.util import formatting
 
 HOW = (
-    'A prompt per line; or JSON objects, one per line: {"prompt": "What is 2 + 2?", "check": "number", "expected": 4}. '
+    'One prompt per line; or JSON objects, one per line: {"prompt": "What is 2 + 2?", "check": "number", "expected": 4}. '
     f"Checks: {', '.join(sorted(checks.CHECKS))}."
 )
 
 
 def build(page: Page) -> None:
-    choices = [("one prompt, the one above", ONE_PROMPT), *((f"the set “{n}”", n) for n in reader.shipped()),
+    choices = [("the prompt above", ONE_PROMPT), *((f"the set “{n}”", n) for n in reader.shipped()),
                ("your own set", OWN_SET)]  # fmt: skip
     if not page.settings.public:
         choices.append(("a task of lm-evaluation-harness", TASK))
@@ -60,7 +60,7 @@ def build(page: Page) -> None:
             task = gr.Textbox(
                 "",
                 label="Task",
-                info="A name such as arc_easy, or a folder with a task's YAML; several with commas between.",
+                info="A name such as arc_easy, or a folder with a task's YAML; separate several with commas.",
                 max_lines=1,
                 scale=3,
                 elem_id="task-name",
@@ -105,12 +105,12 @@ def build(page: Page) -> None:
 def describe(name: str, text: str) -> str:
     """What Run will do, or what is wrong with the set, as HTML."""
     if name == ONE_PROMPT:
-        return '<p class="facts">A set shows how often answers become wrong: each prompt goes through every column.</p>'
+        return '<p class="facts">A set shows how often answers become wrong: every variant answers each prompt.</p>'
     if name == TASK:
         if not catalog.is_installed():
             return f'<p class="facts bad" role="alert">{esc(catalog.MISSING)} <code>{esc(catalog.INSTALL)}</code></p>'
         return (
-            '<p class="facts">The documents go through every column, and the harness scores them. The prompt above is used '
+            '<p class="facts">Every variant answers the documents, and the harness scores the answers. The prompt above is used '
             "for the latencies.</p>"
         )
     try:

@@ -37,9 +37,7 @@ def render(state: EngineState | None, public: bool = False) -> str:
         return f'<p class="facts">{formatting.plural(len(state.residents) if state else 0, "variant")} of all visitors in memory.</p>'
     models: dict[str, list[str]] = {}
     for resident in state.residents if state else ():
-        shared = (
-            f", {formatting.megabytes(resident.shared_bytes)} of it shared" if resident.shared_bytes else ""
-        )
+        shared = f", {formatting.megabytes(resident.shared_bytes)} shared" if resident.shared_bytes else ""
         line = f"<li>{code(resident.variant)}<span>{esc(formatting.megabytes(resident.bytes or None) + shared)}</span></li>"
         models.setdefault(resident.model, []).append(line)
     return "".join(

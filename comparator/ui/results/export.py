@@ -1,4 +1,4 @@
-"""Take a variant with you: one of the shown columns as a checkpoint with its model card, in a folder of the data folder.
+"""Export a variant: one of the shown columns as a checkpoint with its model card, in a folder of the data folder.
 
 The same code as the command `export`. Not on a public server, where a visitor would fill the disk with checkpoints.
 """
@@ -36,7 +36,7 @@ def build(page: Page) -> None:
     if page.settings.public:
         return
     with gr.Accordion(
-        "Take a variant with you", open=False, visible=False, elem_classes="fold", elem_id="export"
+        "Export a variant", open=False, visible=False, elem_classes="fold", elem_id="export"
     ) as whole:
         with gr.Row(elem_classes="train-grid"):
             column = Choice([], label="Variant", filterable=False, elem_id="export-column")
@@ -114,7 +114,7 @@ def _cell(shown: Shown, label: str) -> CellResult:
     cell = next((c for c in cells if c.label == label and c.status == "ok"), None)
     if cell is None:
         raise UserError(
-            "No column with this name has answered.", "Select one of the list, or press Run first."
+            "No variant with this name has answered.", "Select one from the list, or press Run first."
         )
     return cell
 
@@ -131,7 +131,7 @@ async def stream(
         def work(emit: Any) -> tuple[Exported, str]:
             if page.settings.public:
                 raise UserError(
-                    "Nothing is exported on a public server.", "Use the command on your own machine."
+                    "Exporting is disabled on a public server.", "Use the export command on your own machine."
                 )
             if repo:
                 hub_upload.check(repo)
@@ -167,7 +167,7 @@ def over(made: Exported, address: str) -> str:
     uploaded = f" Uploaded to {address}." if address else ""
     return (
         f'<p class="notice" role="status"><span><b>Written to {esc(str(made.folder))}</b> ({made.bytes / 1e6:,.0f} MB), with a model '
-        f"card of what was measured. Here it is <code>{esc(made.notation)}</code>.{esc(uploaded)}</span></p>"
+        f"card of the measured figures. Use it here as <code>{esc(made.notation)}</code>.{esc(uploaded)}</span></p>"
     )
 
 

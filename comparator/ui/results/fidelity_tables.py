@@ -19,7 +19,7 @@ VERDICT_HEADS = (
     ("Speed, tok/s", "× is the ratio to the reference"),
     (
         "KL, nats",
-        "mean KL divergence from the reference, ± its standard error; ≥: a lower bound, from the likeliest tokens only",
+        "mean KL divergence from the reference, ± its standard error; ≥: a lower bound, from the most likely tokens only",
     ),
     ("Noise floor", "KL of the variant with itself, the text in chunks of 64: rounding errors only"),
     ("Perplexity", "of the evaluation text, ± its standard error"),

@@ -76,7 +76,7 @@ def _over(live: Live, took_s: float) -> str:
     took = f" in {formatting.seconds(took_s)}" if took_s else ""
     if (missing := _missing(live)) and not counts["failed"]:
         resume = "" if get_settings().public else " Run resumes it."
-        return say(f"Stopped: {missing}. What was answered is kept.{resume}")
+        return say(f"Stopped: {missing}. The answers so far are kept.{resume}")
     noun = "column" if any(c.adapter for c in live.columns) else "variant"
     done = formatting.plural(len(counts["done"]), noun)
     if counts["stopped"]:

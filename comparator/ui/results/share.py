@@ -30,7 +30,7 @@ FILES = {
     ".json": ("JSON", "the full document; can be opened here again"),
     ".md": ("Markdown", "to paste into an issue"),
     ".csv": ("CSV", "one row per variant"),
-    ".prompts.csv": ("CSV of prompts", "one row per prompt and column"),
+    ".prompts.csv": ("CSV of prompts", "one row per prompt and variant"),
     ".layers.csv": ("CSV of layers", "one row per layer"),
 }
 MAX_AGE_S = 1800  # files made for a download are deleted after this

@@ -70,7 +70,7 @@ def footnote(live: Live) -> str:
     if runs >= LEAST_RUNS:
         return (
             text
-            + f"Medians of up to {runs} runs; a column is called faster or slower only if they support it."
+            + f"Medians of up to {runs} runs; a variant is called faster or slower only if they support it."
         )
     return (
         text

@@ -10,7 +10,7 @@ from comparator.util.formatting import small
 MOST_TOKENS = 1024  # tokens that are coloured; the table has all of them
 STEPS = (0.01, 0.05, 0.2, 0.5, 1.0)  # nats, boundaries between colours
 
-BOUND = "a lower bound: the column names its likeliest tokens only, and all others count as one"
+BOUND = "a lower bound: the variant reports only its most likely tokens, and all others count as one"
 TOKEN_HEADS = (
     ("#", "position in the answer"),
     ("Token", "of the reference's answer"),
@@ -46,8 +46,8 @@ def differs(prompt: PromptFidelity) -> str:
     first = prompt.first_difference
     if not prompt.forced and first is not None:
         return (
-            f"Its own answer is the same up to token {first + 1} of {len(prompt.tokens)} (outlined). It could not be made to go on "
-            "with the reference's tokens, so what follows is not compared."
+            f"Its own answer is the same up to token {first + 1} of {len(prompt.tokens)} (outlined). It could not be "
+            "forced to continue with the reference's tokens, so the rest is not compared."
         )
     if first is None or not 0 <= first < len(prompt.tokens):
         return "Both have the same most likely token at every position. Hover over a token for the five most likely tokens of both."

@@ -29,9 +29,9 @@ _EXPLAINED = {
     "weights": "as the method stores them",
     "quant state": "scales, zero points and codebooks",
     "KV cache": "of all users together",
-    "total": "with what is kept free for workspaces",
+    "total": "including memory reserved for workspaces",
     "largest context": "tokens per user that still fit",
-    "roofline": "tokens per second of all users if reading took the whole bandwidth",
+    "roofline": "tokens per second of all users at full memory bandwidth",
 }
 
 
@@ -112,14 +112,14 @@ def _shown(
             )
         tokens, count = quantities.tokens(context), quantities.tokens(users)
         checkpoint, where = open_headers(name), cards.find(card)
-        asked = estimate.default_variants(checkpoint, where.device)
-        plan = estimate.plan(checkpoint, where, tokens, count, asked)
+        listed = estimate.default_variants(checkpoint, where.device)
+        plan = estimate.plan(checkpoint, where, tokens, count, listed)
     except UserError as wrong:
         return problem(wrong), ()
     here = (card or cards.HERE) == cards.HERE
     residents = get_engine().state().residents if here else ()
     # As the panel lists them: a row's own notation has the sizes that the model decided, gptq:g64 say.
-    fitting = (v.notation for v, row in zip(asked, plan.rows, strict=True) if row.fits and not row.error)
+    fitting = (v.notation for v, row in zip(listed, plan.rows, strict=True) if row.fits and not row.error)
     names = tuple(fitting) if here else ()
     return "".join(_rendered(plan, residents)), names
 

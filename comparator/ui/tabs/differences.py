@@ -69,7 +69,7 @@ def in_words(cell: CellResult, reference: CellResult, place: Parting | None) -> 
     if place.position >= min(len(cell.token_ids), len(reference.token_ids)):
         shorter, longer = sorted((cell, reference), key=lambda c: len(c.token_ids))
         return (
-            f"The same up to token {place.position}, where {shorter.label} ends and {longer.label} goes on."
+            f"The same up to token {place.position}, where {shorter.label} ends and {longer.label} continues."
         )
     parts = [
         _choice(candidate, name, own, other, theirs)

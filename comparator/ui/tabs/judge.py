@@ -28,12 +28,14 @@ from comparator.ui.tabs.rates import rates_table, text_table
 from comparator.util.streams import Background
 
 WHY = (
-    "Any column, or a server, answers which of two answers is better, twice with the answers exchanged. Where its verdicts "
-    "disagree the pair is a tie. It wants a model that follows instructions: the built-in one is too small."
+    "Any variant, or a server, decides which of two answers is better, twice with the order of the answers swapped. If "
+    "the two verdicts disagree, the pair is a tie. It needs a model that follows instructions: the built-in one is too "
+    "small."
 )
 NOT_HERE = (
-    "A public server runs no judge. Save the comparison as JSON and run python -m comparator judge on your own machine; "
-    "opened here again, it has the verdicts."
+    "Judges do not run on a public server. Save the comparison as JSON and run python -m comparator judge on your own "
+    "machine; "
+    "open it here again to see the verdicts."
 )
 
 
@@ -87,7 +89,7 @@ def judging_of(page: Page, shown: Shown, label: Any, name: Any) -> tuple[Compari
     """What was asked for. Raises `UserError` if it makes no sense, before anything is loaded."""
     comparison = shown.comparison
     if page.settings.public:
-        raise UserError("A public server runs no judge.", NOT_HERE)
+        raise UserError("Judges do not run on a public server.", NOT_HERE)
     if comparison is None or not page.admission.holds(comparison.id):
         raise UserError("There is no saved comparison to judge.", "Press Run, or open one.")
     if not isinstance(label, str) or not label:

@@ -64,9 +64,8 @@ def together(comparison: Comparison) -> str:
         return ""
     alone = sum(m.resident_bytes - (m.adapter_bytes or 0) for m in bases.values())
     return (
-        f"The {len(bases)} variants hold {formatting.megabytes(alone - shared)} together, "
-        f"{formatting.megabytes(shared)} less than each alone: what they all leave unquantized (embeddings, head, norms) "
-        "is stored once for all of them."
+        f"Together the {len(bases)} variants take {formatting.megabytes(alone - shared)}, {formatting.megabytes(shared)} "
+        "less than separately: what all of them leave unquantized (embeddings, head, norms) is stored only once."
     )
 
 
@@ -127,8 +126,10 @@ def footprint_words(cell: CellResult, ours: int, theirs: int) -> str:
     """The difference of one column in bytes, and its cause."""
     gap, state = ours - theirs, cell.memory.quant_state_bytes or 0
     if gap == 0:
-        return f"prints {formatting.megabytes(theirs)}, the same as ours."
-    text = f"prints {formatting.megabytes(theirs)}; weights and quant state are {formatting.megabytes(ours)}."
+        return f"returns {formatting.megabytes(theirs)}, the same as measured here."
+    text = (
+        f"returns {formatting.megabytes(theirs)}; weights and quant state are {formatting.megabytes(ours)}."
+    )
     if state and abs(gap - state) <= 0.001 * ours:
         return f"{text} The {formatting.few_bytes(gap)} it leaves out are the quant state."
     if gap > 0:

@@ -50,7 +50,7 @@ def proposed(wanted: Any, megabytes: float) -> Recipe:
     recipe.check(wanted.variant)
     parts = measured.get((wanted.model, wanted.variant, wanted.reference, wanted.by))
     if parts is None:
-        raise UserError("This was not measured yet.", "Press Measure first.")
+        raise UserError("This has not been measured yet.", "Press Measure first.")
     return recipe.propose(
         get_engine(),
         wanted.model,
@@ -66,5 +66,5 @@ def summary_line(made: Recipe) -> str:
     return (
         f'<p class="notice" role="status"><span><b>Added to the variants:</b> {code(made.variant.notation)}, {made.bytes / 1e6:,.1f} MB, '
         f"{made.bits:.2f} bits per weight. Kept in 16 bits: {parts}, {made.share * 100:.0f} % of the parts’ divergences, summed. "
-        f"{esc(recipe.RULE)} Press Run to measure it beside the others.</span></p>"
+        f"{esc(recipe.RULE)} Press Run to compare it with the others.</span></p>"
     )

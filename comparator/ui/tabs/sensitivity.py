@@ -95,7 +95,12 @@ def build(page: Page) -> None:
             request.session_hash
         )  # only the stream writes the status line: two writers would overwrite each other
 
-    page.on_comparison(offer, [whole, column, pictures, rows])
+    def look(request: gr.Request, shown: Shown, name: str, by: str):
+        return offer(page, Shown() if shown.running else shown, name, by, request.session_hash)
+
+    page.shown.change(
+        look, inputs=[page.shown, column, by], outputs=[whole, column, pictures, bars, rows], **PRIVATE
+    )
     start.click(
         run, inputs=[page.shown, column, by], outputs=[status, start, stop, pictures, bars, rows],
         trigger_mode="once", **PRIVATE,
@@ -103,13 +108,36 @@ def build(page: Page) -> None:
     stop.click(halt, **DIRECT)
 
 
-def offer(shown: Shown):
-    """The variants to select from; the quantized one furthest from the reference is preselected."""
-    if shown.comparison is None:
-        return gr.Column(visible=False), gr.skip(), gr.Row(visible=False), ""
-    names = list(dict.fromkeys(cell.variant for cell in shown.comparison.cells))
-    chosen = gr.Dropdown(choices=names, value=first_choice(shown.comparison, names))
-    return gr.Column(visible=True), chosen, gr.Row(visible=False), ""
+def offer(page: Page, shown: Shown, name: str | None, by: str, session: str | None) -> list[Any]:
+    """(section, variants to select from, row of the plot, plot, table) for what is shown.
+
+    While this visitor's measurement runs, all stay: a comparison that was started meanwhile is queued for it, and Stop has to
+    be within reach. The figures of the selected variant are shown again below a new comparison that they apply to; else the
+    quantized variant furthest from the reference is preselected.
+    """
+    if page.sensitivity_runs.going(session):
+        return _unchanged(5)
+    comparison = shown.comparison
+    if comparison is None:
+        return [gr.Column(visible=False), gr.skip(), gr.Row(visible=False), gr.skip(), ""]
+    names = list(dict.fromkeys(cell.variant for cell in comparison.cells))
+    measurement, parts = _known(shown, name, by)
+    chosen = name if parts else first_choice(comparison, names)
+    figures = results(comparison, measurement, parts) if parts else [gr.Row(visible=False), gr.skip(), ""]
+    return [gr.Column(visible=True), gr.Dropdown(choices=names, value=chosen), *figures]
+
+
+def _known(shown: Shown, name: str | None, by: str) -> tuple[Measurement | None, tuple[Part, ...] | None]:
+    """The measurement that is selected and its parts; None without them."""
+    try:
+        measurement = measurement_of(shown, name, by)
+    except UserError:
+        return None, None
+    return measurement, recipe.measured.get(_key(measurement))
+
+
+def _key(measurement: Measurement) -> tuple[str, Variant, Variant, str]:
+    return measurement.model, measurement.variant, measurement.reference, measurement.by
 
 
 def first_choice(comparison: Comparison, names: list[str]) -> str | None:
@@ -198,9 +226,7 @@ async def stream(
             yield [say("Stopping …") if stop.is_set() else line, *_unchanged(5)]
         if background.error is None:
             parts = background.future.result()
-            recipe.measured.put(
-                (measurement.model, measurement.variant, measurement.reference, measurement.by), parts
-            )
+            recipe.measured.put(_key(measurement), parts)
             yield [
                 over(parts, time.monotonic() - began),
                 *run_buttons(False),

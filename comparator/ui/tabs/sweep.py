@@ -38,8 +38,9 @@ from comparator.util.streams import Background
 
 WHY = (
     "Decodes several sequences at once, with the model and the variants selected in the panel: from which batch on is which variant "
-    "faster, and how much memory does it take? The reference is the one that the others are held against. Adapters are not applied. "
-    "A server (endpoint) gets as many requests at once. With limits, the goodput counts the requests that meet them."
+    "faster, and how much memory does it take? The others are compared with the reference. Adapters are not applied. "
+    "A server (endpoint) gets that many concurrent requests. If limits are set, the goodput counts the requests that "
+    "meet them."
 )
 
 

@@ -28,7 +28,7 @@ from comparator.ui.tabs.rates import rates_table, text_table
 from comparator.util import formatting
 
 NOTHING = "Run two variants or more, or open a saved comparison, to vote on its answers without seeing whose they are."
-WAITING = "Once all answers are there, this tab puts them to blind votes."
+WAITING = "Once all variants have answered, you can vote on their answers here without seeing whose they are."
 UNSAVED = "This comparison is not saved on the server, so votes on it would be lost."
 
 
@@ -136,7 +136,7 @@ def after_vote(page: Page, shown: Shown, owner: Any, comparison: Comparison, vis
         return revealed(comparison, visitor, poll), "", replace(poll, waiting=())
     sides = (poll.ballot.left, poll.ballot.right)
     waiting = replace(poll, waiting=tuple(dict.fromkeys((*poll.waiting, *sides))))
-    noted = "Noted; the names follow after the last pair of these answers."
+    noted = "Vote recorded; the names are shown after the last pair of these answers."
     return following(page, shown, owner, comparison, visitor, waiting, noted)
 
 
@@ -160,9 +160,7 @@ def start(comparison: Comparison, visitor: str, refusal: UserError | None = None
     extent, left = ballots.extent(comparison), len(ballots.left_for(comparison, visitor))
     if extent.pairs == extent.identical:
         return line + _unable(f"There is nothing to vote on: {votes.extent_words(comparison)}.")
-    words = (
-        f"Two answers to one prompt, without names; you say which is better. {votes.extent_words(comparison)}"
-    )
+    words = f"You see two answers to one prompt, without names, and choose the better one. {votes.extent_words(comparison)}"
     done = "" if left == extent.pairs - extent.identical else (
         f", {left:,} not voted on by you" if left else ", all voted on by you"
     )  # fmt: skip

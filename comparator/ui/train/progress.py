@@ -28,7 +28,7 @@ STATES = {
 def line(state: TrainingState) -> str:
     """The state of a job as a sentence."""
     if state.status == "waiting":
-        why = state.message.removeprefix("waiting: ") or "the device is busy"
+        why = state.message.removeprefix("queued: ") or "the device is busy"
         return f"Queued: {why}. It starts automatically."
     if state.status == "training":
         remaining = f", {formatting.duration(state.eta_s)} left" if state.eta_s is not None else ""

@@ -157,7 +157,7 @@ def filled(
     names = list(dict.fromkeys([*listed, result.adapter]))
     on = [NO_ADAPTER, result.adapter]
     boxes, labels = adapters.grid(picked, on, [])
-    cut = f" {formatting.join(left_out)} left out: too many columns." if left_out else ""
+    cut = f" {formatting.join(left_out)} omitted: too many columns." if left_out else ""
     line = notice.say(f"{result.name}: every variant without and with the adapter.{cut}")
     return [line, result.model, picked, gr.CheckboxGroup(choices=names, value=on), boxes, labels, names, []]
 

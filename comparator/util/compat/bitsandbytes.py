@@ -51,7 +51,7 @@ def int8_on_device() -> Iterator[None]:
 def keeping_packed(model: Any) -> Iterator[None]:
     """Inside, `state_dict()` leaves the CPU's packed format as it is.
 
-    bitsandbytes unpacks it for that, in the live weights: double quantization would be made anew with other numbers at
+    bitsandbytes unpacks it for that, in the live weights: double quantization would be made again with other numbers at
     the next forward.
     """
     states = [

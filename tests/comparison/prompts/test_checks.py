@@ -67,16 +67,16 @@ def test_no_pattern_runs_without_end() -> None:
         ('{"prompt": "a"}\n{"prompt": 3}', "Line 2"),
         ('{"prompt": "a"}\nnot json', "Line 2"),
         ('{"prompt": "a", "check": "magic"}', "magic"),
-        ('{"prompt": "a", "check": "number", "expected": "x"}', "no number"),
+        ('{"prompt": "a", "check": "number", "expected": "x"}', "not a number"),
         ("prompt,expected\na,b,c", "Line 2"),
         ("", "empty"),
         (
             '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
-            "asked nothing",
+            "follow a user's turn",
         ),
         (
             '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-            "does not end",
+            "must end",
         ),
     ],
 )

@@ -187,7 +187,7 @@ def test_the_page_says_what_is_held_together(pool, checkpoint):
     assert memory.together(replace(comparison, cells=comparison.cells[:1])) == "", "nothing is shared there"
     cells = tuple(replace(comparison.cells[0], variant=s.variant.notation, memory=s.memory) for s in slots)
     said = memory.together(replace(comparison, cells=cells))
-    assert "The 2 variants hold" in said and "56.6 MB less" in said, said
+    assert "Together the 2 variants take" in said and "56.6 MB less" in said, said
     one_with_adapter = replace(
         cells[1], adapter="pirate", memory=replace(slots[1].memory, adapter_bytes=10**6,
                                                    resident_bytes=slots[1].memory.resident_bytes + 10**6)
