@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from model_hub import ModelHub, model_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,8 +73,16 @@ def start(folder: Path, **environment: str) -> Server:
 
 
 @pytest.fixture(scope="session")
-def server(two_layers, tmp_path_factory) -> Iterator[Server]:
-    started = start(tmp_path_factory.mktemp("server"), COMPARATOR_MODEL=str(two_layers))
+def hub() -> Iterator[ModelHub]:
+    """What `server` takes for the Hub: no test of the page asks the real one."""
+    with model_hub() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="session")
+def server(two_layers, hub, tmp_path_factory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    started = start(folder, COMPARATOR_MODEL=str(two_layers), HF_ENDPOINT=hub.url)
     yield started
     started.process.terminate()
     try:
@@ -290,6 +299,15 @@ def serve(tmp_path) -> Iterator:
 def serve_file(tmp_path_factory) -> Iterator:
     """The same for all tests of a file."""
     yield from _serving(tmp_path_factory.mktemp("server"))
+
+
+@pytest.fixture(scope="session")
+def with_password(tmp_path_factory) -> Iterator[tuple[Server, Path]]:
+    """A server that asks for a password, and its data folder."""
+    folder = tmp_path_factory.mktemp("server")
+    serving = _serving(folder)
+    yield next(serving)(COMPARATOR_AUTH="ada:lovelace"), folder / "data"
+    next(serving, None)
 
 
 @pytest.fixture

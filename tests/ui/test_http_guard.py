@@ -279,8 +279,8 @@ def raw(url: str, head: str, chunk: bytes = b"", count: int = 0) -> tuple[int, f
     return int(answer.split()[1]), sent / 1e6
 
 
-def test_a_huge_body_is_refused_before_the_login_in_bounded_time_and_memory(serve):
-    server = serve(COMPARATOR_AUTH="ada:lovelace")
+def test_a_huge_body_is_refused_before_the_login_in_bounded_time_and_memory(with_password):
+    server, _ = with_password
     process = psutil.Process(server.process.pid)
     time.sleep(1)
     before, began = process.memory_info().rss, time.monotonic()

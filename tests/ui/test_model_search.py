@@ -5,45 +5,32 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from model_hub import ModelHub
 from playwright.sync_api import TimeoutError
 
 pytestmark = pytest.mark.browser
 
 
-def test_names_on_the_hub_come_as_one_types(browser, serve):
-    hub = ModelHub()
+def test_names_on_the_hub_come_as_one_types(visitor, hub):
     hub.add("someone/lighthouse-7b", {"config.json": b"{}"})
     hub.add("another/lighthouse-mini", {"config.json": b"{}"})
     hub.add("someone/else", {"config.json": b"{}"})
-    server = serve(HF_ENDPOINT=hub.url)
-    context = browser.new_context()
-    try:
-        page = context.new_page()
-        page.goto(server.url)
-        page.wait_for_selector("#model input", timeout=60_000)
-        page.wait_for_function(
-            "() => /free/.test(document.querySelector('#status').innerText)", timeout=90_000
-        )
-        box = page.locator("#model input")
-        box.click()
-        suggested = page.get_by_role("option", name="another/lighthouse-mini")
-        for _ in range(15):  # a search has two seconds; where two busy cores need more, people type again
-            box.fill("")
-            box.press_sequentially("lighthouse", delay=60)
-            with contextlib.suppress(TimeoutError):
-                suggested.wait_for(timeout=4_000)
-                break
-        searches = [path for _, path in hub.requests if path == "api/models"]
-        assert suggested.is_visible(), (
-            f"No suggestion after typing again and again; the Hub was asked {len(searches)} times. None: key_up no "
-            "longer searches. Some: what it found does not reach the list."
-        )
-        assert box.input_value() == "lighthouse", "what is being typed is left alone"
-        assert page.get_by_role("option", name="someone/else").count() == 0
-        page.get_by_role("option", name="someone/lighthouse-7b").click()
-        assert box.input_value() == "someone/lighthouse-7b"
-        page.wait_for_function("() => document.querySelector('#facts').innerText.length > 10", timeout=30_000)
-    finally:
-        context.close()
-        hub.close()
+    page = visitor.page
+    box = page.locator("#model input")
+    box.click()
+    suggested = page.get_by_role("option", name="another/lighthouse-mini")
+    for _ in range(15):  # a search has two seconds; where two busy cores need more, people type again
+        box.fill("")
+        box.press_sequentially("lighthouse", delay=60)
+        with contextlib.suppress(TimeoutError):
+            suggested.wait_for(timeout=4_000)
+            break
+    searches = [path for _, path in hub.requests if path == "api/models"]
+    assert suggested.is_visible(), (
+        f"No suggestion after typing again and again; the Hub was asked {len(searches)} times. None: key_up no "
+        "longer searches. Some: what it found does not reach the list."
+    )
+    assert box.input_value() == "lighthouse", "what is being typed is left alone"
+    assert page.get_by_role("option", name="someone/else").count() == 0
+    page.get_by_role("option", name="someone/lighthouse-7b").click()
+    assert box.input_value() == "someone/lighthouse-7b"
+    page.wait_for_function("() => document.querySelector('#facts').innerText.length > 10", timeout=30_000)

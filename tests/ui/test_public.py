@@ -100,10 +100,10 @@ def test_a_public_server(serve, open_at, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_password_stands_before_everything(serve, browser, tmp_path):
-    with open_store(Settings(data_dir=tmp_path / "data")) as store:
+def test_a_password_stands_before_everything(with_password, browser):
+    server, data = with_password
+    with open_store(Settings(data_dir=data)) as store:
         id = store.save(sample.comparison())
-    server = serve(COMPARATOR_AUTH="ada:lovelace")
     assert answer(server.url + "config") == 401
     context = browser.new_context()
     page = context.new_page()
