@@ -28,6 +28,7 @@ COLUMNS = {
 }  # role → the data formats that have it
 AUTO = "auto"
 MAX_TEXT = 1_000  # characters of a name or a path
+_MOST_NAMES = 1_000  # of layers; a model has some ten kinds
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -126,7 +127,9 @@ def _value(setting: Setting, value: Any) -> Any:
             )
         return value
     if setting.kind == "names":
-        listed = value if isinstance(value, (list, tuple)) else str(value or "").replace(",", " ").split()
+        if isinstance(value, str):
+            value = value[: 10 * MAX_TEXT].replace(",", " ").split()
+        listed = value[:_MOST_NAMES] if isinstance(value, (list, tuple)) else ()
         names = tuple(
             dict.fromkeys(n for name in listed if isinstance(name, str) and (n := name.strip()[:MAX_TEXT]))
         )
