@@ -201,9 +201,9 @@ class Limits:
         """Whether the allow-list has this model, checkpoint or adapter. Built-in names need no entry.
 
         A pattern is `owner/name` or `owner/name@revision`; `*`, `?` and `[…]` match as in `fnmatch`, upper and lower
-        case alike in the name. Without a revision the pattern covers every branch, tag and commit of the repository,
-        but no other ref: anybody can open a pull request (`refs/pr/4`) with weights of their own. A name without a
-        revision means the branch `main`.
+        case alike in the name. Without a revision the pattern covers every branch and tag of the repository, but no
+        other ref: anybody can open a pull request (`refs/pr/4`) with weights of their own, and the Hub gives its commits
+        by their hash too. A name without a revision means the branch `main`.
         """
         if not self.allowed_models:
             return True
@@ -321,7 +321,10 @@ def _is_builtin(name: str, what: str) -> bool:
 
 
 def _is_foreign_ref(revision: str) -> bool:
-    """A ref that is neither a branch nor a tag: a pull request, or what the Hub itself converted."""
+    """A ref that is neither a branch nor a tag: a pull request, what the Hub itself converted, or a commit, which may be of
+    a pull request."""
+    if re.fullmatch(r"[0-9a-f]{7,64}", revision.lower()) or {"", "."} & set(revision.split("/")) and revision:
+        return True
     return revision.lower().startswith("refs/") and not revision.startswith(("refs/heads/", "refs/tags/"))
 
 

@@ -190,8 +190,12 @@ def test_in_public_memory_is_the_servers_own():
         ("user/x", "user/x", True),
         ("user/x", "user/x@main", True),
         ("user/x", "user/x@v1.0", True),
-        ("user/x", "user/x@" + "a" * 40, True),
         ("user/x", "user/x@refs/pr/4", False),  # anybody can open a pull request
+        ("user/x", "user/x@" + "ab" * 20, False),  # whose commits the Hub gives by their hash
+        ("user/x", "user/x@" + "AB" * 20, False),
+        ("user/x", "user/x@abcdef0", False),
+        ("user/x@" + "ab" * 20, "user/x@" + "ab" * 20, True),
+        ("user/x", "user/x@./refs/pr/4", False),
         ("user/x", "user/x@REFS/PR/4", False),
         ("user/x", "user/x@refs/convert/parquet", False),
         ("user/x", "user/x@refs/heads/main", True),
