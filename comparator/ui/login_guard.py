@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -32,7 +33,8 @@ class LoginGuard:
             return
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope.get("headers", ())}
         who = visitor(headers, (scope.get("client") or (None,))[0], self.settings)
-        if self._is_locked(who):
+        attempt = (time.monotonic(), who)
+        if not self._begins(attempt):
             body = b'{"detail": "Too many wrong passwords. Try again in some minutes."}'
             kind = [
                 (b"content-type", b"application/json"),
@@ -44,14 +46,20 @@ class LoginGuard:
             return
 
         async def watched(message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in (400, 401):
-                with self._lock:
-                    self._wrong.append((time.monotonic(), who))
+            if message["type"] == "http.response.start" and message["status"] not in (400, 401):
+                with self._lock, contextlib.suppress(ValueError):  # many later ones may have pushed it out
+                    self._wrong.remove(attempt)
             await send(message)
 
         await self.app(scope, receive, watched)
 
-    def _is_locked(self, who: str) -> bool:
+    def _begins(self, attempt: tuple[float, str]) -> bool:
+        """Whether this address may try. Then it counts as wrong until it is answered: guesses that are sent at once would
+        else all come before the first answer."""
+        now_s, who = attempt
         with self._lock:
-            recent = [w for at_s, w in self._wrong if time.monotonic() - at_s < WINDOW_S]
-        return recent.count(who) >= MOST_WRONG or len(recent) >= MOST_WRONG_TOTAL
+            recent = [w for at_s, w in self._wrong if now_s - at_s < WINDOW_S]
+            if recent.count(who) >= MOST_WRONG or len(recent) >= MOST_WRONG_TOTAL:
+                return False
+            self._wrong.append(attempt)
+            return True

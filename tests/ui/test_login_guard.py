@@ -38,3 +38,33 @@ def test_an_address_that_guesses_is_locked_out_and_others_are_not(monkeypatch):
     assert ask("4.4.4.4") == 429, "whoever has many addresses guesses without end"
     now.s += login_guard.WINDOW_S + 1
     assert ask("1.1.1.1") == 400
+
+
+def test_guesses_that_are_sent_at_once_are_no_way_around():
+    answers, tried = [], []
+
+    async def slow(scope, receive, send):
+        tried.append(scope["client"])
+        await asyncio.sleep(0.2)  # until all of them have come
+        await send({"type": "http.response.start", "status": scope["status"], "headers": []})
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            answers.append(message["status"])
+
+    guard = LoginGuard(slow, Settings(public=False, behind_proxy=False))
+
+    async def at_once(count: int, status: int, address: str) -> None:
+        scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "client": (address, 1)}
+        await asyncio.gather(*(guard(scope | {"status": status}, None, send) for _ in range(count)))
+
+    def ask(*arguments) -> None:
+        thread = threading.Thread(target=asyncio.run, args=(at_once(*arguments),))
+        thread.start()
+        thread.join(20)
+
+    ask(60, 400, "1.1.1.1")
+    assert len(tried) == login_guard.MOST_WRONG and answers.count(429) == 50
+    for _ in range(30):
+        ask(1, 200, "2.2.2.2")
+    assert answers[-30:] == [200] * 30, "who logs in rightly is counted as guessing"
