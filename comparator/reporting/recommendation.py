@@ -26,7 +26,7 @@ RULE = (
     f"Balanced is the smallest variant whose most likely token is the reference's at {verdict.CLOSE_ENOUGH * 100:.0f} % "
     f"of the positions or more. Among variants within {ALIKE * 100:.0f} % of its size it is the most faithful one, never "
     "one whose "
-    f"answers became wrong more often than chance explains (checks of a prompt set, p < {SIGNIFICANT:g}). A fastest column is named "
+    f"answers became wrong more often than chance explains (checks of a prompt set, p < {SIGNIFICANT:g}). A fastest variant is named "
     f"only if at least {stats.LEAST_RUNS} undisturbed runs support it. Most faithful is the lowest KL divergence."
 )
 

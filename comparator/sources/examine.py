@@ -235,7 +235,7 @@ def _bounded(checkpoint: Checkpoint) -> Iterator[None]:
         consistency.layers(_config(checkpoint)),
         consistency.layers_of(t.name for t in checkpoint.tensors),
     )
-    layers = f": {promised:,} layers, the files hold {there:,}" if promised and promised > there else ""
+    layers = f": {promised:,} layers, the files contain {there:,}" if promised and promised > there else ""
 
     def count(_module: Any, name: str, parameter: Any) -> None:
         if parameter is None or threading.get_ident() != thread:

@@ -397,7 +397,7 @@ def test_another_method_another_model(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("method", "option", "words"),
     [
-        ("nf4", "dq", "dq=true is asked for"),
+        ("nf4", "dq", "dq=true is requested"),
         ("nf4", "storage=bf16", "made with storage=uint8"),
         ("nf4", "dtype=fp32", "made with dtype=bf16"),
         ("nf4", "skip=q_proj", "made with no skip="),

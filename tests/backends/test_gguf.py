@@ -110,7 +110,7 @@ def test_a_damaged_file_is_refused_before_llama_cpp_reads_it(two_layers, tmp_pat
     checkpoint = open_checkpoint(str(two_layers))
     whole = write.make(checkpoint, "q4_0", silent)
     (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=r"cut.gguf is cut off"):
+    with pytest.raises(UserError, match=r"cut.gguf is truncated"):
         GGUF.complete(resolve(f"gguf@{tmp_path}/cut.gguf"), checkpoint, silent)
 
 

@@ -236,7 +236,7 @@ def test_what_would_load_as_something_else_is_refused(saved, small, tmp_path, se
 
 def test_other_sources_are_refused_by_name(small, saved, tmp_path):
     assert "not quantized" in formats.refused(f"hqq@{small}", small)
-    assert "bits=8 is asked for" in formats.refused(f"hqq@{saved}:8bit", small)
+    assert "bits=8 is requested" in formats.refused(f"hqq@{saved}:8bit", small)
     tiny_models.save(tmp_path / "tiny", hidden_size=64, intermediate_size=128, dtype="bfloat16")
     other = save(tmp_path / "tiny", tmp_path / "other", 4, 32)
     assert "hidden_size 64" in formats.refused(f"hqq@{other}", small)

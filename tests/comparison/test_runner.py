@@ -175,7 +175,7 @@ def test_two_at_once_are_served_in_order(engine, request_for):
         assert on_progress and all("a comparison is" in t for t in on_progress), (
             "a visitor who waits must be told for whom"
         )
-        assert any("column 1 of 1" in t for t in on_progress) and not any("Say" in t for t in on_progress), (
+        assert any("variant 1 of 1" in t for t in on_progress) and not any("Say" in t for t in on_progress), (
             on_progress
         )
         assert results[name][-1].comparison.prompt.text == f"Say {name}."

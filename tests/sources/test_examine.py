@@ -196,15 +196,15 @@ def test_one_expert_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"num_hidden_layers": 4000}, ["4,000 layers", "hold 2"]),
+        ({"num_hidden_layers": 4000}, ["4,000 layers", "contain 2"]),
         ({"num_hidden_layers": 60}, ["of the weights", "model.layers."]),
         ({"num_hidden_layers": 10**12}, ["num_hidden_layers"]),
         ({"vocab_size": 20_000_000}, ["vocab_size=20000000"]),
-        ({"vocab_size": 321}, ["another shape", "(320, 32)", "(321, 32)"]),
-        ({"hidden_size": 64}, ["another shape"]),
+        ({"vocab_size": 321}, ["different shape", "(320, 32)", "(321, 32)"]),
+        ({"hidden_size": 64}, ["different shape"]),
         ({"hidden_size": 10**9}, ["hidden_size"]),
         ({"intermediate_size": -2}, ["intermediate_size"]),
-        ({"num_key_value_heads": 4}, ["another shape", "k_proj"]),
+        ({"num_key_value_heads": 4}, ["different shape", "k_proj"]),
         ({"num_attention_heads": 0}, ["transformers cannot build"]),
     ],
     ids=str,
@@ -221,7 +221,7 @@ def test_a_model_that_is_larger_than_its_files_is_not_built(copy: Path, monkeypa
     refused(
         change(copy, num_hidden_layers=30_000, layer_types=None),
         "larger model",
-        "30,000 layers, the files hold 2",
+        "30,000 layers, the files contain 2",
     )
     refused(change(copy, num_hidden_layers=2, vocab_size=10**9), "larger model", "1000000000")
 
@@ -305,5 +305,5 @@ def test_tables_by_a_number_of_the_config_alone_are_not_allocated(tmp_path, mode
     assert require_complete(open_checkpoint(str(tmp_path / "model"))).problem is None
     file = tmp_path / "model" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"n_positions": 50_000_000}))
-    with pytest.raises(UserError, match="larger model than its files hold"):
+    with pytest.raises(UserError, match="larger model than its files contain"):
         require_complete(open_checkpoint(str(tmp_path / "model")))

@@ -154,7 +154,7 @@ def test_shards_with_an_index(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tmp_path))
     assert checkpoint.parameters == tiny_models.unique_parameters(model)
     shards[1].unlink()
-    refused(tmp_path, shards[1].name, "misses 1 of")
+    refused(tmp_path, shards[1].name, "is missing 1 of")
 
 
 def test_facts_of_a_chat_model(llama: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_cut_off_file_is_named(copy: Path) -> None:
     file = copy / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:-1000])
-    refused(copy, "model.safetensors", "cut off")
+    refused(copy, "model.safetensors", "truncated")
     file.write_bytes(data[:4])
     refused(copy, "model.safetensors", "damaged")
     file.write_bytes(b"")

@@ -196,9 +196,9 @@ def test_files_that_are_refused_by_their_header(own_dirs: Path) -> None:
     data = whole.read_bytes()
     file = own_dirs / "bad.gguf"
     for content, word in [
-        (data[: len(data) - 5000], "cut off"),
-        (data[:3000], "cut off"),
-        (data[:30], "cut off"),
+        (data[: len(data) - 5000], "truncated"),
+        (data[:3000], "truncated"),
+        (data[:30], "truncated"),
         (data[:10], "not a GGUF"),
         (b"", "not a GGUF"),
         (b"PK\x03\x04" + data[4:], "not a GGUF"),

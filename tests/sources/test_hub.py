@@ -252,7 +252,7 @@ def test_half_a_download_does_not_serve_offline(server: ModelHub) -> None:
     )
     server.status = 503
     hub._listings.clear()
-    refused(NAME, "not complete", "http 503")
+    refused(NAME, "incomplete", "http 503")
 
 
 def test_offline_mode_is_named() -> None:
@@ -286,7 +286,7 @@ def test_gated(server: ModelHub, files: dict[str, bytes], monkeypatch) -> None:
 
 def test_private_and_a_wrong_token(server: ModelHub, files: dict[str, bytes], monkeypatch) -> None:
     server.add("someone/private", files, private=True)
-    refused("someone/private", "may see")
+    refused("someone/private", "can access")
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
     problem = refused("someone/private", "does not accept the token")
     assert "wrongwrong" not in str(problem), "a token reached a message"
@@ -301,7 +301,7 @@ def test_in_public_nobody_asks_the_hub_with_the_operators_token(
     server.add("operator/gated", files, gated=True)
     monkeypatch.setenv("HF_TOKEN", server.token)
     settings_env(public=1)
-    refused("operator/private", "may see")
+    refused("operator/private", "can access")
     refused("operator/gated", "gated")
     with pytest.raises(UserError):
         sources.look_up("operator/private")
@@ -325,7 +325,7 @@ def test_a_visitors_own_login_opens_what_that_account_may_have_and_nobody_else_g
     for name in ("maker/gated", "maker/private", "operator/gated", f"operator/gated@{commit}"):
         with hub_login.logged_in(server.token):
             assert opened(name)
-        with pytest.raises(UserError, match="gated|may see") as problem:
+        with pytest.raises(UserError, match="gated|can access") as problem:
             opened(name)  # it lies here now, and the next visitor has no login
         assert "your own machine" in problem.value.advice and "HF_TOKEN" not in problem.value.advice
         with hub_login.logged_in("hf_of_somebody_else"), pytest.raises(UserError, match="accept the token"):

@@ -63,8 +63,8 @@ def test_a_tokenizer_that_cannot_be_read(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{{ nothing.here.at.all }}", "refuses"),
-        ("{% for m in messages %}", "refuses"),
+        ("{{ nothing.here.at.all }}", "rejects"),
+        ("{% for m in messages %}", "rejects"),
         ("Say something.", "ignores the user's message"),
         ("<s><s>{% for m in messages %}{{ m['content'] }}{% endfor %}", "two '<s>'"),
     ],

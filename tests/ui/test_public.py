@@ -127,7 +127,7 @@ def test_a_visitors_history_is_theirs(tmp_path):
     assert desk.holds(kept.id) and [e.id for e in desk.store.search("", mine)] == [kept.id]
     assert desk.store.search("", theirs) == [] == desk.store.search("", None)
     for change in (desk.store.delete, lambda id, owner: desk.store.rename(id, "x", owner)):
-        with pytest.raises(Exception, match="somebody else's"):
+        with pytest.raises(Exception, match="belongs to someone else"):
             change(kept.id, theirs)
 
 

@@ -101,7 +101,7 @@ def test_stop_keeps_what_was_measured(two_layers, tmp_path):
     [
         ({"model": ""}, "No model is selected"),
         ({"model": "smollm2-135m", "on": ()}, "No variant is selected"),
-        ({"model": "smollm2-135m", "batch": "many"}, "no number"),
+        ({"model": "smollm2-135m", "batch": "many"}, "not a number"),
         ({"model": "smollm2-135m", "batch": "4096"}, "too large"),
         ({"model": "smollm2-135m", "context": ""}, "at least one batch size and one context"),
         ({"model": "smollm2-135m", "itl": "soon"}, "is not a time"),

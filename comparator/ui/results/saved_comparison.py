@@ -67,9 +67,9 @@ def _at_once(page: Page, shown: Shown) -> list[Any]:
 def refusal(page: Page, problem: UserError, *, keep: bool = False) -> list[Any]:
     """Why nothing was opened, and how to continue. With `keep`, the page stays as it was."""
     if keep:
-        kept = nothing(page)
-        kept[len(page.cards) + 1] = notice.problem(problem)
-        return kept
+        unchanged = nothing(page)
+        unchanged[len(page.cards) + 1] = notice.problem(problem)
+        return unchanged
     return [
         *[""] * len(page.cards), "", notice.say(""), not_here(problem), "", Shown(), *_at_once(page, Shown())
     ]  # fmt: skip

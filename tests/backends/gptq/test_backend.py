@@ -343,7 +343,7 @@ def test_another_tokenizer_is_a_warning(folder, two, tmp_path, engine):
     file.write_text(json.dumps(tokenizer))
     _, (column,) = run(engine, two, f"gptq@{other}")
     assert column.status == "ok"
-    assert any("another tokenizer" in note and "2 of" in note for note in column.notes), column.notes
+    assert any("different tokenizer" in note and "2 of" in note for note in column.notes), column.notes
 
 
 def test_what_is_not_gptq_is_said(two, folder, tmp_path):
