@@ -9,12 +9,15 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
+from model_hub import ModelHub, model_hub
 
-from comparator.ui.gradio_compat import API_PREFIX
+from comparator.adapters.locate import builtin_path
+from comparator.ui.gradio_compat import API_PREFIX, STREAM_PATH
 
 
 class Stranger:
@@ -42,6 +45,10 @@ class Stranger:
         body = {"fn_index": event, "session_hash": session, "data": data}
         return self.post(f"{API_PREFIX.strip('/')}/queue/join", body)[0]
 
+    def answer(self, session: str) -> bytes:
+        """What the server has sent for a session until its event was over."""
+        return self.get(f"{STREAM_PATH.strip('/')}?session_hash={session}")[1]
+
     @property
     def megabytes(self) -> float:
         return self.process.memory_info().rss / 1e6
@@ -58,12 +65,56 @@ def _answer(request: urllib.request.Request) -> tuple[int, bytes]:
 
 
 @pytest.fixture(scope="module")
-def stranger(serve_file) -> Stranger:
-    return Stranger(serve_file(COMPARATOR_PUBLIC="1", COMPARATOR_TRAINING="1"))
+def hub() -> Iterator[ModelHub]:
+    """A stand-in for the Hub, which a stranger's slow server is too."""
+    with model_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stranger(serve_file, hub, tmp_path_factory) -> Stranger:
+    home = str(tmp_path_factory.mktemp("hf"))
+    return Stranger(
+        serve_file(COMPARATOR_PUBLIC="1", HF_ENDPOINT=hub.url, HF_HOME=home, HF_HUB_CACHE=f"{home}/hub")
+    )
+
+
+def test_adapters_from_a_slow_server_are_opened_some_at_a_time(stranger, hub):
+    """Eighty threads serve all pages, and each adapter that a form opens waits for its file in one of them."""
+    files = {p.name: p.read_bytes() for p in builtin_path("pirate").iterdir()}
+    for number in range(100):
+        hub.add(f"slow/adapter-{number}", files | {"README.md": str(number).encode()}, parameters=None)
+    hub.chunk_s = 5.0
+    event, add = stranger.event_of("adapter-source", "submit"), stranger.event_of("custom-add", "click")
+    inputs = next(e["inputs"] for e in stranger.events if e["id"] == event)
+    boxes = {stranger.kinds[i]["props"].get("elem_id"): n for n, i in enumerate(inputs)}
+    try:
+        for number in range(100):
+            data: list[Any] = [None] * len(inputs)
+            data[boxes["adapters"]], data[boxes["adapter-source"]] = [], f"slow/adapter-{number}"
+            assert stranger.send(event, f"slow-{number}", data) == 200
+        time.sleep(10)  # until they have begun
+        asked_for = {path for _, path in hub.requests if "/resolve/" in path}
+        assert len(asked_for) <= 2 * 8, (
+            f"{len(asked_for)} files are fetched at once for forms of one stranger"
+        )
+        began_s = time.monotonic()
+        asked = next(e["inputs"] for e in stranger.events if e["id"] == add)
+        texts = {"custom-notation": "nf4:skip=lm_head"}
+        assert (
+            stranger.send(
+                add, "honest", [texts.get(stranger.kinds[i]["props"].get("elem_id")) for i in asked]
+            )
+            == 200
+        )
+        assert b"process_completed" in stranger.answer("honest")
+        assert time.monotonic() - began_s < 20, "one stranger's adapters stop everybody's page"
+    finally:
+        hub.chunk_s = 0.0
 
 
 def test_lists_of_boxes_are_not_kept_for_sessions_that_nobody_opened(stranger):
-    """8 MB for each invented session, a thousand sessions: 8 GB."""
+    """Last, since it uses up what one address may send in a minute. 8 MB for each invented session, a thousand sessions: 8 GB."""
     event, before = stranger.event_of("columns", "input"), stranger.megabytes
     labels = ["x" * 7_000] * 1_100
     statuses = [stranger.send(event, f"invented-{n}", [labels, []]) for n in range(40)]
