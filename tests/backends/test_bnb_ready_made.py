@@ -410,9 +410,9 @@ def test_an_option_that_contradicts_the_checkpoint(tiny, method, option, words):
 
 def test_defaults_that_contradict_it_too(saved, two_layers, tiny):
     folder = saved("nf4:dq,compute=fp32")
-    assert "dq=false is asked for" in refused(folder, two_layers, "nf4", "dq=false")
+    assert "dq=false is requested" in refused(folder, two_layers, "nf4", "dq=false")
     folder = saved("fp4:compute=fp16,dtype=fp16,storage=bf16")
-    assert "dtype=bf16 is asked for" in refused(folder, tiny["plain"], "fp4", "dtype=bf16")
+    assert "dtype=bf16 is requested" in refused(folder, tiny["plain"], "fp4", "dtype=bf16")
     kept = "nf4:skip=k_proj+model.layers.1.mlp"
     variant = resolve(f"nf4@{saved(kept)}:skip=model.layers.1.mlp+lm_head+k_proj")
     assert BNB.complete(variant, open_checkpoint(str(tiny["plain"]))) == variant, (

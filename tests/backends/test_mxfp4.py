@@ -172,7 +172,7 @@ DOWN = "model.layers.1.mlp.experts.down_proj"
     ("change", "words"),
     [
         (lambda n, t: {} if n == f"{DOWN}_scales" else None, [f"{DOWN}_blocks", "no matching scales"]),
-        (lambda n, t: {} if n == f"{DOWN}_blocks" else None, [f"{DOWN}_scales", "no blocks"]),
+        (lambda n, t: {} if n == f"{DOWN}_blocks" else None, [f"{DOWN}_scales", "no matching blocks"]),
         (lambda n, t: {n: t[:, :, :1]} if n == f"{DOWN}_scales" else None, [f"{DOWN}_scales", "(4, 64, 1)", "(4, 64, 2)"]),
         (lambda n, t: {n: t.flatten(-2)} if n == f"{DOWN}_blocks" else None, [f"{DOWN}_blocks", "blocks of 32"]),
         (lambda n, t: {n.replace("down_proj", "o_proj"): t} if DOWN in n and "bias" not in n else None,

@@ -331,6 +331,6 @@ def test_a_server_cannot_be_the_reference_and_takes_no_adapter(serve, model):
     with pytest.raises(UserError, match="adapters.*loads its own"):
         engine.load(LoadRequest(model.checkpoint.source, resolve("endpoint@tiny"), Adapter("pirate")), never)
     column = load(model)
-    with pytest.raises(UserError, match="full logits.*likeliest tokens"):
+    with pytest.raises(UserError, match="full logits.*most likely tokens"):
         list(column.answer_logits([1], [2], never))
     column.unload()
