@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from comparator.core.errors import UserError
 from comparator.decoding import chat_template
+from comparator.sources import isolated
 from comparator.training.data import Data
 from comparator.training.settings import TrainSettings
 from comparator.training.types import DataPreview, Piece, SamplePreview, TokenStatistics
 
 MASKED = -100
 _CPU_S = 60  # what a stranger's tokenizer may compute for a whole data set
+_WALL_S = 300.0  # and its chat template beside it
 Progress = Callable[[float | None, str], None]
 
 
@@ -56,7 +59,7 @@ class Corpus:
 def load_tokenizer(checkpoint: Any) -> Any:
     """A tokenizer of the model separate from the engine's, so that a preview is not queued. Raises `UserError`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a dataloader may fork
-    from comparator.sources import isolated, tokenizer
+    from comparator.sources import tokenizer
 
     return tokenizer.load_tokenizer(checkpoint, _CPU_S, isolated.beside)
 
@@ -163,7 +166,15 @@ def encode(
     """Every sample, split into training and held-out ones. Raises `UserError` if no token is left to train on."""
     encoded, skipped = [], list(data.skipped)
     reasons: dict[str, int] = {}
+    strangers, began_s = isinstance(tokenizer, isolated.IsolatedTokenizer), time.monotonic()
     for number, sample in enumerate(data.samples):
+        if (
+            strangers and time.monotonic() - began_s > _WALL_S
+        ):  # each sample alone is within a template's limits
+            raise UserError(
+                f"{data.title} takes longer than {_WALL_S:g} s to tokenize with this model.",
+                "Take a part of the data, or choose another model.",
+            )
         sample_ids = encode_sample(sample, tokenizer, settings, system)
         if sample_ids.trained_tokens:
             encoded.append(sample_ids)

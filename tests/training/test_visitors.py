@@ -200,3 +200,17 @@ def test_a_tokenizer_that_is_slow_on_data_ends_at_its_time_for_all_of_them(
     with pytest.raises(UserError, match="someone/slow takes"):
         public.seen_by(EVE).preview(DataSource("pirate"), "someone/slow", replace(SHORT, max_length=4096))
     assert time.process_time() - began_s < 20
+
+
+def test_a_template_that_is_slow_for_each_sample_ends_at_the_time_for_all(
+    public, hub_server, tmp_path, monkeypatch
+):
+    slow = tmp_path / "slow-template"
+    shutil.copytree(tmp_path / "plain", slow)
+    loop = "{% for a in range(300) %}{% for b in range(1000) %}{% endfor %}{% endfor %}"
+    template = (slow / "chat_template.jinja").read_text()
+    (slow / "chat_template.jinja").write_text(loop + template)
+    hub_server.add("someone/slow-template", slow, parameters=100_000)
+    monkeypatch.setattr(tokenize, "_WALL_S", 0.5)
+    with pytest.raises(UserError, match="takes longer than 0.5 s to tokenize"):
+        public.seen_by(EVE).preview(DataSource("pirate"), "someone/slow-template", SHORT)
