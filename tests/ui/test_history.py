@@ -82,7 +82,12 @@ def test_two_of_one_prompt_side_by_side(visit, saved):
     page.check(f'li[data-id="{here}"] input.tick')
     assert page.locator("input.tick:disabled").count() == 1, "another prompt cannot be compared with this one"
     page.check(f'li[data-id="{there}"] input.tick')
-    page.wait_for_function("() => /\\(2\\)/.test(document.querySelector('#history-beside').innerText)")
+    said = "(words) => document.querySelector('#history-beside').innerText.trim() === words"
+    page.wait_for_function(said, arg="Side by side (2)")
+    both = [f'li[data-id="{id}"] input.tick' for id in (here, there)]
+    for words in ("Side by side", "Side by side (2)"):  # faster than the app answers
+        page.evaluate("(boxes) => boxes.forEach((box) => document.querySelector(box).click())", both)
+        page.wait_for_function(said, arg=words, timeout=30_000)
     page.click("#history-beside")
     page.wait_for_selector("#side-by-side table", timeout=30_000)
     on_progress = visitor.text("#side-by-side")

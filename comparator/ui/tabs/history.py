@@ -112,7 +112,8 @@ def build(page: Page) -> None:
     saved_comparison.settle(page, opened)
     entries.edit(rename, inputs=query_inputs, outputs=[status, entries], **DIRECT)
     entries.delete(delete, inputs=query_inputs, outputs=[status, entries], **DIRECT)
-    entries.input(mark, outputs=[chosen, beside], **DIRECT)
+    # Of two boxes that are ticked while the first is being answered, the second counts too.
+    entries.input(mark, outputs=[chosen, beside], trigger_mode="always_last", **DIRECT)
     entries.submit(turn, inputs=[page.owner, search], outputs=[entries, start], **DIRECT)
     status.undo(undo, inputs=query_inputs, outputs=[status, entries], **DIRECT)
     beside.click(lay_out, inputs=[chosen], outputs=[compared], **PRIVATE).then(
