@@ -168,11 +168,10 @@ class Trainings:
         if isolated.needed(checkpoint.revision):
             return tokenize.load_tokenizer(checkpoint)  # what it may compute is counted anew
         key = str(checkpoint.path)
-        tokenizer = self._tokenizers.get(key)
-        if tokenizer is None:
-            self.engine.start().result()  # torch must not be imported by two threads at once
-            tokenizer = self._tokenizers.setdefault(key, tokenize.load_tokenizer(checkpoint))
-        return tokenizer
+        if (known := self._tokenizers.get(key)) is not None:
+            return known
+        self.engine.start().result()  # torch must not be imported by two threads at once
+        return self._tokenizers.setdefault(key, tokenize.load_tokenizer(checkpoint))
 
     # ------------------------------------------------------------ a job
 
