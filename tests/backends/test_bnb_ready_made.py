@@ -500,7 +500,7 @@ def test_a_model_that_is_saved_quantized_names_its_own_method(tiny):
     for method in ("nf4", "fp4", "int8"):
         with pytest.raises(UserError) as caught:
             require_full_precision(open_checkpoint(str(tiny[method])))
-        assert f"column {method}@" in caught.value.advice
+        assert f"variant {method}@" in caught.value.advice
     unknown = replace(open_checkpoint(str(tiny["nf4"])), quantization={"quant_method": "bitsandbytes"})
     with pytest.raises(UserError, match="it was made from"):
         require_full_precision(unknown)
