@@ -209,7 +209,7 @@ def test_the_page_shows_it(outputs):
     live, shown, cell = Live.of(made), Shown(made), made.cell("endpoint@tiny")
     card = cards.render(live, live.columns[1], 1)
     assert "Computed by vLLM" in card and "lower bound" in card
-    assert "≥" in summary.render(live) and "unlike devices" in summary.render(live)
+    assert "≥" in summary.render(live) and "different devices" in summary.render(live)
     assert "Round trip" in latency.figures_table(made)
     assert (
         "endpoint@tiny" in memory.figures_table(made) and layers.summary(cell) and layers.tensor_table(cell)
