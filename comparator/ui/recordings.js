@@ -110,6 +110,7 @@ Object.assign(window.qc, (() => {
   function listed(element, trigger) {
     const id = (from) => from.closest("li").dataset.id;
     const ticks = () => [...element.querySelectorAll("input.tick")];
+    let settled; // several boxes in quick succession are one event: Gradio may answer the last one first, or not at all
     on(element, [
       ["a.open", (link, event) => {
         if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
@@ -146,7 +147,8 @@ Object.assign(window.qc, (() => {
           tick.disabled = other;
           tick.title = other ? "Another prompt: its answers cannot be compared with the selected ones" : "";
         }
-        trigger("input", { ids: on.map(id) });
+        clearTimeout(settled);
+        settled = setTimeout(() => trigger("input", { ids: on.map(id) }), 120);
       }],
     ]);
     // Another list: nothing is ticked, whatever became of the boxes while it was redrawn.
@@ -156,6 +158,7 @@ Object.assign(window.qc, (() => {
       if (listing() === before) return;
       before = listing();
       for (const tick of ticks()) tick.checked = tick.disabled = false;
+      clearTimeout(settled);
       trigger("input", { ids: [] });
     }).observe(element, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-id"] });
   }

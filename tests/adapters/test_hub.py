@@ -137,7 +137,7 @@ def test_on_a_public_server_a_strangers_adapter_is_opened_elsewhere_first(public
     messages = []
     facts = opened(NAME, progress=lambda fraction, message: messages.append(message))
     assert facts.parameters == 737_280 and isolated.beside.child is not None
-    assert any("in a process of its own" in m for m in messages)
+    assert any("in a separate process" in m for m in messages)
     isolated.beside.close()
     opened(NAME)
     opened("pirate")

@@ -153,7 +153,9 @@ def test_the_form_of_the_page_offers_it(rows):
     blocks = list(page.blocks.values())
     method = next(b for b in blocks if getattr(b, "elem_id", None) == "custom-method")
     assert ("rows4: a toy", "rows4") in method.choices
-    clip = next(b for b in blocks if getattr(b, "label", None) == "clip")
+    known = backends.methods()
+    inputs = custom_variant._inputs(custom_variant._slots([m for _, m in known.values()]), *known["rows4"])
+    clip = next(field for field in inputs if field.label == "clip")
     assert clip.value == 1 and clip.info == "share of the range that is kept"
     option = rows.methods[0].options[0]
     assert custom_variant.compose(*backends.methods()["rows4"], {option: 0.9}) == "rows4:clip=0.9"

@@ -65,7 +65,7 @@ def test_names_mean_the_parts_modules_alone() -> None:
 
 
 def test_a_target_that_makes_no_sense_is_refused() -> None:
-    for target, words in ((999, "with nothing kept"), (4000, "fits whole"), (1200, "No part fits")):
+    for target, words in ((999, "with nothing kept"), (4000, "whole reference fits"), (1200, "No part fits")):
         with pytest.raises(UserError, match=words):
             recipe.make(NF4, PARTS, SMALL, LARGE, target_bytes=target)
     with pytest.raises(UserError, match="cannot keep"):

@@ -32,5 +32,7 @@ def test_names_on_the_hub_come_as_one_types(visitor, hub):
     assert box.input_value() == "lighthouse", "what is being typed is left alone"
     assert page.get_by_role("option", name="someone/else").count() == 0
     page.get_by_role("option", name="someone/lighthouse-7b").click()
-    assert box.input_value() == "someone/lighthouse-7b"
+    page.wait_for_function(
+        "() => document.querySelector('#model input').value === 'someone/lighthouse-7b'", timeout=30_000
+    )
     page.wait_for_function("() => document.querySelector('#facts').innerText.length > 10", timeout=30_000)

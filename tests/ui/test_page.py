@@ -158,7 +158,7 @@ def test_memory_tab_explains_the_footprint(compared):
     panel = compared.page.locator("#tabs").inner_text()
     assert "get_memory_footprint()" in panel
     assert re.search(
-        r"nf4 prints [\d.]+ MB; weights and quant state are [\d.]+ MB\. The [\d.]+ MB it leaves out are the quant state",
+        r"nf4 returns [\d.]+ MB; weights and quant state are [\d.]+ MB\. The [\d.]+ MB it leaves out are the quant state",
         panel,
     )
 
@@ -372,7 +372,9 @@ def test_another_method_has_its_own_fields(visitor):
     """All methods share the input components: what one showed must not stand in another's notation."""
     page = visitor.page
     page.click('#custom button:has-text("Custom variant")')
+    written = "wanted => document.querySelector('#custom-notation textarea, #custom-notation input').value === wanted"
     page.get_by_label("dq", exact=True).check()
+    page.wait_for_function(written, arg="nf4:dq")
     for method, label, typed, notation in (
         ("int8: ", "threshold", "0", "int8:threshold=0"),
         ("endpoint: ", "Source", "http://host:8000/v1", "endpoint@http://host:8000/v1"),
@@ -380,14 +382,12 @@ def test_another_method_has_its_own_fields(visitor):
     ):
         page.click("#custom-method input")
         page.locator("#custom-method [role=option]", has_text=method).first.click()
+        page.wait_for_function(written, arg=method.removesuffix(": "))  # its fields are there
         block = page.locator("#custom .options .block").filter(has=page.get_by_text(label, exact=True))
         field = block.locator("input, textarea").first
         field.fill(typed)
         field.press("Tab")
-        page.wait_for_function(
-            "wanted => document.querySelector('#custom-notation textarea, #custom-notation input').value === wanted",
-            arg=notation,
-        )
+        page.wait_for_function(written, arg=notation)
         assert page.get_by_label("dq", exact=True).count() == (method == "nf4: "), method
 
 

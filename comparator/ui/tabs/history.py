@@ -113,7 +113,7 @@ def build(page: Page) -> None:
     entries.edit(rename, inputs=query_inputs, outputs=[status, entries], **DIRECT)
     entries.delete(delete, inputs=query_inputs, outputs=[status, entries], **DIRECT)
     # Of two boxes that are ticked while the first is being answered, the second counts too.
-    entries.input(mark, outputs=[chosen, beside], trigger_mode="always_last", **DIRECT)
+    entries.input(mark, outputs=[chosen, beside], trigger_mode="multiple", **DIRECT)
     entries.submit(turn, inputs=[page.owner, search], outputs=[entries, start], **DIRECT)
     status.undo(undo, inputs=query_inputs, outputs=[status, entries], **DIRECT)
     beside.click(lay_out, inputs=[chosen], outputs=[compared], **PRIVATE).then(
