@@ -177,43 +177,40 @@ def record(
     """Prefill, warm the step up, capture it, and compare it with eager decoding on this prompt."""
     import torch
 
-    from comparator.decoding import capture_forward
     from comparator.decoding.generate import Stepper, decoding
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        begin_decoding = stack.enter_context(decoding(model))
+    with torch.inference_mode(), decoding(model) as begin_decoding:
         stepper = Stepper(model, prompt_ids, 2)
         first = stepper.next_logits()
         begin_decoding()
-        notes = stack.enter_context(capture_forward.capturable(model))
         fixed.fill(stepper.cache, stepper.length, int(first.argmax(-1)), first.shape[-1])
         recorded = capture(model, fixed, compiled, greedy)
     check = compare(model, recorded, prompt_ids)
-    return recorded, notes + recorded.notes, check
+    return recorded, recorded.notes, check
 
 
 def capture(model: Any, fixed: StaticDecodeState, compiled: bool, greedy: bool) -> CapturedStep:
-    """Find what can be fused or run on parallel streams in the step of a filled `fixed`, warm it up and capture it. Call
-    inside `decoding` and inference mode."""
+    """Replace the layers that cannot be captured, find what can be fused or run on parallel streams in the step of a filled
+    `fixed`, warm it up and capture it. Call inside `decoding` and inference mode."""
     import torch
 
+    from comparator.decoding import capture_forward, custom_ops
     from comparator.decoding import compile as decoding_compile
-    from comparator.decoding import custom_ops
 
     cuda, step = fixed.device.type == "cuda", None
     # In a batch cuBLAS adds in another order than for one row, so no step has the bits of eager decoding.
     exact = fixed.batch == 1 and fused_ops.repeats(model)
-    fused = fused_ops.find(model, fixed).of(fixed.capacity, compiled, exact)
-    groups = parallel_streams.find(model, fixed)
     with contextlib.ExitStack() as stack:
+        notes = stack.enter_context(capture_forward.capturable(model, fixed.batch))
+        fused = fused_ops.find(model, fixed).of(fixed.capacity, compiled, exact)
+        groups = parallel_streams.find(model, fixed)
         stack.enter_context(parallel_streams.applied(groups, fixed.device))
         if compiled:
             stack.enter_context(custom_ops.opaque_kernels(model))
             step = decoding_compile.compiled(fixed)
         path = "compiled-cuda-graph" if compiled else "cuda-graph"
         recorded = CapturedStep(fixed, path, greedy, step, lambda: fused_ops.applied(fused, fixed))
-        recorded.notes = fused.notes + ((parallel_streams.NOTE,) if groups else ())
+        recorded.notes = notes + fused.notes + ((parallel_streams.NOTE,) if groups else ())
         side = torch.cuda.Stream(fixed.device) if cuda else None
         if side:
             side.wait_stream(torch.cuda.current_stream(fixed.device))

@@ -133,7 +133,7 @@ def record(model: Any, prompts: Any, count: int, compiled: bool) -> tuple[Any, s
     import torch
 
     from comparator.decoding import capture_forward
-    from comparator.decoding.verify import LAYER_TOLERANCE, explained
+    from comparator.decoding.verify import explained, too_far
 
     batch, length = prompts.shape
     capacity = bucket(length + count)
@@ -145,30 +145,22 @@ def record(model: Any, prompts: Any, count: int, compiled: bool) -> tuple[Any, s
         first, vocabulary = logits.argmax(-1), logits.shape[-1]
         begin_decoding()
         fixed.fill(cache, length, first, vocabulary)
-        with capture_forward.capturable(model, batch):
-            recorded = capture(model, fixed, compiled, True)
+        recorded = capture(model, fixed, compiled, True)
         fixed.fill(cache, length, first, vocabulary)  # capturing ran steps on it, and left `cache` alone
-        furthest, same, steps = 0.0, 0, min(CHECKED, count - 1)
+        layers, furthest, same, steps = None, 0.0, 0, min(CHECKED, count - 1)
         for number in range(steps):
             eager = partial(step, model, cache, fixed.token.clone())
             if number:
                 expected = eager()
             else:
                 expected, layers = capture_forward.largest_difference(model, eager, batch)
-                if layers is not None and layers > LAYER_TOLERANCE:
-                    raise NotCapturable(
-                        f"a layer rewritten for CUDA graphs differs from the library's own by {layers:.1%}"
-                    )
             recorded.replay()
             apart = (fixed.logits - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-9)
             furthest = max(furthest, float(apart.max()))
             same += int((fixed.logits.argmax(-1) == expected.argmax(-1)).sum())
         limit, _ = explained(model, fixed, furthest)
-    if not furthest <= limit:
-        raise NotCapturable(
-            f"the captured graph's logits are {furthest:.0%} from the eager ones, more than the {limit:.0%} that rounding "
-            "explains"
-        )
+    if (wrong := too_far(furthest, limit, layers)) is not None:
+        raise NotCapturable(wrong)
     return recorded, f"logits within {furthest:.1%} of eager, {same} of {steps * batch} tokens equal"
 
 

@@ -39,14 +39,7 @@ class Check:
     @property
     def wrong(self) -> str | None:
         """A sentence on a difference larger than rounding explains, or None."""
-        if self.layers is not None and self.layers > LAYER_TOLERANCE:
-            return f"a layer rewritten for CUDA graphs differs from the library's own by {self.layers:.1%}"
-        if not self.distance <= self.limit:
-            return (
-                f"the captured graph's logits are {self.distance:.0%} from the eager ones, more than the "
-                f"{self.limit:.0%} that rounding explains"
-            )
-        return None
+        return too_far(self.distance, self.limit, self.layers)
 
     def in_words(self) -> str:
         if self.first_difference is None:
@@ -61,6 +54,18 @@ class Check:
             f"of {self.scale:.4g}, and the two paths' logits are {self.distance:.2%} apart, which is rounding (fused "
             f"operations are summed in another order{measured})"
         )
+
+
+def too_far(distance: float, limit: float, layers: float | None) -> str | None:
+    """A sentence where a step is further from the eager one than rounding explains, or None; arguments as in `Check`."""
+    if layers is not None and layers > LAYER_TOLERANCE:
+        return f"a layer rewritten for CUDA graphs differs from the library's own by {layers:.1%}"
+    if not distance <= limit:
+        return (
+            f"the captured graph's logits are {distance:.0%} from the eager ones, more than the {limit:.0%} that "
+            "rounding explains"
+        )
+    return None
 
 
 def tolerance(model: Any) -> float:

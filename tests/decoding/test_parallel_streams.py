@@ -224,7 +224,6 @@ def test_a_graph_with_branches_gives_the_same_bits(method, decode, monkeypatch):
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from comparator.decoding import capture_forward
     from comparator.decoding.generate import decoding
     from comparator.decoding.planner import capture
 
@@ -239,8 +238,7 @@ def test_a_graph_with_branches_gives_the_same_bits(method, decode, monkeypatch):
         with torch.inference_mode(), decoding(model) as begin:
             begin()
             before = fixed.position.clone(), fixed.token.clone()
-            with capture_forward.capturable(model):
-                recorded = capture(model, fixed, decode == "compiled", False)
+            recorded = capture(model, fixed, decode == "compiled", False)
             assert (parallel_streams.NOTE in recorded.notes) == side_by_side
             fixed.position.copy_(before[0]), fixed.token.copy_(before[1])
             made = []

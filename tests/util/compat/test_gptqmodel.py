@@ -4,6 +4,8 @@ is left out only where the rows are in order.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from comparator.util.compat import gptqmodel as compat
@@ -55,6 +57,29 @@ def test_gptqmodels_layer_is_made_so(monkeypatch):
     assert handed[-1][1] is None and handed[-1][8] is None, "the table is still handed over"
     module.ext_make_q_matrix({**tensors, "g_idx": module.g_idx.flip(0)}, None)
     assert handed[-1][1] is not None and handed[-1][8] is not None, "act-order needs its table"
+
+
+def test_the_scratch_holds_the_unpacked_weight_alone(monkeypatch):
+    """What `get_slice` takes of it has to be there, and the library's own is larger by far."""
+    names = {"exllamav2": "ExllamaV2Linear", "exllamav2_awq": "AwqExllamaV2Linear"}
+    layers = "gptqmodel.nn_modules.qlinear."
+    kinds = [getattr(pytest.importorskip(layers + module), name) for module, name in names.items()]
+    for kind in kinds:
+        monkeypatch.setattr(kind, "temp_fwd_size", kind.temp_fwd_size)  # puts the library's own back
+
+    def scratch(kind) -> tuple[int, int]:
+        """(bytes of the unpacked weight, bytes of the whole scratch) of a layer."""
+        layer = SimpleNamespace(in_features=4096, out_features=14336)
+        for size in ("temp_dq_size", "temp_fwd_size"):
+            setattr(layer, size, getattr(kind, size).__get__(layer))
+        return layer.temp_dq_size(), kind.scratch_space_fixed(layer)
+
+    own = [scratch(kind)[1] for kind in kinds]
+    compat.unpacking_scratch_only()
+    for kind, before in zip(kinds, own, strict=True):
+        unpacked, made = scratch(kind)
+        assert -(-unpacked // 128) * 128 <= made <= unpacked + 128
+        assert made < before / 2, "gptqmodel's own is as small now: this change can go"
 
 
 def test_launches_follow_the_stream():
