@@ -193,6 +193,25 @@ def model_hub() -> Iterator[ModelHub]:
         hub.close()
 
 
+@contextlib.contextmanager
+def as_the_hub(home: Path, monkeypatch) -> Iterator[ModelHub]:
+    """A stand-in that this process takes for the Hub, with an empty cache in `home` and without a login."""
+    from comparator.sources import hub, hub_headers
+
+    def forget() -> None:
+        for known in (hub._listings, hub._searches, hub_headers._known):
+            known.clear()
+
+    with model_hub() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        monkeypatch.setenv("HF_HOME", str(home))
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        forget()
+        yield stand_in
+    forget()
+
+
 def wait_until(condition, seconds: float = 10.0) -> bool:
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from model_hub import ModelHub, model_hub, wait_until
+from model_hub import ModelHub, as_the_hub, wait_until
 
 from comparator import adapters
 from comparator.adapters.locate import builtin_path
@@ -22,15 +22,9 @@ NAME = "someone/pirate-lora"
 
 @pytest.fixture
 def server(tmp_path: Path, own_dirs: Path, monkeypatch):
-    with model_hub() as stand_in:
-        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        hub._listings.clear()
+    with as_the_hub(tmp_path / "hf", monkeypatch) as stand_in:
         stand_in.add(NAME, files(), parameters=None)
         yield stand_in
-    hub._listings.clear()
 
 
 def files(**more: bytes) -> dict[str, bytes]:

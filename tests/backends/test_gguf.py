@@ -244,22 +244,14 @@ def test_the_names_of_ggmls_types_are_the_librarys():
 
 @pytest.fixture
 def hub_with_files(own_dirs, monkeypatch):
-    from model_hub import model_hub
+    from model_hub import as_the_hub
 
-    from comparator.sources import hub
-
-    with model_hub() as stand_in:
-        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-        monkeypatch.setenv("HF_HOME", str(own_dirs / "hf"))
-        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        hub._listings.clear()
+    with as_the_hub(own_dirs / "hf", monkeypatch) as stand_in:
         stand_in.add(
             "user/model-GGUF",
             {"m-Q4_K_M.gguf": b"four" * 100, "m-Q8_0.gguf": b"eight" * 100, "README.md": b"hi"},
         )
         yield stand_in
-    hub._listings.clear()
 
 
 def test_one_file_of_a_hub_repo_is_downloaded_alone(hub_with_files, monkeypatch):

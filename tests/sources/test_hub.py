@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_models
-from model_hub import ModelHub, model_hub, wait_until
+from model_hub import ModelHub, as_the_hub, wait_until
 
 from comparator import sources
 from comparator.core.errors import Stopped, UserError
@@ -36,16 +36,9 @@ def files(tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture
 def server(tmp_path: Path, own_dirs: Path, monkeypatch, files):
-    with model_hub() as stand_in:
-        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        hub._listings.clear()
-        hub._searches.clear()
+    with as_the_hub(tmp_path / "hf", monkeypatch) as stand_in:
         stand_in.add(NAME, files, parameters=12345)
         yield stand_in
-    hub._listings.clear()
 
 
 def unfinished(tmp_path: Path) -> list[str]:

@@ -7,11 +7,11 @@ import resource
 
 import pytest
 import tiny_models
-from model_hub import model_hub
+from model_hub import as_the_hub
 
 from comparator.core.errors import UserError
 from comparator.sources import folder as folder_module
-from comparator.sources import hub, hub_headers, isolated, open_checkpoint, open_headers
+from comparator.sources import hub, isolated, open_checkpoint, open_headers
 
 NAME = "someone/tiny-llama"
 
@@ -23,17 +23,9 @@ def served(tmp_path, own_dirs, monkeypatch):
     tiny_models.save(
         folder, "llama", dtype="bfloat16", hidden_size=256, vocab_size=4096, max_shard_size="1500KB"
     )
-    with model_hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        for known in (hub._listings, hub_headers._known):
-            known.clear()
+    with as_the_hub(tmp_path / "hf", monkeypatch) as server:
         server.add(NAME, folder)
         yield server, folder
-    hub._listings.clear()
-    hub_headers._known.clear()
 
 
 def test_headers_tell_what_the_files_tell(served):

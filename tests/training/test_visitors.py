@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from model_hub import model_hub
+from model_hub import as_the_hub
 
 pytest.importorskip("trl", reason="training needs trl")
 
@@ -18,7 +18,7 @@ from comparator.api import request
 from comparator.core.errors import UserError
 from comparator.core.settings import Settings
 from comparator.engine.local import LocalEngine
-from comparator.sources import hub, isolated, tokenizer
+from comparator.sources import isolated, tokenizer
 from comparator.training import artifact, data, run_store, strangers_data, tokenize
 from comparator.training.registry import Trainings
 from comparator.training.settings import TrainSettings
@@ -152,12 +152,7 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused_in_a_bounded_process(tmp_pa
 def hub_server(public, tmp_path, settings_env, monkeypatch):
     """A stand-in for the Hub with a small model of a stranger's, and this process as a public server."""
     settings_env(public=1, training=1, cache_dir=tmp_path / "cache", data_dir=tmp_path)
-    with model_hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
-            monkeypatch.delenv(name, raising=False)
-        hub._listings.clear()
+    with as_the_hub(tmp_path / "hf", monkeypatch) as server:
         tiny_models.save(tmp_path / "plain", "llama", chat=True)
         server.add("someone/model", tmp_path / "plain", parameters=100_000)
         # What would read a tokenizer in this process ends the test.
@@ -165,7 +160,6 @@ def hub_server(public, tmp_path, settings_env, monkeypatch):
             tokenizer, "read_tokenizer", lambda path: pytest.fail("it was read in this process")
         )
         yield server
-    hub._listings.clear()
     isolated.process.close()
     isolated.beside.close()
 

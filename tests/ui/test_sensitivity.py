@@ -184,10 +184,9 @@ def test_figures_are_kept_for_a_comparison_that_they_apply_to(tmp_path):
     page.sensitivity_runs.end("s", stop)
 
 
-@pytest.mark.browser
-@pytest.mark.slow
-def test_on_the_page(visit, saved, two_layers):
-    """On a recording, whose model is here: nothing has to be run before."""
+@pytest.fixture
+def measuring(visit, saved, two_layers):
+    """A saved comparison, opened, while the sensitivity of its nf4 is being measured."""
     id = saved.save(sample.comparison(model=str(two_layers), cells=(sample.REFERENCE, sample.NF4)))
     opened = visit(path=f"?c={id}")
     page = opened.page
@@ -198,6 +197,14 @@ def test_on_the_page(visit, saved, two_layers):
     page.wait_for_function(
         "() => /alone/.test(document.querySelector('#parts-said').innerText)", timeout=120_000
     )
+    return opened
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_on_the_page(measuring):
+    """On a recording, whose model is here: nothing has to be run before."""
+    opened, page = measuring, measuring.page
     page.click("#parts-stop")
     page.wait_for_function(
         "() => /Stopped/.test(document.querySelector('#parts-said').innerText)", timeout=120_000
@@ -214,17 +221,9 @@ def test_on_the_page(visit, saved, two_layers):
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_a_run_during_a_measurement_is_queued_and_both_finish(visit, saved, two_layers):
+def test_a_run_during_a_measurement_is_queued_and_both_finish(measuring):
     """The run says what it is queued for, the measurement ends with its figures, then the variants answer."""
-    id = saved.save(sample.comparison(model=str(two_layers), cells=(sample.REFERENCE, sample.NF4)))
-    opened = visit(path=f"?c={id}")
-    page = opened.page
-    opened.tab("Fidelity")
-    page.wait_for_selector("#parts-run", timeout=60_000)
-    page.click("#parts-run")
-    page.wait_for_function(
-        "() => /alone/.test(document.querySelector('#parts-said').innerText)", timeout=120_000
-    )
+    opened, page = measuring, measuring.page
     opened.run(tokens=4, variants=("bf16", "nf4"))
     page.wait_for_function("() => /Queued/.test(document.querySelector('#notice').innerText)", timeout=60_000)
     assert "the sensitivity of nf4 is being measured" in opened.text("#notice")
